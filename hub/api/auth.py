@@ -1,0 +1,38 @@
+"""Who may call: every route is closed unless its handler is marked `opt={"public": True}`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from litestar.connection import ASGIConnection
+from litestar.handlers import BaseRouteHandler
+
+from hub.api.wire import own_hosts
+from hub.errors import HostNotAllowed, InvalidApiKey
+from hub.hub import Hub
+
+
+def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A Litestar guard. With keys set: a known Bearer key. Without: only this machine's own programs.
+
+    An open hub listens on loopback, but a web page in the owner's browser reaches that too, by DNS rebinding (a
+    foreign Host) or by a cross-site request (a foreign Origin). Both are refused.
+    """
+    if handler.opt.get("public"):
+        return
+    hub: Hub = connection.app.state.hub
+    if hub.keys:
+        scheme, _, key = connection.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not key.strip():
+            raise InvalidApiKey("Give your API key in the header 'Authorization: Bearer KEY'.")
+        if hub.keys.name_of(key.strip()) is None:
+            raise InvalidApiKey("This API key is not known to this hub.")
+        return
+    hosts = own_hosts(connection, hub.settings)  # type: ignore[arg-type]  # reads scope and headers alone
+    presented = connection.headers.getall("host", [])
+    if len(presented) != 1 or presented[0].lower() not in hosts:
+        raise HostNotAllowed("This hub has no API keys, so it answers only under its own name. See allowed_hosts.")
+    origin = connection.headers.get("origin")
+    foreign = origin is not None and origin.lower().partition("://")[2] not in hosts
+    if foreign or connection.headers.get("sec-fetch-site") == "cross-site":
+        raise HostNotAllowed("This hub has no API keys, so other sites' pages may not call it.")

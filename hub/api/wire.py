@@ -1,0 +1,212 @@
+"""What all handlers share of the wire: the error envelope, request ids, strict bodies, origins, disconnects."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+from collections.abc import Coroutine
+from http import HTTPStatus
+from typing import Any, TypeVar
+
+import msgspec
+from litestar import Request, Response
+from litestar.exceptions import HTTPException
+from litestar.types import Message, Scope
+from msgspec import Struct
+
+from hub.errors import BodyTooLarge, HubError, InvalidRequest, UnsupportedMedia
+from hub.settings import Settings
+
+log = logging.getLogger("hub.api")
+
+AnyRequest = Request[Any, Any, Any]
+T = TypeVar("T")
+
+BODY_TIMEOUT = 60.0
+_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
+_FIELD = re.compile(r"(?P<what>unknown|missing required) field `(?P<field>[^`]*)`")
+
+_FRAMEWORK_CODES = {
+    400: ("invalid_request", "The request could not be read."),
+    404: ("not_found", "Nothing is served at this path."),
+    405: ("method_not_allowed", "This path does not take this method."),
+    413: ("request_too_large", "The request's body is larger than this hub takes."),
+    415: ("unsupported_media_type", "The request's content type is not supported."),
+}
+
+
+class ErrorBody(Struct):
+    """OpenAI's error object; `param` and `code` are always there, null where they do not apply."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(Struct):
+    """OpenAI's error envelope."""
+
+    error: ErrorBody
+
+
+class ClientGone(Exception):
+    """The client closed the connection; whatever is answered, nobody reads it."""
+
+
+def request_id(scope: Scope) -> str:
+    """The id of the request, made on first use; it is answered as `x-request-id` and stands in the log."""
+    state = scope.setdefault("state", {})
+    return str(state.setdefault("hub_request_id", f"req_{secrets.token_hex(12)}"))
+
+
+async def add_common_headers(message: Message, scope: Scope) -> None:
+    """Puts x-request-id and nosniff on every answer, the framework's own errors included."""
+    if message["type"] == "http.response.start":
+        message["headers"] = [
+            *message["headers"],
+            (b"x-request-id", request_id(scope).encode()),
+            (b"x-content-type-options", b"nosniff"),
+        ]
+
+
+def _envelope(status: int, error: ErrorBody, headers: dict[str, str] | None = None) -> Response[Any]:
+    body = msgspec.json.encode(ErrorResponse(error))
+    return Response(body, status_code=status, media_type="application/json", headers=headers)
+
+
+def on_hub_error(request: AnyRequest, error: HubError) -> Response[Any]:
+    """A HubError as its own status and words."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        log.error("%s %s: %s (%s)", request_id(request.scope), error.status, error.code, error.message)
+    return _envelope(error.status, ErrorBody(error.message, error.type, error.param, error.code), headers)
+
+
+def on_http_exception(request: AnyRequest, error: HTTPException) -> Response[Any]:
+    """The framework's own errors; its words are not used, since they quote paths and internals."""
+    status = error.status_code
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return on_exception(request, error)
+    code, words = _FRAMEWORK_CODES.get(status, ("invalid_request", HTTPStatus(status).phrase + "."))
+    headers = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
+    return _envelope(status, ErrorBody(words, "invalid_request_error", None, code), headers)
+
+
+def on_exception(request: AnyRequest, error: Exception) -> Response[Any]:
+    """Anything else is a fault of the hub: told to the log, not to the client."""
+    if isinstance(error, ClientGone):
+        return Response(b"", status_code=499, media_type="text/plain")
+    number = request_id(request.scope)
+    log.error("%s failed", number, exc_info=error)
+    words = f"The hub failed on this request. Its log tells why, under {number}."
+    return _envelope(500, ErrorBody(words, "server_error", None, "internal_error"))
+
+
+async def read_json(request: AnyRequest, kind: type[T]) -> T:
+    """The body as a `kind`, strictly: no coercion, no unknown field. Raises HubError naming the parameter.
+
+    Litestar's own `data` parameter is not used since it coerces (`"2"` becomes 2).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMedia("Send the body as JSON, with the header 'Content-Type: application/json'.")
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT):
+            body = await request.body()
+    except HTTPException as error:
+        if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            raise BodyTooLarge("The body is larger than this hub takes (setting max_body_mb).") from None
+        raise
+    except TimeoutError:
+        raise InvalidRequest("The body did not arrive in time.", code="request_timeout") from None
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+
+
+def _invalid(words: str) -> InvalidRequest:
+    """msgspec's message as an error that names the parameter."""
+    at = _PATH.search(words)
+    path = re.split(r"[.\[]", at["path"])[0] if at else ""
+    field = _FIELD.search(words)
+    if field and field["what"] == "unknown":
+        name = field["field"][:64]
+        return InvalidRequest(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
+    if field:
+        name = field["field"]
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+    plain = _PATH.sub("", words).replace("`", "'")
+    named = f"Invalid '{path}': {plain}." if path else f"Invalid body: {plain}."
+    return InvalidRequest(named, param=path or None, code="invalid_type" if ", got " in plain else "invalid_value")
+
+
+def own_hosts(request: AnyRequest, settings: Settings) -> set[str]:
+    """The values of the Host header that mean this hub: loopback names, the bound address, and the owner's list."""
+    server = request.scope.get("server") or (settings.host, settings.port)
+    address, port = str(server[0]), server[1] or 80
+    names = {"localhost", "127.0.0.1", "[::1]", _bracketed(settings.host), _bracketed(address)}
+    hosts = {f"{name}:{port}" for name in names} | {host.lower() for host in settings.allowed_hosts}
+    if settings.public_url:
+        hosts.add(settings.public_url.partition("://")[2])
+    return hosts | (names if port == 80 else set())
+
+
+def own_origins(request: AnyRequest, settings: Settings) -> list[str]:
+    """Every origin under which this hub may have handed out links."""
+    origins = [f"{request.scope['scheme']}://{host}" for host in own_hosts(request, settings)]
+    return [*origins, *([settings.public_url] if settings.public_url else [])]
+
+
+def origin_for_links(request: AnyRequest, settings: Settings) -> str:
+    """The origin of a new link: public_url; else the Host header where it is known; else the socket's own address.
+
+    An unknown Host is never echoed: it comes from the client, and links are handed on.
+    """
+    if settings.public_url:
+        return settings.public_url
+    scheme = request.scope["scheme"]
+    host = request.headers.get("host", "").lower()
+    if host in own_hosts(request, settings):
+        return f"{scheme}://{host}"
+    address, port = request.scope.get("server") or (settings.host, settings.port)
+    return f"{scheme}://{_bracketed(str(address))}:{port}"
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+async def unless_client_leaves(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:
+    """Runs `work`, and cancels it when the client closes the connection; then raises ClientGone.
+
+    Litestar and uvicorn let a handler run on after its client has gone. Call it after the body was read.
+    """
+    task = asyncio.create_task(work)
+    gone = asyncio.create_task(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        log.info("%s: the client has gone; its work is cancelled", request_id(request.scope))
+        raise ClientGone
+    finally:
+        for each in (task, gone):
+            each.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _disconnected(request: AnyRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,50 @@
+"""The one place where Litestar is put together."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.exceptions import HTTPException
+
+from hub.api import files, health, images, models, wire
+from hub.api.auth import require_key
+from hub.api.openapi import openapi_config
+from hub.errors import HubError
+from hub.hub import Hub
+from hub.settings import Settings
+
+
+def create_app(settings: Settings) -> Litestar:
+    """The ASGI application. Raises ConfigurationError at once; its lifespan starts the engine and ends it."""
+    hub = Hub(settings)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with hub.running():
+            yield
+
+    return Litestar(
+        route_handlers=[
+            images.generate,
+            models.list_models,
+            models.get_model,
+            files.download,
+            health.health,
+            health.ready,
+        ],
+        state=State({"hub": hub}),
+        lifespan=[lifespan],
+        guards=[require_key],
+        before_send=[wire.add_common_headers],
+        exception_handlers={
+            HubError: wire.on_hub_error,
+            HTTPException: wire.on_http_exception,
+            Exception: wire.on_exception,
+        },
+        request_max_body_size=settings.max_body_mb * 1024 * 1024,
+        openapi_config=openapi_config(),
+        logging_config=None,
+    )

@@ -1,0 +1,165 @@
+"""The command `hub`. Heavy imports happen inside the commands, so that `hub --help` is instant."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hub import __version__
+from hub.errors import ConfigurationError, HubError
+
+if TYPE_CHECKING:
+    from hub.settings import Settings
+    from hub.types import ImageRequest, ImageResult, Progress
+
+config_option = click.option(
+    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (default: ./hub.toml, if any)."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="hub")
+def main() -> None:
+    """A local-first, offline-capable server for image generation, with OpenAI's wire."""
+
+
+@contextlib.contextmanager
+def _told_plainly() -> Iterator[None]:
+    """Errors that the user can mend, without a traceback."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
+    except HubError as error:
+        raise click.ClickException(error.message) from None
+
+
+def _settings(config: Path | None, **overrides: Any) -> Settings:
+    from hub.settings import load_settings
+
+    settings = load_settings(config, **overrides)
+    logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    return settings
+
+
+@main.command()
+@config_option
+@click.option("--host", help="Address to listen on (default 127.0.0.1).")
+@click.option("--port", type=click.IntRange(0, 65535), help="Port (default 8000; 0 takes a free one).")
+def serve(config: Path | None, host: str | None, port: int | None) -> None:
+    """Serve the API until interrupted."""
+    with _told_plainly():
+        settings = _settings(config, host=host, port=port)
+        settings.check_bind()
+        from hub.app import create_app
+
+        app = create_app(settings)
+    import uvicorn
+
+    uvicorn.run(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning" if settings.log_level == "info" else settings.log_level,
+        access_log=False,  # it would write signed links to the log
+        proxy_headers=False,  # links are built from public_url, never from forwarded headers
+        server_header=False,
+        timeout_graceful_shutdown=10,
+        limit_concurrency=1000,
+    )
+
+
+@main.command()
+@config_option
+@click.argument("prompt")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default="image.png", show_default=True)
+@click.option("-m", "--model", help="Model id or alias (default: the setting default_model).")
+@click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
+@click.option("--size", default="1024x1024", show_default=True, metavar="WxH")
+@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--steps", type=click.IntRange(min=1, max=1000), help="Denoising steps.")
+@click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A picture to edit.")
+def generate(
+    config: Path | None, prompt: str, output: Path, model: str | None, image: Path | None, **wish: Any
+) -> None:
+    """Make pictures from PROMPT and write them as PNG, without a server."""
+    from hub.registry import SIZE, parse_size
+    from hub.types import ImageRequest
+
+    if not SIZE.fullmatch(wish["size"]):
+        raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
+    with _told_plainly():
+        settings = _settings(config, log_level="warning")
+        request = ImageRequest(
+            prompt=prompt,
+            n=wish["n"],
+            size=parse_size(wish["size"]),
+            seed=wish["seed"],
+            num_inference_steps=wish["steps"],
+            images=(image.read_bytes(),) if image else (),
+        )
+        result = asyncio.run(_generate(settings, model or settings.default_model, request))
+    for warning in result.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+    for index, png in enumerate(result.images):
+        path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
+        path.write_bytes(png)
+        click.echo(f"{path} (seed {result.seed + index})")
+
+
+async def _generate(settings: Settings, model: str, request: ImageRequest) -> ImageResult:
+    from hub.hub import open_hub
+
+    with click.progressbar(length=100, label="Loading", show_eta=False) as bar:
+
+        def on_progress(progress: Progress) -> None:
+            bar.label = f"Step {progress.step}/{progress.steps}"
+            bar.update(progress.step * 100 // progress.steps - bar.pos)
+
+        async with open_hub(settings) as hub:
+            return await hub.generate(model, request, on_progress)
+
+
+@main.group()
+def models() -> None:
+    """Models that this hub serves."""
+
+
+@models.command("list")
+@config_option
+def list_models(config: Path | None) -> None:
+    """List every model and its aliases."""
+    with _told_plainly():
+        settings = _settings(config)
+        from hub.registry import open_registry
+
+        listed = list(open_registry(settings.models_dirs, settings.aliases))
+    for model in listed:
+        if not model.is_alias:
+            aliases = [alias.id for alias in listed if alias.is_alias and alias.manifest.id == model.id]
+            manifest = model.manifest
+            click.echo(f"{model.id}  {manifest.name} ({manifest.license}; {', '.join(manifest.tasks)})")
+            click.echo(f"    aliases: {', '.join(aliases) or 'none'}")
+
+
+@main.group()
+def keys() -> None:
+    """API keys."""
+
+
+@keys.command("new")
+@click.argument("name")
+def new_key_command(name: str) -> None:
+    """Make a key called NAME and say how to set it."""
+    from hub.keys import hash_key, new_key
+
+    key = new_key()
+    click.echo(f"Key (shown once, give it to the client): {key}\n")
+    click.echo(f'Add to hub.toml, which keeps only its hash:\n\n[api_keys]\n{name} = "{hash_key(key)}"\n')
+    click.echo(f"or start the server with:\n\nHUB_API_KEYS={name}:{key}")

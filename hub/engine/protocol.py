@@ -1,0 +1,143 @@
+"""What the API process and the worker say to each other.
+
+A frame is a 4-byte big-endian length and a msgpack body: a tagged array of one of the Structs below. msgspec checks
+every frame's types, and nothing can be executed by reading one (no pickle).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+import msgspec
+from msgspec import Struct
+
+from hub.types import Size, Task
+
+MAX_FRAME = 1 << 30
+_LENGTH = struct.Struct(">I")
+
+
+class EngineModel(Struct, frozen=True, array_like=True):
+    """Which weights to load and how: an absolute folder, and the dtype that the manifest asks for."""
+
+    id: str
+    path: str
+    dtype: str
+
+
+class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
+    """One request. Picture k of n is drawn from seeds[k] alone.
+
+    `image` is a source picture: raw RGB bytes of exactly `native` size. `strict`: fail instead of noting what the
+    pipeline cannot honour.
+    """
+
+    id: int
+    model: EngineModel
+    task: Task
+    prompt: str
+    seeds: list[int]
+    native: Size
+    output: Size
+    num_inference_steps: int
+    guidance_scale: float
+    negative_prompt: str | None = None
+    strength: float | None = None
+    image: bytes | None = None
+    strict: bool = False
+
+
+class Cancel(Struct, frozen=True, array_like=True, tag=True):
+    """The caller has gone: stop within one forward and answer nothing."""
+
+    id: int
+
+
+class Ready(Struct, frozen=True, array_like=True, tag=True):
+    """The worker has imported its libraries and takes requests."""
+
+    device: str
+
+
+class Stepped(Struct, frozen=True, array_like=True, tag=True):
+    """A request's denoising steps, done and in all, summed over its pictures."""
+
+    id: int
+    step: int
+    steps: int
+
+
+class Notice(Struct, frozen=True, array_like=True):
+    """Something that was asked for and could not be honoured: the parameter and the words."""
+
+    param: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.param}: {self.message}"
+
+
+class Finished(Struct, frozen=True, array_like=True, tag=True):
+    """A request's pictures as PNG bytes, in the order of its seeds."""
+
+    id: int
+    images: list[bytes]
+    notices: list[Notice]
+
+
+class Failed(Struct, frozen=True, array_like=True, tag=True):
+    """A request that ended without pictures. `kind` invalid: the caller can mend it; failed: it cannot."""
+
+    id: int
+    kind: str
+    message: str
+    param: str | None = None
+
+
+ToWorker = Generate | Cancel
+FromWorker = Ready | Stepped | Finished | Failed
+
+to_worker = msgspec.msgpack.Decoder(ToWorker)
+from_worker = msgspec.msgpack.Decoder(FromWorker)
+_encoder = msgspec.msgpack.Encoder()
+
+
+def pack(message: ToWorker | FromWorker) -> bytes:
+    """A whole frame."""
+    body = _encoder.encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
+async def read_frame(reader: asyncio.StreamReader) -> bytes:
+    """The next frame's body; raises asyncio.IncompleteReadError at the end of the stream."""
+    (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+    _check(length)
+    return await reader.readexactly(length)
+
+
+def receive_frame(connection: socket.socket) -> bytes | None:
+    """The same for a blocking socket; None at the end of the stream."""
+    head = _receive(connection, _LENGTH.size)
+    if head is None:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    _check(length)
+    return _receive(connection, length)
+
+
+def _receive(connection: socket.socket, count: int) -> bytes | None:
+    buffer = bytearray(count)
+    view = memoryview(buffer)
+    while view:
+        got = connection.recv_into(view)
+        if not got:
+            return None
+        view = view[got:]
+    return bytes(buffer)
+
+
+def _check(length: int) -> None:
+    if length > MAX_FRAME:
+        raise ValueError(f"a frame of {length} bytes is larger than any the protocol sends")

@@ -1,0 +1,246 @@
+"""The API process's side of the engine: keeps one worker process alive and turns its frames into awaitable calls."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from hub.engine.protocol import (
+    Cancel,
+    Failed,
+    Finished,
+    Generate,
+    Ready,
+    Stepped,
+    from_worker,
+    pack,
+    read_frame,
+)
+from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest, QueueFull
+from hub.settings import Settings
+from hub.types import OnProgress, Progress
+
+log = logging.getLogger(__name__)
+
+MAX_BACKOFF = 30.0
+STOP_TIMEOUT = 5.0
+
+WORKER_ENVIRONMENT = {
+    # Read by the libraries when they are imported, hence set here and not in the worker.
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class _Waiting(Struct):
+    """A request that the worker has or will get: its answer to be, and who hears of its steps."""
+
+    answer: asyncio.Future[Finished]
+    on_progress: OnProgress | None
+    sent: bool = False
+
+
+class Engine:
+    """One worker, any number of concurrent requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._waiting: dict[int, _Waiting] = {}
+        self._next_id = 0
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._ready: asyncio.Future[None]
+        self.device: str | None = None
+        """Where the worker computes (`cpu`, `cuda`); None until it is ready."""
+
+    @property
+    def worker_pid(self) -> int | None:
+        """The worker's process id while one runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that wait or run."""
+        return len(self._waiting)
+
+    async def generate(self, request: Generate, on_progress: OnProgress | None = None) -> Finished:
+        """Runs a request (its `id` is given here). Cancelling the call cancels the work within one forward.
+
+        Raises QueueFull, InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when
+        the worker dies under it or cannot start.
+        """
+        if len(self._waiting) >= self._settings.max_queue:
+            raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
+        self._next_id += 1
+        request = msgspec.structs.replace(request, id=self._next_id)
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_progress)
+        self._waiting[request.id] = waiting
+        try:
+            writer = await self._wait_until_ready()
+            waiting.sent = True
+            writer.write(pack(request))
+            with contextlib.suppress(ConnectionError):  # then the answer is an exception already
+                await writer.drain()
+            return await waiting.answer
+        except asyncio.CancelledError:
+            if waiting.sent and self._writer is not None:
+                self._writer.write(pack(Cancel(request.id)))
+            raise
+        finally:
+            del self._waiting[request.id]
+
+    async def _wait_until_ready(self) -> asyncio.StreamWriter:
+        try:
+            async with asyncio.timeout(self._settings.engine_start_timeout):
+                while self._writer is None or not self._ready.done():
+                    await asyncio.shield(self._ready)
+                return self._writer
+        except TimeoutError:
+            raise EngineUnavailable("The engine has not started yet. Try again.", retry_after=10) from None
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Starts the worker at once, keeps it alive, and ends it with the context."""
+        self._ready = asyncio.get_running_loop().create_future()
+        supervision = asyncio.create_task(self._supervise())
+        try:
+            yield
+        finally:
+            supervision.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await supervision
+
+    async def _supervise(self) -> None:
+        """Starts the worker, serves it until it ends, and starts it again; forever."""
+        failures = 0
+        while True:
+            try:
+                was_ready = await self._run_worker()
+            except Exception:
+                log.exception("the connection to the engine process failed")
+                was_ready = False
+            failures = 0 if was_ready else failures + 1
+            if failures:
+                delay = min(2.0**failures, MAX_BACKOFF)
+                log.error("the engine process could not start; trying again in %.0f s", delay)
+                self._refuse("The engine could not be started; the server's log says why.")
+                await asyncio.sleep(delay)
+
+    async def _run_worker(self) -> bool:
+        """One worker's life; returns whether it ever became ready."""
+        folder = Path(tempfile.mkdtemp(prefix="hub-engine-"))  # mode 0700
+        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
+        connected = asyncio.get_running_loop().create_future()
+
+        def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            if connected.done():
+                writer.close()
+            else:
+                connected.set_result((reader, writer))
+
+        path = folder / "socket"
+        server = await asyncio.start_unix_server(on_connect, path, limit=1 << 20)
+        os.chmod(path, 0o600)
+        process = self._process = await self._spawn(path)
+        exited = asyncio.create_task(process.wait())
+        was_ready = False
+        try:
+            first: set[asyncio.Future[Any]] = {connected, exited}
+            await asyncio.wait(first, return_when="FIRST_COMPLETED")
+            if connected.done():
+                reader, self._writer = connected.result()
+                await self._serve(reader)
+        finally:
+            was_ready = self._disconnect()
+            server.close()
+            shutil.rmtree(folder, ignore_errors=True)
+            await asyncio.shield(_stop(process, exited))
+            log.info("the engine process ended (exit code %s)", process.returncode)
+        return was_ready
+
+    async def _spawn(self, socket_path: Path) -> asyncio.subprocess.Process:
+        settings = self._settings
+        return await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "hub.engine.worker", "--socket", str(socket_path)),
+            *("--device", settings.device, "--max-batch", str(settings.max_batch)),
+            *("--log-level", settings.log_level),
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **WORKER_ENVIRONMENT},
+        )
+
+    async def _serve(self, reader: asyncio.StreamReader) -> None:
+        """Hands out the worker's frames until it closes the connection."""
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                message = from_worker.decode(await read_frame(reader))
+                if isinstance(message, Ready):
+                    self.device = message.device
+                    log.info("the engine is ready (process %s, device %s)", self.worker_pid, message.device)
+                    if not self._ready.done():
+                        self._ready.set_result(None)
+                    continue
+                waiting = self._waiting.get(message.id)
+                if waiting is None or waiting.answer.done():
+                    continue  # the caller has gone
+                match message:
+                    case Stepped():
+                        if waiting.on_progress:
+                            waiting.on_progress(Progress(step=message.step, steps=message.steps))
+                    case Finished():
+                        waiting.answer.set_result(message)
+                    case Failed():
+                        waiting.answer.set_exception(_error_of(message))
+
+    def _disconnect(self) -> bool:
+        """Closes the connection and fails what the worker had; returns whether it was ever ready."""
+        was_ready = self._ready.done()
+        if was_ready:
+            self._ready = asyncio.get_running_loop().create_future()
+        if self._writer is not None:
+            self._writer.close()  # at which the worker exits
+            self._writer = None
+        self.device = None
+        for waiting in self._waiting.values():
+            if waiting.sent and not waiting.answer.done():
+                words = "The engine process stopped while it made this picture. It is being restarted; try again."
+                waiting.answer.set_exception(EngineUnavailable(words, retry_after=5))
+        return was_ready
+
+    def _refuse(self, words: str) -> None:
+        """Fails all that wait for the start; later requests wait for the next try."""
+        if not self._ready.done():
+            self._ready.set_exception(EngineUnavailable(words, retry_after=10))
+            self._ready.exception()  # marked as seen: there may be nobody waiting
+        self._ready = asyncio.get_running_loop().create_future()
+
+
+def _error_of(failed: Failed) -> HubError:
+    if failed.kind == "invalid":
+        return InvalidRequest(failed.message, param=failed.param, code="unsupported_value")
+    return GenerationFailed(failed.message, param=failed.param)
+
+
+async def _stop(process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> None:
+    """Waits for a worker whose connection was closed, and kills it where it does not end."""
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT):
+            await asyncio.shield(exited)
+    except TimeoutError:
+        process.kill()
+        await exited

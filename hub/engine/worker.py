@@ -1,0 +1,210 @@
+"""The worker process: `python -m hub.engine.worker --socket PATH`. Started by the supervisor, never by hand.
+
+Four kinds of thread. The reader takes frames off the socket; the device thread (this process's main one) owns every
+model and runs the weave; the loader reads weights; the encoders make PNG files. They meet at one queue, the inbox.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import torch
+from msgspec import Struct
+
+from hub.engine.jobs import Job, Refused
+from hub.engine.meeting import MeetingPoint
+from hub.engine.protocol import (
+    Cancel,
+    EngineModel,
+    Failed,
+    FromWorker,
+    Generate,
+    Ready,
+    Stepped,
+    pack,
+    receive_frame,
+    to_worker,
+)
+from hub.engine.weave import Weave
+from hub.pipelines.auto import LoadedPipeline, choose_device, load_pipeline
+
+log = logging.getLogger("hub.worker")
+
+ENCODERS = 2
+
+
+class Loaded(Struct):
+    """The loader is done with a model: `pipeline`, or the `error` that it met."""
+
+    model: EngineModel
+    pipeline: LoadedPipeline | None
+    error: Exception | None
+
+
+class Worker:
+    """The device thread's state. Only that thread touches it, except for `send` and the inbox."""
+
+    def __init__(self, connection: socket.socket, device: torch.device, max_batch: int) -> None:
+        self._connection = connection
+        self._device = device
+        self._sending = threading.Lock()
+        self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded] = queue.SimpleQueue()
+        self._weave = Weave(max_batch, self._on_step, self._on_done)
+        self._loader = ThreadPoolExecutor(1, "loader")
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encoder")
+        self._models: dict[EngineModel, LoadedPipeline] = {}
+        self._loading: dict[EngineModel, list[Generate]] = {}
+        self._jobs: dict[int, Job] = {}
+        self._pictures: dict[int, tuple[Job, int]] = {}
+        self._next_picture = 0
+
+    def send(self, message: FromWorker) -> None:
+        """Writes a frame; from any thread."""
+        frame = pack(message)
+        with self._sending:
+            self._connection.sendall(frame)
+
+    def run(self) -> None:
+        """The device thread's life: take what came in, run one forward, again. Never returns."""
+        while True:
+            self._take(block=not self._weave.busy)
+            if self._weave.busy:
+                self._weave.tick()
+
+    def _take(self, *, block: bool) -> None:
+        while True:
+            try:
+                message = self.inbox.get(block=block)
+            except queue.Empty:
+                return
+            match message:
+                case Generate():
+                    self._admit(message)
+                case Cancel():
+                    self._cancel(message.id)
+                case Loaded():
+                    self._on_loaded(message)
+            block = False
+
+    def _admit(self, request: Generate) -> None:
+        pipeline = self._models.get(request.model)
+        if pipeline is not None:
+            self._start(request, pipeline)
+        elif request.model in self._loading:
+            self._loading[request.model].append(request)
+        else:
+            self._loading[request.model] = [request]
+            self._loader.submit(self._load, request.model)
+
+    def _load(self, model: EngineModel) -> None:
+        torch.set_grad_enabled(False)  # the switch is per thread
+        log.info("loading %s", model.id)
+        try:
+            self.inbox.put(Loaded(model, load_pipeline(model.path, model.dtype, self._device), None))
+        except Exception as error:
+            log.exception("loading %s failed", model.id)
+            self.inbox.put(Loaded(model, None, error))
+
+    def _on_loaded(self, loaded: Loaded) -> None:
+        waiting = self._loading.pop(loaded.model, [])
+        if loaded.pipeline is None:
+            message = f"The model's files could not be loaded ({type(loaded.error).__name__}); see the server's log."
+            for request in waiting:
+                self.send(Failed(request.id, "failed", message))
+            return
+        for shared in loaded.pipeline.shared_methods():
+            MeetingPoint(shared.module, shared.method, denoising=shared.denoising)
+        self._models[loaded.model] = loaded.pipeline
+        log.info("loaded %s on %s", loaded.model.id, self._device)
+        for request in waiting:
+            self._start(request, loaded.pipeline)
+
+    def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
+        try:
+            job = Job(request, pipeline, self.send)
+        except Refused as refusal:
+            self.send(Failed(request.id, "invalid", refusal.message, refusal.param))
+            return
+        self._jobs[request.id] = job
+        for index in range(len(request.seeds)):
+            if request.id not in self._jobs:
+                return  # an earlier picture failed at once and took the request with it
+            number = self._next_picture
+            self._next_picture += 1
+            self._pictures[number] = (job, index)
+            self._weave.start(number, *job.body(index))
+
+    def _cancel(self, request_id: int) -> None:
+        """Ends a request wherever it is: waiting for weights, or in the weave."""
+        for waiting in self._loading.values():
+            waiting[:] = [request for request in waiting if request.id != request_id]
+        self._jobs.pop(request_id, None)
+        for number in [n for n, (job, _) in self._pictures.items() if job.request.id == request_id]:
+            del self._pictures[number]
+            self._weave.cancel(number)
+
+    def _on_step(self, number: int, done: int, total: int) -> None:
+        job, index = self._pictures[number]
+        self.send(Stepped(job.request.id, *job.stepped(index, done, total)))
+
+    def _on_done(self, number: int, outcome: Any) -> None:
+        job, index = self._pictures.pop(number)
+        if isinstance(outcome, BaseException):
+            log.error("request %d failed", job.request.id, exc_info=outcome)
+            job.fail(_public_words(outcome))
+            self._cancel(job.request.id)
+            return
+        if not any(other is job for other, _ in self._pictures.values()):
+            self._jobs.pop(job.request.id, None)
+        self._encoders.submit(job.encode, index, outcome)
+
+
+def _public_words(error: BaseException) -> str:
+    """What a client may read of a pipeline's failure: never its message, which can hold paths and addresses."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The device ran out of memory. Ask for a smaller size or fewer pictures."
+    if isinstance(error, ArithmeticError):
+        return "The model produced no valid picture (its numbers overflowed)."
+    return f"The pipeline failed ({type(error).__name__}); the server's log has the details."
+
+
+def _read_forever(connection: socket.socket, worker: Worker) -> None:
+    """Feeds the inbox. When the API process is gone, so is this one, in whatever forward it is."""
+    try:
+        while (frame := receive_frame(connection)) is not None:
+            worker.inbox.put(to_worker.decode(frame))
+    except (OSError, ValueError):
+        log.exception("the connection to the API process broke")
+    os._exit(0)
+
+
+def main() -> None:
+    """Connects, says Ready and works until the connection ends."""
+    parser = argparse.ArgumentParser(prog="hub.engine.worker", description=__doc__)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--log-level", default="info")
+    options = parser.parse_args()
+    logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s worker: %(message)s")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the supervisor decides
+    torch.set_grad_enabled(False)
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(options.socket)
+    device = choose_device(options.device)
+    worker = Worker(connection, device, options.max_batch)
+    threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
+    worker.send(Ready(str(device)))
+    worker.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,144 @@
+"""Every error that a user can meet, with its HTTP status and its public words.
+
+HubError
+├── InvalidRequest          400  invalid_request_error   the request itself is wrong; `param` names the field
+│   ├── UnsupportedMedia    415  unsupported_media_type
+│   └── BodyTooLarge        413  request_too_large
+├── InvalidApiKey           401  invalid_api_key
+├── HostNotAllowed          403  host_not_allowed
+├── FileForbidden           403  invalid_signature
+├── ModelNotFound           404  model_not_found
+├── NotFound                404  not_found
+├── FileExpired             410  file_expired
+├── QueueFull               429  queue_full               with Retry-After
+├── GenerationFailed        500  generation_failed        the pipeline itself failed
+├── EngineUnavailable       503  engine_unavailable       the worker died or cannot start; with Retry-After
+└── StorageFull             507  storage_full
+
+ConfigurationError is for the owner at start-up, never for a client: it names file and field.
+
+The words of an error are public: they never hold a path, an address, a key or a traceback.
+"""
+
+from __future__ import annotations
+
+
+class ConfigurationError(Exception):
+    """The owner's settings or manifests are wrong; the message says where and what to do."""
+
+
+class HubError(Exception):
+    """Base of all errors that are answered to a client, in OpenAI's envelope."""
+
+    status: int = 500
+    type: str = "server_error"
+    code: str = "internal_error"
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None
+    ) -> None:
+        """`retry_after` is in seconds and becomes the Retry-After header."""
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code or self.code
+        self.retry_after = retry_after
+
+
+class InvalidRequest(HubError):
+    """The request is wrong in a way that its sender can mend."""
+
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_value"
+
+
+class UnsupportedMedia(InvalidRequest):
+    """The body is not JSON by its content type."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class BodyTooLarge(InvalidRequest):
+    """The body is larger than `max_body_mb`."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class InvalidApiKey(HubError):
+    """No key, or a key that the hub does not know."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class HostNotAllowed(HubError):
+    """An open hub was addressed by a foreign name or from a foreign page (DNS rebinding, CSRF)."""
+
+    status = 403
+    type = "permission_error"
+    code = "host_not_allowed"
+
+
+class FileForbidden(HubError):
+    """The link to a generated file was altered or made up."""
+
+    status = 403
+    type = "permission_error"
+    code = "invalid_signature"
+
+
+class ModelNotFound(HubError):
+    """No model or alias has this id."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "model_not_found"
+
+
+class NotFound(HubError):
+    """Nothing is served at this path."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "not_found"
+
+
+class FileExpired(HubError):
+    """The link was right and its time is over."""
+
+    status = 410
+    type = "invalid_request_error"
+    code = "file_expired"
+
+
+class QueueFull(HubError):
+    """More requests wait than `max_queue` allows."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "queue_full"
+
+
+class GenerationFailed(HubError):
+    """The pipeline failed on this request; others go on."""
+
+    status = 500
+    code = "generation_failed"
+
+
+class EngineUnavailable(HubError):
+    """The engine process died during the request, or cannot be started."""
+
+    status = 503
+    code = "engine_unavailable"
+
+
+class StorageFull(HubError):
+    """The disk has no room for the generated file."""
+
+    status = 507
+    code = "storage_full"

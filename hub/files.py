@@ -1,0 +1,165 @@
+"""The life of a generated file: saved atomically, linked with a signature, expired, swept.
+
+A file's name, made here and never by a client, is `<32 hex digits>-<expiry in unix seconds>.png`. The link is
+`/files/<key id>.<signature>/<name>`: expiry and signature stand in the path, because some clients drop queries.
+The signature is HMAC-SHA256 over exactly the name, with a secret that outlives the process. So a link needs no
+database: the name says when it ends, and the sweeper reads the same name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import errno
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
+
+log = logging.getLogger(__name__)
+
+NAME = re.compile(r"[0-9a-f]{32}-(?P<expires>[0-9]{1,12})\.png")
+SWEEP_INTERVAL = 60.0
+ORPHAN_AGE = 600.0
+
+
+class Files:
+    """Saves, links, reads and sweeps generated files under one folder."""
+
+    def __init__(self, cache_dir: Path, ttl: int, now: Callable[[], float] = time.time) -> None:
+        """`ttl`: seconds for which a link is good. `now`: unix seconds, for tests.
+
+        Makes the folder and, on first use, the secret. Raises ConfigurationError where it cannot.
+        """
+        self._folder = cache_dir / "files"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._secret = _load_secret(cache_dir / "secret")
+        except OSError as error:
+            raise ConfigurationError(f"cache_dir: {cache_dir} cannot be used: {error.strerror}") from None
+        self._ttl = ttl
+        self._now = now
+        self._key_id = hashlib.sha256(b"key id" + self._secret).hexdigest()[:8]
+
+    async def save(self, data: bytes) -> str:
+        """Stores a PNG and returns its link's path; raises StorageFull. Nothing half-written is ever visible."""
+        name = f"{secrets.token_hex(16)}-{int(self._now()) + self._ttl}.png"
+        try:
+            await asyncio.to_thread(_write_atomically, self._folder / name, data)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StorageFull("The hub's disk is full; the picture could not be stored.") from None
+            raise
+        return f"/files/{self._key_id}.{self._sign(name)}/{name}"
+
+    async def read(self, signature: str, name: str) -> bytes:
+        """The bytes behind a link; raises FileForbidden, FileExpired or NotFound, in that order of checks."""
+        match = NAME.fullmatch(name)
+        key_id, _, mac = signature.partition(".")
+        expected = f"{self._key_id}.{self._sign(name)}" if match else ""
+        if not match or not hmac.compare_digest(f"{key_id}.{mac}".encode(), expected.encode()):
+            raise FileForbidden("This link was altered, or was signed by another hub.")
+        if self._now() >= int(match["expires"]):
+            raise FileExpired("This link has expired. Make the picture again.")
+        try:
+            return await asyncio.to_thread(_read_regular, self._folder / name)
+        except OSError:
+            raise NotFound("The file behind this link is gone.") from None
+
+    def seconds_left(self, name: str) -> int:
+        """For how long the link of a file that `read` has just answered stays good."""
+        match = NAME.fullmatch(name)
+        return max(0, int(match["expires"]) - int(self._now())) if match else 0
+
+    @contextlib.asynccontextmanager
+    async def sweeping(self) -> AsyncIterator[None]:
+        """Deletes what has expired, once a minute, as long as the context."""
+        sweeper = asyncio.create_task(self._sweep_forever())
+        try:
+            yield
+        finally:
+            sweeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await sweeper
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.sweep)
+            except OSError:
+                log.exception("sweeping generated files failed; trying again")
+            await asyncio.sleep(SWEEP_INTERVAL)
+
+    def sweep(self) -> int:
+        """Deletes expired files and left-over temporary ones; returns how many. Other files are left alone."""
+        now, gone = self._now(), 0
+        for entry in os.scandir(self._folder):
+            match = NAME.fullmatch(entry.name)
+            try:
+                if match:
+                    over = now >= int(match["expires"])
+                else:
+                    over = entry.name.endswith(".tmp") and now - entry.stat().st_mtime > ORPHAN_AGE
+                if over:
+                    os.unlink(entry.path)
+                    gone += 1
+            except FileNotFoundError:
+                continue  # another hub on the same cache was faster
+        return gone
+
+    def _sign(self, name: str) -> str:
+        mac = hmac.digest(self._secret, b"GET\n" + name.encode(), "sha256")
+        return base64.urlsafe_b64encode(mac[:24]).decode()
+
+
+def _load_secret(path: Path) -> bytes:
+    """The persistent signing secret, made on first use: 32 random bytes, mode 0600. Safe for two racing hubs."""
+    if not path.exists():
+        fresh = path.with_name(f".secret-{secrets.token_hex(8)}.tmp")
+        _write_new(fresh, secrets.token_bytes(32))
+        with contextlib.suppress(FileExistsError):
+            os.link(fresh, path)  # unlike rename, never replaces what another hub has just made
+        os.unlink(fresh)
+    secret = path.read_bytes()
+    if len(secret) != 32:
+        raise ConfigurationError(f"{path}: damaged (not 32 bytes). Delete it; links handed out so far end with it.")
+    os.chmod(path, 0o600)
+    return secret
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def _write_atomically(path: Path, data: bytes) -> None:
+    part = path.with_suffix(".tmp")
+    try:
+        _write_new(part, data)
+        os.rename(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _read_regular(path: Path) -> bytes:
+    """Reads a file but never through a link that somebody planted."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        return file.read()

@@ -1,0 +1,50 @@
+"""The hub itself: owns every component, knows no HTTP. The API and the command line enter here."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+
+from hub.engine.supervisor import Engine
+from hub.files import Files
+from hub.inputs import InputImages
+from hub.keys import Keyring
+from hub.providers import Provider
+from hub.providers.local import LocalProvider
+from hub.registry import open_registry
+from hub.routing import route
+from hub.settings import Settings
+from hub.types import ImageRequest, ImageResult, OnProgress
+
+
+class Hub:
+    """Routes requests to providers, over components that live as long as it does."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Reads and checks everything but starts nothing. Raises ConfigurationError naming file and field."""
+        self.settings = settings
+        self.registry = open_registry(settings.models_dirs, settings.aliases)
+        self.files = Files(settings.cache_dir, settings.file_ttl)
+        self.engine = Engine(settings)
+        self.keys = Keyring(settings.api_keys)
+        self.inputs = InputImages(self.files, settings.image_hosts)
+        self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine)}
+
+    async def generate(self, model: str, request: ImageRequest, on_progress: OnProgress | None = None) -> ImageResult:
+        """Makes the pictures with the first target of the model's route. Raises HubError."""
+        target = route(model, self.registry).targets[0]
+        return await self._providers[target.provider].generate(target.manifest, request, on_progress)
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The engine process runs and expired files are swept, as long as the context."""
+        async with self.files.sweeping(), self.engine.running():
+            yield
+
+
+@contextlib.asynccontextmanager
+async def open_hub(settings: Settings) -> AsyncIterator[Hub]:
+    """A running hub, for programs that embed it and for the command line."""
+    hub = Hub(settings)
+    async with hub.running():
+        yield hub

@@ -1,0 +1,140 @@
+"""Any diffusers folder as a set of runnable pipelines, one per task, over the same modules."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.auto_pipeline import (
+    AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+)
+from msgspec import Struct
+from PIL import Image
+
+from hub.types import Task
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+
+
+class SharedMethod(Struct, frozen=True):
+    """A method of a module that all requests share. `denoising`: each call is one step of a denoising loop."""
+
+    module: Any
+    method: str
+    denoising: bool
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is the first CUDA device, else Apple's, else the CPU; anything else is taken at its word."""
+    if wanted != "auto":
+        return torch.device(wanted)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The manifest's dtype, or for `auto` the fastest one that the device computes natively.
+
+    A CPU without AVX512_BF16 or AMX emulates bfloat16 a hundred times more slowly than float32.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+class LoadedPipeline:
+    """A model in memory: one pipeline per task that diffusers knows for its class."""
+
+    def __init__(self, base: DiffusionPipeline, device: torch.device) -> None:
+        self.device = device
+        self._tasks: dict[Task, DiffusionPipeline] = {"text-to-image": base}
+        sibling = _sibling(type(base), AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)
+        if sibling is not None:
+            self._tasks["image-to-image"] = _over_same_modules(sibling, base)
+
+    @property
+    def tasks(self) -> frozenset[Task]:
+        """What this model can be asked for."""
+        return frozenset(self._tasks)
+
+    def shared_methods(self) -> Iterator[SharedMethod]:
+        """Every method that pipelines call on the modules that all requests share."""
+        for name, module in self._tasks["text-to-image"].components.items():
+            if not isinstance(module, torch.nn.Module):
+                continue
+            if hasattr(module, "decode") and hasattr(module, "encode"):
+                yield SharedMethod(module, "encode", False)
+                yield SharedMethod(module, "decode", False)
+            else:
+                yield SharedMethod(module, "forward", name in DENOISERS)
+
+    def own_copy(self, task: Task) -> DiffusionPipeline:
+        """A pipeline for one picture: the modules are shared, but the noise scheduler and all that a pipeline
+        writes to itself while it runs (guidance, step counts, interrupts) are its own."""
+        own = copy.copy(self._tasks[task])
+        own.scheduler = copy.deepcopy(own.scheduler)
+        return own
+
+    def accepts(self, task: Task) -> frozenset[str]:
+        """The names of the arguments that the task's pipeline takes."""
+        return frozenset(inspect.signature(type(self._tasks[task]).__call__).parameters)
+
+    def prompt_overflow(self, prompt: str) -> int:
+        """How many tokens of a prompt the text encoder cannot read (0 where all fit or the model has no limit)."""
+        tokenizer = getattr(self._tasks["text-to-image"], "tokenizer", None)
+        limit = getattr(tokenizer, "model_max_length", None)
+        if tokenizer is None or not limit or limit > 100_000:
+            return 0
+        return max(0, len(tokenizer(prompt, truncation=False).input_ids) - int(limit))
+
+
+def load_pipeline(path: str, dtype: str, device: torch.device) -> LoadedPipeline:
+    """Loads a diffusers folder from disk: safetensors only, no remote code, no network."""
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    base = DiffusionPipeline.from_pretrained(
+        path, dtype=choose_dtype(dtype, device), use_safetensors=True, local_files_only=True
+    )
+    base.to(device)
+    base.set_progress_bar_config(disable=True)
+    for module in base.components.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval().requires_grad_(False)
+    return LoadedPipeline(base, device)
+
+
+def to_picture(raw: bytes, width: int, height: int) -> Image.Image:
+    """Raw RGB bytes as the Pillow picture that diffusers' pipelines take as a source."""
+    return Image.frombytes("RGB", (width, height), raw)
+
+
+def _sibling(cls: type[DiffusionPipeline], mapping: dict[str, Any]) -> type[DiffusionPipeline] | None:
+    family = next((key for key, known in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items() if known is cls), None)
+    return mapping.get(family) if family else None
+
+
+def _over_same_modules(cls: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:
+    """Another task's pipeline over the very same modules.
+
+    Not `from_pipe`: it casts the shared weights to float32 in place (diffusers#12754).
+    """
+    takes = inspect.signature(cls.__init__).parameters
+    options = {k: v for k, v in base.config.items() if k in takes and not isinstance(v, (list, tuple))}
+    pipe = cls(**{**options, **{k: v for k, v in base.components.items() if k in takes}})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

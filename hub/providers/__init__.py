@@ -1,0 +1,25 @@
+"""Sources of images. A provider is one file here; a manifest names it by `provider = "…"`.
+
+A provider maps an `ImageRequest` and a manifest to an `ImageResult`. It knows nothing of HTTP answers, files or keys.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hub.registry import ModelManifest
+from hub.types import ImageRequest, ImageResult, OnProgress
+
+
+class Provider(Protocol):
+    """What every source of images can do."""
+
+    async def generate(
+        self, manifest: ModelManifest, request: ImageRequest, on_progress: OnProgress | None = None
+    ) -> ImageResult:
+        """Makes the pictures, n of them, each exactly of the size asked for. Raises HubError.
+
+        Cancelling the call stops the work. What could not be honoured stands in the result's `warnings`, or is an
+        InvalidRequest where the request is strict.
+        """
+        ...

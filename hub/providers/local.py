@@ -1,0 +1,176 @@
+"""The local provider: fills in a manifest's defaults, plans sizes, and lets the engine run the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from typing import TYPE_CHECKING
+
+from hub.engine.protocol import EngineModel, Generate, Notice
+from hub.engine.supervisor import Engine
+from hub.errors import InvalidRequest
+from hub.imaging.decode import decode_image, fit, has_transparency
+from hub.imaging.geometry import nearest_shape
+from hub.registry import ModelManifest, parse_size
+from hub.types import MAX_SEED, ImageRequest, ImageResult, OnProgress, Quality, Size
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MIN_OUTPUT = 16
+MAX_REQUEST_PIXELS = 64 * 1024 * 1024
+
+QUALITY: dict[Quality, Quality] = {
+    "auto": "medium",
+    "standard": "medium",
+    "hd": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+"""Names of other model generations for the three that a manifest gives steps for."""
+
+
+class LocalProvider:
+    """Runs manifests with `provider = "local"` on this machine's engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def generate(
+        self, manifest: ModelManifest, request: ImageRequest, on_progress: OnProgress | None = None
+    ) -> ImageResult:
+        """See `Provider`."""
+        source = await asyncio.to_thread(decode_image, request.images[0]) if request.images else None
+        output = plan_output(manifest, request, source)
+        native = nearest_shape(output, manifest.size.shapes)
+        steps, strength = plan_steps(manifest, request)
+        prompt, notices = plan_prompt(manifest, request)
+        notices += size_notices(manifest, native, output) + quality_notices(manifest, request)
+        notices += source_notices(request, source, output) if source else []
+        notices += unused_notices(manifest, request)
+        if request.strict and notices:
+            raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+        job = Generate(
+            id=0,
+            model=EngineModel(manifest.id, manifest.path, manifest.dtype),
+            task="image-to-image" if source else "text-to-image",
+            prompt=prompt,
+            seeds=plan_seeds(request),
+            native=native,
+            output=output,
+            num_inference_steps=steps,
+            guidance_scale=plan_guidance(manifest, request),
+            negative_prompt=request.negative_prompt,
+            strength=strength if source else None,
+            image=await asyncio.to_thread(_raw, source, native) if source else None,
+            strict=request.strict,
+        )
+        finished = await self._engine.generate(job, on_progress)
+        warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
+        return ImageResult(images=tuple(finished.images), seed=job.seeds[0], warnings=warnings)
+
+
+def _raw(source: Image.Image, native: Size) -> bytes:
+    return fit(source, native).tobytes()
+
+
+def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Image | None) -> Size:
+    """The answer's size: as asked; else the source picture's, within the model's limits; else the default.
+
+    Raises InvalidRequest for `size` out of the manifest's limits or too many pixels in one request.
+    """
+    largest = manifest.size.max_output
+    if request.size is not None:
+        output = request.size
+        if not all(MIN_OUTPUT <= side <= largest for side in (output.width, output.height)):
+            words = f"size: {output} is out of range; each side must be {MIN_OUTPUT} to {largest} pixels."
+            raise InvalidRequest(words, param="size")
+    elif source is not None:
+        scale = min(1.0, largest / max(source.size))
+        output = Size(*(max(MIN_OUTPUT, round(side * scale)) for side in source.size))
+    else:
+        output = parse_size(manifest.defaults.size)
+    if output.width * output.height * request.n > MAX_REQUEST_PIXELS:
+        raise InvalidRequest(
+            f"size: {request.n} pictures of {output} are more than the {MAX_REQUEST_PIXELS >> 20} million pixels "
+            "that one request may ask for. Ask for fewer or smaller ones.",
+            param="size",
+        )
+    return output
+
+
+def plan_steps(manifest: ModelManifest, request: ImageRequest) -> tuple[int, float]:
+    """Denoising steps and strength; raises InvalidRequest where an edit would not get a single step."""
+    named = QUALITY.get(request.quality, request.quality) if request.quality else None
+    steps = (
+        request.num_inference_steps
+        or (manifest.quality.get(named) if named else None)
+        or manifest.defaults.num_inference_steps
+    )
+    strength = request.strength if request.strength is not None else manifest.defaults.strength
+    if request.images and int(steps * strength) < 1:
+        words = f"strength: {strength:g} of {steps} steps is less than one step. Raise strength or num_inference_steps."
+        raise InvalidRequest(words, param="strength")
+    return steps, strength
+
+
+def plan_guidance(manifest: ModelManifest, request: ImageRequest) -> float:
+    """The guidance scale asked for, else the manifest's."""
+    return manifest.defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+
+
+def plan_seeds(request: ImageRequest) -> list[int]:
+    """One seed per picture: picture k of a request with seed s is the only picture of one with seed s + k."""
+    first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    return [(first + k) % (MAX_SEED + 1) for k in range(request.n)]
+
+
+def plan_prompt(manifest: ModelManifest, request: ImageRequest) -> tuple[str, list[Notice]]:
+    """The prompt with the style's words added."""
+    if request.style is None:
+        return request.prompt, []
+    words = manifest.style.get(request.style)
+    if words is None:
+        return request.prompt, [Notice("style", f"{manifest.id} has no style '{request.style}'; it was not used")]
+    return f"{request.prompt}, {words}", []
+
+
+def size_notices(manifest: ModelManifest, native: Size, output: Size) -> list[Notice]:
+    """Says when the model cannot draw the size itself."""
+    if native == output:
+        return []
+    return [Notice("size", f"{manifest.id} drew {native}; the picture was resampled from that to {output}")]
+
+
+def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Notice]:
+    """Says when quality changed nothing."""
+    if request.quality is None or request.quality == "auto":
+        return []
+    if request.num_inference_steps is not None:
+        return [Notice("quality", "num_inference_steps was given and decides alone; quality was not used")]
+    if QUALITY.get(request.quality, request.quality) not in manifest.quality:
+        return [Notice("quality", f"{manifest.id} has no quality '{request.quality}'; it was not used")]
+    return []
+
+
+def source_notices(request: ImageRequest, source: Image.Image, output: Size) -> list[Notice]:
+    """Says what of the source pictures is not used."""
+    notices = []
+    if len(request.images) > 1:
+        notices.append(Notice("image", f"only the first of {len(request.images)} images was used"))
+    if has_transparency(request.images[0]):
+        notices.append(Notice("image", "its transparent parts were filled with white"))
+    width, height = source.size
+    if abs(width * output.height - height * output.width) > max(width, height, output.width, output.height):
+        notices.append(Notice("image", f"it was cropped from {width}x{height} to the shape of {output}"))
+    return notices
+
+
+def unused_notices(manifest: ModelManifest, request: ImageRequest) -> list[Notice]:
+    """Says which parameters have no effect beside the others."""
+    notices = []
+    if request.strength is not None and not request.images:
+        notices.append(Notice("strength", "it has no effect without an image to edit"))
+    if request.negative_prompt and plan_guidance(manifest, request) <= 1:
+        notices.append(Notice("negative_prompt", "it has no effect where guidance_scale is 1 or less"))
+    return notices

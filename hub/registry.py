@@ -1,0 +1,183 @@
+"""The registry: one TOML manifest per model, all read and checked at start.
+
+A manifest is the only thing that a new model needs. docs/models.md explains each field.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from hub.errors import ConfigurationError, ModelNotFound
+from hub.imaging.geometry import NativeShapes
+from hub.types import Quality, Size, Style, Task
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
+ModelId = Annotated[str, Meta(pattern=ID_PATTERN)]
+Side = Annotated[int, Meta(ge=8, le=16_384)]
+SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
+SizeText = Annotated[str, Meta(pattern=f"^{SIZE.pattern}$")]
+
+
+def parse_size(text: str) -> Size:
+    """`"1024x768"` as a Size; the text must match SIZE."""
+    width, _, height = text.partition("x")
+    return Size(int(width), int(height))
+
+
+class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the model draws itself (pixels), and the largest side that is made from it by resampling."""
+
+    native: SizeText
+    multiple: Annotated[int, Meta(ge=1, le=256)] = 8
+    min: Side
+    max: Side
+    max_output: Side = 4096
+
+    def __post_init__(self) -> None:
+        if not self.shapes.holds(parse_size(self.native)):
+            raise ValueError("native must be a multiple of `multiple` and lie between `min` and `max`")
+
+    @property
+    def shapes(self) -> NativeShapes:
+        """The same as the geometry module wants it."""
+        return NativeShapes(native=parse_size(self.native), multiple=self.multiple, min=self.min, max=self.max)
+
+
+class DefaultsSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a request that says nothing gets."""
+
+    num_inference_steps: Annotated[int, Meta(ge=1, le=1000)]
+    guidance_scale: Annotated[float, Meta(ge=0, le=100)]
+    strength: Annotated[float, Meta(gt=0, le=1)] = 0.8
+    size: SizeText = "1024x1024"
+    response_format: Literal["url", "b64_json"] = "url"
+
+
+class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One model: what it is, where its weights lie, what it can do and what it does by default.
+
+    `path` is the diffusers folder, relative to the manifest. `quality` maps low, medium and high to denoising
+    steps; `style` maps vivid and natural to words that are added to the prompt.
+    """
+
+    id: ModelId
+    name: str
+    description: str
+    license: str
+    provider: Literal["local"] = "local"
+    path: str
+    tasks: Annotated[list[Task], Meta(min_length=1)]
+    size: SizeSection
+    defaults: DefaultsSection
+    owned_by: str = "local"
+    created: dt.date = dt.date(2026, 1, 1)
+    aliases: list[ModelId] = field(default_factory=list)
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quality: dict[Quality, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
+    style: dict[Style, str] = field(default_factory=dict)
+
+    @property
+    def created_at(self) -> int:
+        """Unix seconds, as OpenAI's model objects want it."""
+        return int(dt.datetime.combine(self.created, dt.time(), dt.UTC).timestamp())
+
+
+class ListedModel(Struct, frozen=True):
+    """An id that answers requests: a model's own, or an alias of it."""
+
+    id: str
+    manifest: ModelManifest
+
+    @property
+    def is_alias(self) -> bool:
+        """Whether the id is another name of the manifest's model."""
+        return self.id != self.manifest.id
+
+
+def read_manifest(source: Path) -> ModelManifest:
+    """Reads and checks one manifest; raises ConfigurationError that names the file and the field."""
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
+        manifest = msgspec.convert(values, ModelManifest)
+    except (OSError, ValueError, msgspec.ValidationError) as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+    folder = (source.parent / manifest.path).resolve()
+    if not (folder / "model_index.json").is_file():
+        raise ConfigurationError(
+            f"{source}: path: {folder} is not a diffusers folder (it has no model_index.json). "
+            "Put the model there, correct `path`, or remove the manifest."
+        )
+    manifest.path = str(folder)
+    return manifest
+
+
+class Registry:
+    """All models by id and alias. Immutable after `open_registry`."""
+
+    def __init__(self, manifests: Mapping[str, ModelManifest], aliases: Mapping[str, str]) -> None:
+        self._manifests = dict(manifests)
+        self._aliases = dict(aliases)
+
+    def __iter__(self) -> Iterator[ListedModel]:
+        for name, manifest in self._manifests.items():
+            yield ListedModel(name, manifest)
+        for alias, target in self._aliases.items():
+            yield ListedModel(alias, self._manifests[target])
+
+    def get(self, model: str) -> ListedModel:
+        """The model behind an id or alias; raises ModelNotFound that lists near names."""
+        target = self._aliases.get(model, model)
+        if target in self._manifests:
+            return ListedModel(model, self._manifests[target])
+        known = [*self._manifests, *self._aliases]
+        near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.5) or list(self._manifests)[:3]
+        shown = re.sub(r"[^ -~]", "?", model[:64])
+        raise ModelNotFound(
+            f"The model '{shown}' does not exist. Near names: {', '.join(near)}. GET /v1/models lists all.",
+            param="model",
+        )
+
+
+def open_registry(folders: Sequence[Path], owner_aliases: Mapping[str, str]) -> Registry:
+    """Reads every manifest of the folders; of two with one id, the later folder's counts.
+
+    `owner_aliases` (hub.toml) win over the manifests' own. Two manifests that claim one alias are an error unless
+    they lie in different folders (the later counts) or hub.toml decides.
+    """
+    manifests: dict[str, ModelManifest] = {}
+    aliases: dict[str, str] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigurationError(f"models_dir: {folder} is not a folder")
+        claimed: dict[str, Path] = {}
+        for source in sorted(folder.glob("*.toml")):
+            manifest = read_manifest(source)
+            for name in (manifest.id, *manifest.aliases):
+                if name in claimed and name not in owner_aliases:
+                    raise ConfigurationError(
+                        f"{source}: '{name}' is claimed by {claimed[name].name} too. "
+                        f'Remove it from one, or decide with `"{name}" = "MODEL"` under [aliases] in hub.toml.'
+                    )
+                claimed[name] = source
+            manifests[manifest.id] = manifest
+            aliases |= dict.fromkeys(manifest.aliases, manifest.id)
+    if not manifests:
+        raise ConfigurationError(f"no model manifest (*.toml) in {', '.join(map(str, folders))}")
+    aliases |= owner_aliases
+    for alias, target in owner_aliases.items():
+        if not re.fullmatch(ID_PATTERN, alias) or alias in manifests:
+            why = "is a model's own id" if alias in manifests else "is not a possible model id"
+            raise ConfigurationError(f"aliases.{alias}: {why}")
+        if target not in manifests:
+            raise ConfigurationError(f"aliases.{alias}: there is no model '{target}' (models: {', '.join(manifests)})")
+    return Registry(manifests, {alias: target for alias, target in aliases.items() if alias not in manifests})

@@ -1,0 +1,183 @@
+"""Settings: hub.toml, then HUB_* variables, then command-line flags; the later one wins.
+
+Every field of `Settings` is a key of hub.toml and, upper-cased behind `HUB_`, an environment variable.
+docs/settings.md lists them all; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import tomllib
+from collections.abc import Mapping, MutableMapping
+from pathlib import Path
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from hub.errors import ConfigurationError
+from hub.keys import PREFIX, hash_key
+
+PACKAGE = Path(__file__).resolve().parent
+CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "models" / "builtin.toml").is_file() else None
+
+_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+
+PositiveInt = Annotated[int, Meta(ge=1)]
+
+
+def default_cache_dir() -> Path:
+    """cache/ of a checkout, else the user's cache folder."""
+    if CHECKOUT:
+        return CHECKOUT / "cache"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("hub", appauthor=False)
+
+
+class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What the owner decides. Times are in seconds unless the name says otherwise."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8000
+    public_url: str | None = None
+    allowed_hosts: list[str] = field(default_factory=list)
+    api_keys: dict[str, str] = field(default_factory=dict)
+    default_model: str = "dall-e-2"
+    aliases: dict[str, str] = field(default_factory=dict)
+    models_dir: Path | None = None
+    cache_dir: Path = field(default_factory=default_cache_dir)
+    file_ttl: PositiveInt = 3600
+    image_hosts: list[str] = field(default_factory=list)
+    max_body_mb: PositiveInt = 64
+    max_queue: PositiveInt = 64
+    max_batch: PositiveInt = 16
+    device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    engine_start_timeout: PositiveInt = 300
+    log_level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error)$")] = "info"
+
+    def __post_init__(self) -> None:
+        """Hashes the keys at once: their plain text lives nowhere in this object. Refuses what cannot work."""
+        for name, key in self.api_keys.items():
+            if not _KEY_NAME.fullmatch(name):
+                raise ValueError(f"api_keys: {name!r} is not a name (letters, digits, '.', '_', '-')")
+            if not key or key != key.strip() or not key.isprintable():
+                raise ValueError(f"api_keys.{name}: the key is empty or holds blanks")
+            if key.startswith(PREFIX) and not _HASH.fullmatch(key):
+                raise ValueError(f"api_keys.{name}: 'sha256:' must be followed by 64 hexadecimal digits")
+        self.api_keys = {name: hash_key(key) for name, key in self.api_keys.items()}
+        if self.public_url is not None:
+            self.public_url = _origin(self.public_url)
+        self.cache_dir = self.cache_dir.expanduser().resolve()
+        if self.models_dir is not None:
+            self.models_dir = self.models_dir.expanduser().resolve()
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the hub listens on this machine's loopback interface only."""
+        if self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    @property
+    def models_dirs(self) -> list[Path]:
+        """Folders with manifests; the later ones are the owner's and win."""
+        shipped = CHECKOUT / "models" if CHECKOUT else PACKAGE / "_models"
+        owned = self.models_dir or (None if CHECKOUT else _user_models())
+        return [shipped, *([owned] if owned and owned != shipped else [])]
+
+    def check_bind(self) -> None:
+        """Raises ConfigurationError where strangers could use the hub without a key."""
+        if not self.api_keys and not self.loopback:
+            raise ConfigurationError(
+                f"host {self.host} can be reached from other machines, and no API key is set, so anyone could use "
+                "this hub.\nMake a key with `hub keys new NAME` and set it as it says, or listen on 127.0.0.1."
+            )
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+        raise ValueError("public_url: give an origin such as https://images.example.org, without a path")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _user_models() -> Path | None:
+    from platformdirs import user_data_path
+
+    folder = user_data_path("hub", appauthor=False) / "models"
+    return folder if folder.is_dir() else None
+
+
+def find_config(explicit: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """--config, else HUB_CONFIG, else ./hub.toml, else the user's configuration folder; None where there is none."""
+    named = explicit or (Path(environ["HUB_CONFIG"]) if environ.get("HUB_CONFIG") else None)
+    if named is not None:
+        if not named.is_file():
+            raise ConfigurationError(f"{named}: no such settings file")
+        return named
+    if Path("hub.toml").is_file():
+        return Path("hub.toml")
+    from platformdirs import user_config_path
+
+    usual = user_config_path("hub", appauthor=False) / "hub.toml"
+    return usual if usual.is_file() else None
+
+
+def _to_path(kind: type[Any], value: Any) -> Any:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise NotImplementedError(f"expected {kind.__name__}")
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for info in msgspec.structs.fields(Settings):
+        text = environ.get(f"HUB_{info.name.upper()}")
+        if not text:
+            continue
+        kind = getattr(info.type, "__origin__", None)
+        if kind is dict:
+            pairs = [item.partition(":") for item in text.split(",") if item.strip()]
+            if any(not colon for _, colon, _ in pairs):
+                raise ConfigurationError(f"HUB_{info.name.upper()}: write it as name:value,name:value")
+            values[info.name] = {name.strip(): value.strip() for name, _, value in pairs}
+        elif kind is list:
+            values[info.name] = [item.strip() for item in text.split(",") if item.strip()]
+        else:
+            values[info.name] = text
+    return values
+
+
+def load_settings(
+    config: Path | None = None,
+    environ: MutableMapping[str, str] | None = None,
+    **overrides: Any,
+) -> Settings:
+    """Reads hub.toml, HUB_* and `overrides` (None = not given); raises ConfigurationError naming file and field.
+
+    HUB_API_KEYS is taken out of the environment, so that no child process inherits it.
+    """
+    environ = os.environ if environ is None else environ
+    source = find_config(config, environ)
+    values: dict[str, Any] = {}
+    if source is not None:
+        try:
+            values = tomllib.loads(source.read_text(encoding="utf-8"))
+            msgspec.convert(values, Settings, dec_hook=_to_path)  # strictly: "8000" is not a port in a file
+        except (OSError, ValueError, msgspec.ValidationError) as error:
+            raise ConfigurationError(f"{source}: {error}") from None
+    values |= _from_environment(environ)
+    environ.pop("HUB_API_KEYS", None)
+    values |= {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return msgspec.convert(values, Settings, strict=False, dec_hook=_to_path)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"settings (HUB_* variables or flags): {error}") from None

@@ -1,0 +1,176 @@
+"""What all tests share: small random pipelines built from config, and real server processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass
+class Server:
+    """A running `hub serve`."""
+
+    process: subprocess.Popen[bytes]
+    url: str
+    cache: Path
+    log: Path
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def run_server(folder: Path, *arguments: str, ready: bool = True, **environ: str) -> Iterator[Server]:
+    """Starts `hub serve` on a free port with its cache under `folder`, and stops it at the end."""
+    port = _free_port()
+    log = folder / "server.log"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HUB_")}
+    environment |= {"HUB_CACHE_DIR": str(folder / "cache"), **environ}
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hub", "serve", "--port", str(port), *arguments],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+        )
+    server = Server(process, f"http://127.0.0.1:{port}", folder / "cache", log)
+    try:
+        wait_for(lambda: status(f"{server.url}/{'ready' if ready else 'health'}") == 200, server=server)
+        yield server
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def status(url: str) -> int | None:
+    """The HTTP status of a GET; None where nothing listens."""
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return None
+
+
+def wait_for(condition: Callable[[], bool], timeout: float = 120, server: Server | None = None) -> None:
+    """Polls until the condition holds; fails with the server's log where it does not."""
+    end = time.monotonic() + timeout
+    while not condition():
+        died = server is not None and server.process.poll() is not None
+        if died or time.monotonic() > end:
+            words = server.log.read_text() if server else ""
+            pytest.fail(f"{'the server ended' if died else 'timed out'}\n{words[-4000:]}")
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """An open hub on loopback with the built-in model, shared by the tests that do not harm it."""
+    with run_server(tmp_path_factory.mktemp("open")) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def small_stable_diffusion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random Stable Diffusion of a few hundred thousand parameters, at 64x64."""
+    return build_small_stable_diffusion(tmp_path_factory.mktemp("small-sd"))
+
+
+def build_small_stable_diffusion(folder: Path) -> Path:
+    """Builds the pipeline from config and saves it as any diffusers folder."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [chr(code) for code in range(33, 127)]
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt"), model_max_length=77)
+    end = vocabulary["<|endoftext|>"]
+    torch.manual_seed(0)
+    text_encoder = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            bos_token_id=end - 1,
+            eos_token_id=end,
+            pad_token_id=end,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=32,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        norm_num_groups=16,
+        attention_head_dim=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=16,
+    )
+    pipe = StableDiffusionPipeline(
+        vae,
+        text_encoder,
+        tokenizer,
+        unet,
+        DDIMScheduler(steps_offset=1, clip_sample=False),
+        None,
+        None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "model", safe_serialization=True)
+    return folder / "model"
+
+
+def write_manifest(folder: Path, model: Path, **changes: str) -> Path:
+    """A models folder with one manifest, `small`, for a 64x64 model; `changes` replace whole lines by their key."""
+    lines = {
+        "id": 'id = "small"',
+        "name": 'name = "Small"',
+        "description": 'description = "random weights"',
+        "license": 'license = "Apache-2.0"',
+        "path": f'path = "{model}"',
+        "tasks": 'tasks = ["text-to-image", "image-to-image"]',
+        "dtype": 'dtype = "float32"',
+        "quality": "quality = { low = 3, medium = 6, high = 12 }",
+        "style": 'style = { vivid = "vivid" }',
+        "size": "size = { native = '64x64', multiple = 8, min = 32, max = 128, max_output = 2048 }",
+        "defaults": "defaults = { num_inference_steps = 6, guidance_scale = 5.0, size = '64x64' }",
+        **changes,
+    }
+    folder.mkdir(exist_ok=True)
+    (folder / "small.toml").write_text("\n".join(lines.values()) + "\n")
+    return folder
