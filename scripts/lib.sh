@@ -32,8 +32,8 @@ install_torch() {
     return
   fi
   say "Installing $wanted for the CPU (no NVIDIA driver was found)"
-  "$VENV/bin/pip" install --quiet "$wanted+cpu" 2>/dev/null ||
-    "$VENV/bin/pip" install "$wanted" --index-url "$PYTORCH_CPU_INDEX" --extra-index-url "https://pypi.org/simple" ||
+  "$VENV/bin/pip" install "$wanted+cpu" 2>/dev/null ||
+    "$VENV/bin/pip" install "$wanted+cpu" --extra-index-url "$PYTORCH_CPU_INDEX" ||
     { say "No CPU build was found; taking the default one"; "$VENV/bin/pip" install "$wanted"; }
 }
 

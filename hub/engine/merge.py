@@ -112,7 +112,7 @@ def split(output: Any, layouts: Sequence[Layout]) -> list[Any]:
     if output is None:
         return [None] * len(rows)
     if torch.is_tensor(output):
-        return list(torch.split(output, rows))  # type: ignore[no-untyped-call]
+        return list(torch.split(output, rows))
     if torch.is_tensor(getattr(output, "parameters", None)):  # diffusers' DiagonalGaussianDistribution
         return [type(output)(part) for part in output.parameters.split(rows)]
     if isinstance(output, dict):  # transformers' and diffusers' ModelOutput

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from hub.engine.merge import Layout, layout_of, merge, signature, split
+
+
+def sign(**arguments: object) -> object:
+    return signature(arguments, layout_of(arguments))
+
+
+def join(*calls: dict[str, object]) -> dict[str, object]:
+    layouts = [layout_of(call) for call in calls]
+    assert len({signature(call, layout) for call, layout in zip(calls, layouts, strict=True)}) == 1
+    return merge(calls, layouts)
+
+
+def test_batched_tensors_are_concatenated_in_order() -> None:
+    merged = join({"sample": torch.zeros(2, 4)}, {"sample": torch.ones(3, 4)})
+    assert merged["sample"].tolist() == [[0] * 4] * 2 + [[1] * 4] * 3
+
+
+@pytest.mark.parametrize("form", [lambda t, n: torch.tensor(t), lambda t, n: torch.tensor([t]), lambda t, n: t])
+def test_one_timestep_per_call_becomes_one_per_row(form) -> None:
+    calls = [{"sample": torch.zeros(n, 4), "timestep": form(t, n)} for t, n in ((7, 2), (9, 3))]
+    assert join(*calls)["timestep"].tolist() == [7, 7, 9, 9, 9]
+
+
+def test_a_timestep_per_row_meets_a_timestep_per_call() -> None:
+    one = {"sample": torch.zeros(2, 4), "timestep": torch.tensor(7)}
+    many = {"sample": torch.zeros(2, 4), "timestep": torch.tensor([8, 9])}
+    assert join(one, many)["timestep"].tolist() == [7, 7, 8, 9]
+
+
+def test_a_scalar_that_is_no_timestep_keeps_unequal_calls_apart() -> None:
+    sample = torch.zeros(1, 4)
+    assert sign(sample=sample, scale=torch.tensor(1.0)) != sign(sample=sample, scale=torch.tensor(2.0))
+    assert sign(sample=sample, scale=0.5) != sign(sample=sample, scale=0.6)
+
+
+def test_other_shapes_and_dtypes_keep_calls_apart() -> None:
+    assert sign(x=torch.zeros(1, 4)) != sign(x=torch.zeros(1, 5))
+    assert sign(x=torch.zeros(1, 4)) != sign(x=torch.zeros(1, 4, dtype=torch.float16))
+
+
+def test_shared_tensors_must_be_equal_by_value_and_are_passed_once() -> None:
+    def with_ids(ids: list[int]) -> dict[str, object]:
+        return {"sample": torch.zeros(2, 4), "ids": torch.tensor(ids)}
+
+    assert sign(**with_ids([1, 2, 3])) != sign(**with_ids([1, 2, 4]))
+    assert join(with_ids([1, 2, 3]), with_ids([1, 2, 3]))["ids"].tolist() == [1, 2, 3]
+
+
+def test_a_guidance_value_per_row_is_batched_even_for_a_single_row() -> None:
+    calls = [{"sample": torch.zeros(1, 4), "guidance": torch.tensor([g])} for g in (3.5, 4.0)]
+    assert join(*calls)["guidance"].tolist() == [3.5, 4.0]
+
+
+def test_residuals_of_a_controlnet_are_merged_elementwise_even_when_there_are_as_many_as_rows() -> None:
+    calls = [{"sample": torch.zeros(2, 4), "residuals": [torch.full((2, 3), v), torch.full((2, 5), v)]} for v in (1, 2)]
+    merged = join(*calls)["residuals"]
+    assert [tuple(item.shape) for item in merged] == [(4, 3), (4, 5)]
+
+
+def test_ragged_lists_with_one_tensor_per_row_are_joined() -> None:
+    one = {"x": [torch.zeros(4, 8)], "t": torch.tensor([1.0]), "caps": [torch.zeros(3, 2)]}
+    two = {"x": [torch.zeros(4, 6), torch.zeros(4, 9)], "t": torch.tensor([2.0, 3.0]), "caps": [torch.zeros(5, 2)] * 2}
+    merged = join(one, two)
+    assert [tuple(item.shape) for item in merged["x"]] == [(4, 8), (4, 6), (4, 9)]
+    assert merged["t"].tolist() == [1, 2, 3]
+
+
+def test_the_generator_that_no_decoder_reads_does_not_keep_calls_apart() -> None:
+    z = torch.zeros(1, 4)
+    assert sign(z=z, generator=torch.Generator()) == sign(z=z, generator=torch.Generator())
+
+
+def test_unknown_objects_meet_only_themselves() -> None:
+    z, thing = torch.zeros(1, 4), object()
+    assert sign(z=z, extra=thing) == sign(z=z, extra=thing)
+    assert sign(z=z, extra=thing) != sign(z=z, extra=object())
+
+
+ROWS = [Layout(1, False), Layout(2, False)]
+
+
+def test_outputs_are_split_by_rows() -> None:
+    whole = torch.arange(3).reshape(3, 1)
+    assert [part.tolist() for part in split(whole, ROWS)] == [[[0]], [[1], [2]]]
+    assert [part[0].tolist() for part in split((whole,), ROWS)] == [[[0]], [[1], [2]]]
+
+
+def test_model_outputs_keep_their_type_and_their_hidden_states() -> None:
+    """Three hidden states and three rows: a tuple is columns, never one item per row."""
+    states = tuple(torch.full((3, 2), float(i)) for i in range(3))
+    output = BaseModelOutputWithPooling(last_hidden_state=torch.zeros(3, 2), hidden_states=states)
+    first, second = split(output, ROWS)
+    assert isinstance(first, BaseModelOutputWithPooling)
+    assert len(second.hidden_states) == 3
+    assert tuple(second.hidden_states[1].shape) == (2, 2)
+    assert first.pooler_output is None
+
+
+def test_a_posterior_is_split_as_a_distribution() -> None:
+    parts = split(DiagonalGaussianDistribution(torch.arange(12.0).reshape(3, 4, 1, 1)), ROWS)
+    assert parts[1].mean.shape == (2, 2, 1, 1)
+    assert parts[1].mean[0, 0, 0, 0] == 4
+
+
+def test_a_list_with_one_tensor_per_row_is_split_only_for_ragged_calls() -> None:
+    items = [torch.zeros(2, n) for n in (1, 2, 3)]
+    parts = split(items, [Layout(1, True), Layout(2, True)])
+    assert [len(part) for part in parts] == [1, 2]
+
+
+def test_what_cannot_be_split_is_an_error() -> None:
+    with pytest.raises(TypeError, match="cannot split"):
+        split(object(), ROWS)
