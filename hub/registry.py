@@ -82,6 +82,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     owned_by: str = "local"
     created: dt.date = dt.date(2026, 1, 1)
     aliases: list[ModelId] = field(default_factory=list)
+    max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quality: dict[Quality, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)

@@ -168,6 +168,7 @@ def write_manifest(folder: Path, model: Path, **changes: str) -> Path:
         "quality": "quality = { low = 3, medium = 6, high = 12 }",
         "style": 'style = { vivid = "vivid" }',
         "size": "size = { native = '64x64', multiple = 8, min = 32, max = 128, max_output = 2048 }",
+        "max_inference_steps": "max_inference_steps = 500",
         "defaults": "defaults = { num_inference_steps = 6, guidance_scale = 5.0, size = '64x64' }",
         **changes,
     }

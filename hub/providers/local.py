@@ -100,7 +100,13 @@ def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Im
 
 
 def plan_steps(manifest: ModelManifest, request: ImageRequest) -> tuple[int, float]:
-    """Denoising steps and strength; raises InvalidRequest where an edit would not get a single step."""
+    """Denoising steps and strength.
+
+    Raises InvalidRequest for more steps than the manifest allows, and where an edit would not get a single one.
+    """
+    if request.num_inference_steps is not None and request.num_inference_steps > manifest.max_inference_steps:
+        words = f"num_inference_steps: {manifest.id} takes at most {manifest.max_inference_steps}."
+        raise InvalidRequest(words, param="num_inference_steps")
     named = QUALITY.get(request.quality, request.quality) if request.quality else None
     steps = (
         request.num_inference_steps

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import openai
+import pytest
+
+from tests.api.conftest import call
+from tests.conftest import Server
+
+ALIASES = {"dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2"}
+
+
+def test_openais_client_lists_the_built_in_model_and_its_aliases(client: openai.OpenAI) -> None:
+    listed = {model.id: model for model in client.models.list()}
+    assert set(listed) == ALIASES | {"builtin"}
+    assert all(model.object == "model" and model.created > 0 and model.owned_by for model in listed.values())
+
+
+def test_openais_client_gets_one_model_and_a_404_for_another(client: openai.OpenAI) -> None:
+    assert client.models.retrieve("dall-e-3").model_extra == {"root": "builtin"}
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("dalle")
+    assert caught.value.code == "model_not_found"
+
+
+def test_an_id_with_a_slash_is_looked_up_whole(server: Server) -> None:
+    answer = call(f"{server.url}/v1/models/some/model")
+    assert answer.status == 404
+    assert "some/model" in answer.json["error"]["message"]
+
+
+def test_health_and_readiness_need_no_key(keyed_server: Server, server: Server) -> None:
+    assert call(f"{keyed_server.url}/health").json["status"] == "ok"
+    assert call(f"{server.url}/ready").status == 200

@@ -1,0 +1,312 @@
+"""The worker as a real process: progress, cancellation, death, and more requests than it may hold."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import stat
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest, QueueFull
+from hub.hub import Hub, open_hub
+from hub.settings import Settings
+from hub.types import ImageRequest, Progress, Size
+from tests.conftest import write_manifest
+
+LONG = 400
+"""Steps of a request that runs until it is stopped."""
+
+
+@pytest.fixture
+def settings(tmp_path: Path, small_stable_diffusion: Path) -> Settings:
+    folder = write_manifest(tmp_path / "models", small_stable_diffusion)
+    return Settings(cache_dir=tmp_path / "cache", models_dir=folder, device="cpu", max_queue=6)
+
+
+def with_hub(settings: Settings, test: Callable[[Hub], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        async with open_hub(settings) as hub, asyncio.timeout(120):
+            await test(hub)
+
+    asyncio.run(main())
+
+
+def request(**changes: Any) -> ImageRequest:
+    return ImageRequest(**{"prompt": "a", "size": Size(64, 64), "seed": 1, "num_inference_steps": 5, **changes})
+
+
+async def until(condition: Callable[[], bool], timeout: float = 60) -> None:
+    async with asyncio.timeout(timeout):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+class Started:
+    """A request in the background, and how far it is."""
+
+    def __init__(self, hub: Hub, wish: ImageRequest) -> None:
+        self.progress: list[Progress] = []
+        self.task = asyncio.ensure_future(hub.generate("small", wish, self.progress.append))
+
+    async def running(self) -> Started:
+        await until(lambda: len(self.progress) >= 2 or self.task.done())
+        return self
+
+
+def test_progress_of_every_step_reaches_the_api_process(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        progress: list[Progress] = []
+        await hub.generate("small", request(n=2, num_inference_steps=4), progress.append)
+        assert [each.step for each in progress] == list(range(1, 9))
+        assert {each.steps for each in progress} == {8}
+
+    with_hub(settings, test)
+
+
+def test_a_killed_worker_is_a_clear_error_for_its_request_and_the_next_one_works(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        lost = await Started(hub, request(num_inference_steps=LONG)).running()
+        first = hub.engine.worker_pid
+        assert first is not None
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(EngineUnavailable) as caught:
+            await lost.task
+        assert caught.value.status == 503
+        assert caught.value.retry_after
+        assert len((await hub.generate("small", request())).images) == 1
+        assert hub.engine.worker_pid not in (None, first)
+        assert hub.engine.in_flight == 0
+
+    with_hub(settings, test)
+
+
+def test_requests_that_come_while_the_worker_restarts_wait_for_it(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        await hub.generate("small", request())
+        os.kill(hub.engine.worker_pid or 0, signal.SIGKILL)
+        await until(lambda: hub.engine.device is None)
+        results = await asyncio.gather(*(hub.generate("small", request(seed=seed)) for seed in range(3)))
+        assert len(results) == 3
+
+    with_hub(settings, test)
+
+
+def test_a_cancelled_request_frees_the_device_at_once(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        gone = await Started(hub, request(num_inference_steps=LONG, n=2)).running()
+        gone.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone.task
+        assert hub.engine.in_flight == 0
+        seen = len(gone.progress)
+        await hub.generate("small", request())
+        assert len(gone.progress) == seen, "no step of the cancelled request is reported any more"
+        worker = psutil.Process(hub.engine.worker_pid)
+        before = sum(worker.cpu_times()[:2])
+        await asyncio.sleep(1.0)
+        assert sum(worker.cpu_times()[:2]) - before < 0.5, "the worker is idle"
+
+    with_hub(settings, test)
+
+
+def test_a_request_cancelled_while_its_model_loads_is_forgotten(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        await until(lambda: hub.engine.device is not None)
+        early = asyncio.ensure_future(hub.generate("small", request(num_inference_steps=LONG)))
+        await asyncio.sleep(0.01)
+        early.cancel()
+        result = await hub.generate("small", request())
+        assert len(result.images) == 1
+
+    with_hub(settings, test)
+
+
+def test_unlike_requests_run_together_and_equal_themselves_alone(settings: Settings) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray((np.random.RandomState(0).rand(64, 64, 3) * 255).astype("uint8")).save(buffer, "PNG")
+    wishes = [
+        request(seed=1, num_inference_steps=9),
+        request(seed=2, num_inference_steps=14, guidance_scale=2.0),
+        request(seed=3, num_inference_steps=12, images=(buffer.getvalue(),), strength=0.5),
+        request(seed=4, n=2),
+    ]
+
+    async def test(hub: Hub) -> None:
+        alone = [await hub.generate("small", wish) for wish in wishes]
+        together = await asyncio.gather(*(hub.generate("small", wish) for wish in wishes))
+        for one, other in zip(alone, together, strict=True):
+            for first, second in zip(one.images, other.images, strict=True):
+                assert np.abs(pixels(first) - pixels(second)).max() <= 1
+
+    with_hub(settings, test)
+
+
+def pixels(png: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(png)), np.int16)
+
+
+def test_more_requests_than_the_queue_holds_are_refused_with_a_time_to_come_back(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        held = [asyncio.ensure_future(hub.generate("small", request(seed=k))) for k in range(6)]
+        await asyncio.sleep(0)
+        await until(lambda: hub.engine.in_flight == 6)
+        with pytest.raises(QueueFull) as caught:
+            await hub.generate("small", request())
+        assert caught.value.retry_after
+        assert len(await asyncio.gather(*held)) == 6
+
+    with_hub(settings, test)
+
+
+def test_a_strict_request_fails_where_the_worker_would_only_warn(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        wish = request(prompt="word " * 100)
+        assert any(warning.startswith("prompt: ") for warning in (await hub.generate("small", wish)).warnings)
+        with pytest.raises(InvalidRequest) as caught:
+            await hub.generate("small", request(prompt="word " * 100, strict=True))
+        assert caught.value.param == "prompt"
+
+    with_hub(settings, test)
+
+
+def test_broken_weights_fail_their_request_and_not_the_worker(settings: Settings, small_stable_diffusion: Path) -> None:
+    import shutil
+
+    broken = settings.cache_dir / "broken"
+    shutil.copytree(small_stable_diffusion, broken)
+    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"<html>not found</html>")
+    assert settings.models_dir is not None
+    manifest = (settings.models_dir / "small.toml").read_text().replace('id = "small"', 'id = "broken"')
+    manifest = manifest.replace(str(small_stable_diffusion), str(broken))
+    (settings.models_dir / "broken.toml").write_text(manifest)
+
+    async def test(hub: Hub) -> None:
+        with pytest.raises(GenerationFailed) as caught:
+            await hub.generate("broken", request())
+        assert str(broken) not in caught.value.message
+        assert len((await hub.generate("small", request())).images) == 1
+
+    with_hub(settings, test)
+
+
+def test_weights_that_give_nan_are_an_error_and_never_a_black_picture(
+    settings: Settings, small_stable_diffusion: Path
+) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    poisoned = settings.cache_dir / "poisoned"
+    shutil.copytree(small_stable_diffusion, poisoned)
+    weights = poisoned / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["conv_out.bias"] = torch.full_like(tensors["conv_out.bias"], float("nan"))
+    save_file(tensors, weights, metadata={"format": "pt"})
+    assert settings.models_dir is not None
+    write_manifest(settings.models_dir, poisoned)
+
+    async def test(hub: Hub) -> None:
+        with pytest.raises(GenerationFailed, match="no valid picture"):
+            await hub.generate("small", request())
+
+    with_hub(settings, test)
+
+
+def test_a_worker_that_cannot_start_is_a_clear_error_and_is_tried_again(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.engine.supervisor.sys.executable", "/bin/false")
+
+    async def test(hub: Hub) -> None:
+        with pytest.raises(EngineUnavailable, match="could not be started"):
+            await hub.generate("small", request())
+        monkeypatch.undo()
+        assert len((await hub.generate("small", request())).images) == 1
+
+    with_hub(settings, test)
+
+
+def test_the_socket_is_private_and_the_worker_ends_with_the_hub(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    pids: list[int] = []
+
+    async def test(hub: Hub) -> None:
+        await until(lambda: hub.engine.device is not None)
+        (path,) = tmp_path.glob("hub-engine-*/socket")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+        assert hub.engine.worker_pid is not None
+        pids.append(hub.engine.worker_pid)
+
+    with_hub(settings, test)
+    assert not list(tmp_path.glob("hub-engine-*"))
+    assert not psutil.pid_exists(pids[0])
+
+
+def test_a_worker_whose_hub_was_killed_ends_in_the_middle_of_its_work(tmp_path: Path, settings: Settings) -> None:
+    """SIGKILL leaves the supervisor no chance to say good-bye; the worker sees the closed socket."""
+    import subprocess
+    import sys
+
+    script = f"""
+import asyncio, pathlib
+from hub.hub import open_hub
+from hub.settings import Settings
+from hub.types import ImageRequest, Size
+
+async def main():
+    settings = Settings(cache_dir=pathlib.Path({str(settings.cache_dir)!r}), models_dir=pathlib.Path({str(settings.models_dir)!r}))
+    async with open_hub(settings) as hub:
+        said = []
+        def on_progress(progress):
+            if not said:
+                said.append(print(hub.engine.worker_pid, flush=True))
+        await hub.generate("small", ImageRequest(prompt="a", size=Size(64, 64), num_inference_steps={LONG}), on_progress)
+
+asyncio.run(main())
+"""
+    hub = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    assert hub.stdout is not None
+    with hub.stdout:
+        worker = psutil.Process(int(hub.stdout.readline()))
+        hub.kill()
+        hub.wait()
+    assert worker.wait(timeout=20) in (0, None)
+
+
+def test_a_missing_model_folder_is_told_at_start(settings: Settings, tmp_path: Path) -> None:
+    assert settings.models_dir is not None
+    write_manifest(settings.models_dir, tmp_path / "nowhere")
+    with pytest.raises(ConfigurationError, match=r"small\.toml: path: .* has no model_index\.json"):
+        Hub(settings)
+
+
+def test_time_between_a_cancel_and_an_idle_worker_is_less_than_two_steps(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        running = await Started(hub, request(num_inference_steps=LONG, size=Size(128, 128))).running()
+        first, begun = running.progress[-1].step, time.monotonic()
+        await until(lambda: running.progress[-1].step >= first + 10)
+        step = (time.monotonic() - begun) / 10
+        running.task.cancel()
+        await asyncio.gather(running.task, return_exceptions=True)
+        start = time.monotonic()
+        await hub.generate("small", request(num_inference_steps=1))
+        alone = time.monotonic()
+        await hub.generate("small", request(num_inference_steps=1))
+        reference = time.monotonic() - alone
+        assert alone - start < 3 * reference + 2 * step + 0.2
+
+    with_hub(settings, test)
