@@ -71,7 +71,6 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         proxy_headers=False,  # links are built from public_url, never from forwarded headers
         server_header=False,
         timeout_graceful_shutdown=10,
-        limit_concurrency=1000,
     )
 
 

@@ -54,7 +54,8 @@ class InputImages:
         match = _DATA_URL.match(text)
         if match is None and (":" in text[:32] or head.startswith("data")):
             raise _bad(param, "must be an http(s) URL, a base64 data URL or bare base64.")
-        return _decode_base64(text[match.end() :] if match else text, param)
+        encoded = text[match.end() :] if match else text
+        return await asyncio.to_thread(_decode_base64, encoded, param)
 
     async def _read_url(self, url: str, own_origins: Sequence[str], param: str) -> bytes:
         if "\\" in url or not url.isascii() or not url.isprintable() or " " in url or len(url) > 4096:

@@ -25,6 +25,8 @@ AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
 
 BODY_TIMEOUT = 60.0
+LARGE_BODY = 1 << 18
+"""Bytes from which on a body is decoded beside the event loop."""
 _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?P<what>unknown|missing required) field `(?P<field>[^`]*)`")
 
@@ -127,7 +129,9 @@ async def read_json(request: AnyRequest, kind: type[T]) -> T:
     except TimeoutError:
         raise InvalidRequest("The body did not arrive in time.", code="request_timeout") from None
     try:
-        return msgspec.json.decode(body, type=kind)
+        if len(body) < LARGE_BODY:
+            return msgspec.json.decode(body, type=kind)
+        return await asyncio.to_thread(msgspec.json.decode, body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError):

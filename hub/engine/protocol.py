@@ -31,7 +31,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     """One request. Picture k of n is drawn from seeds[k] alone.
 
     `image` is a source picture: raw RGB bytes of exactly `native` size. `strict`: fail instead of noting what the
-    pipeline cannot honour.
+    pipeline cannot honour. `progress`: send a Stepped after each step; nobody may be listening.
     """
 
     id: int
@@ -47,6 +47,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     strength: float | None = None
     image: bytes | None = None
     strict: bool = False
+    progress: bool = False
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):

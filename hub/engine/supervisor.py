@@ -80,7 +80,7 @@ class Engine:
         return len(self._waiting)
 
     async def generate(self, request: Generate, on_progress: OnProgress | None = None) -> Finished:
-        """Runs a request (its `id` is given here). Cancelling the call cancels the work within one forward.
+        """Runs a request (its `id` and `progress` are set here). Cancelling the call cancels the work within one forward.
 
         Raises QueueFull, InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when
         the worker dies under it or cannot start.
@@ -88,7 +88,7 @@ class Engine:
         if len(self._waiting) >= self._settings.max_queue:
             raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
         self._next_id += 1
-        request = msgspec.structs.replace(request, id=self._next_id)
+        request = msgspec.structs.replace(request, id=self._next_id, progress=on_progress is not None)
         waiting = _Waiting(asyncio.get_running_loop().create_future(), on_progress)
         self._waiting[request.id] = waiting
         try:

@@ -153,7 +153,8 @@ class Worker:
 
     def _on_step(self, number: int, done: int, total: int) -> None:
         job, index = self._pictures[number]
-        self.send(Stepped(job.request.id, *job.stepped(index, done, total)))
+        if job.request.progress:
+            self.send(Stepped(job.request.id, *job.stepped(index, done, total)))
 
     def _on_done(self, number: int, outcome: Any) -> None:
         job, index = self._pictures.pop(number)

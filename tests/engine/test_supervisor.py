@@ -262,19 +262,21 @@ def test_a_worker_whose_hub_was_killed_ends_in_the_middle_of_its_work(tmp_path: 
     import sys
 
     script = f"""
-import asyncio, pathlib
+import asyncio
+from pathlib import Path
 from hub.hub import open_hub
 from hub.settings import Settings
 from hub.types import ImageRequest, Size
 
 async def main():
-    settings = Settings(cache_dir=pathlib.Path({str(settings.cache_dir)!r}), models_dir=pathlib.Path({str(settings.models_dir)!r}))
+    settings = Settings(cache_dir=Path({str(settings.cache_dir)!r}), models_dir=Path({str(settings.models_dir)!r}))
     async with open_hub(settings) as hub:
         said = []
         def on_progress(progress):
             if not said:
                 said.append(print(hub.engine.worker_pid, flush=True))
-        await hub.generate("small", ImageRequest(prompt="a", size=Size(64, 64), num_inference_steps={LONG}), on_progress)
+        wish = ImageRequest(prompt="a", size=Size(64, 64), num_inference_steps={LONG})
+        await hub.generate("small", wish, on_progress)
 
 asyncio.run(main())
 """

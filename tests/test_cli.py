@@ -1,0 +1,101 @@
+"""The command line as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hub.keys import hash_key
+
+
+def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HUB_")}
+    return subprocess.run(
+        [sys.executable, "-m", "hub", *arguments],
+        cwd=cwd,
+        env={**environment, "HUB_CACHE_DIR": str(cwd / "cache"), **environ},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.mark.parametrize("command", [(), ("serve",), ("generate",), ("models", "list"), ("keys", "new")])
+def test_every_command_has_help(tmp_path: Path, command: tuple[str, ...]) -> None:
+    result = hub(*command, "--help", cwd=tmp_path)
+    assert result.returncode == 0
+    assert "Usage:" in result.stdout
+
+
+def test_generate_writes_pictures_and_says_their_seeds(tmp_path: Path) -> None:
+    arguments = ("generate", "a red circle", "--size", "96x64", "-n", "2", "--seed", "5", "--steps", "1", "-o", "x.png")
+    result = hub(*arguments, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "x-1.png (seed 5)" in result.stdout
+    assert "x-2.png (seed 6)" in result.stdout
+    assert "Warning: size:" in result.stderr
+    with Image.open(tmp_path / "x-2.png") as drawn:
+        assert drawn.size == (96, 64)
+
+
+def test_generate_tells_errors_plainly(tmp_path: Path) -> None:
+    result = hub("generate", "a", "-m", "nope", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "'nope' does not exist" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert hub("generate", "a", "--size", "big", cwd=tmp_path).returncode == 2
+
+
+def test_serve_refuses_a_public_address_without_a_key(tmp_path: Path) -> None:
+    result = hub("serve", "--host", "0.0.0.0", cwd=tmp_path)
+    assert result.returncode == 1
+    assert "no API key is set" in result.stderr
+    assert "hub keys new" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", "prot"),
+        ('port = "8000"', "port"),
+        ("port = 70000", "port"),
+        ('device = "tpu"', "device"),
+        ("[api_keys]\nalice = ''", "api_keys.alice"),
+        ('public_url = "ftp://x"', "public_url"),
+        ('[aliases]\n"dall-e-3" = "nope"', "aliases.dall-e-3"),
+        ('models_dir = "/nowhere/at/all"', "models_dir"),
+        ("port = [", "hub.toml"),
+    ],
+)
+def test_a_wrong_setting_stops_the_start_and_is_named(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "hub.toml").write_text(text)
+    result = hub("serve", "--port", "0", cwd=tmp_path)
+    assert result.returncode == 1
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_bad_manifest_stops_the_start_and_names_file_and_field(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "mine.toml").write_text('id = "mine"\nnmae = "x"')
+    result = hub("serve", "--port", "0", cwd=tmp_path, HUB_MODELS_DIR=str(tmp_path / "m"))
+    assert result.returncode == 1
+    assert "mine.toml" in result.stderr
+    assert "nmae" in result.stderr
+
+
+def test_models_list_shows_models_and_aliases(tmp_path: Path) -> None:
+    result = hub("models", "list", cwd=tmp_path)
+    assert result.stdout.startswith("builtin  ")
+    assert "dall-e-3" in result.stdout
+
+
+def test_a_new_key_is_shown_once_with_the_hash_that_settings_take(tmp_path: Path) -> None:
+    lines = hub("keys", "new", "alice", cwd=tmp_path).stdout
+    key = next(word for word in lines.split() if word.startswith("sk-"))
+    assert f'alice = "{hash_key(key)}"' in lines

@@ -1,0 +1,76 @@
+"""Documentation that code can check: every setting, error code, manifest field and command is explained."""
+
+from __future__ import annotations
+
+import re
+
+import click
+import msgspec
+import pytest
+
+import hub.errors
+from hub.cli import main
+from hub.registry import DefaultsSection, ModelManifest, SizeSection
+from hub.settings import Settings
+from tests.conftest import ROOT
+
+
+def words(document: str) -> str:
+    return (ROOT / document).read_text()
+
+
+@pytest.mark.parametrize("field", [info.encode_name for info in msgspec.structs.fields(Settings)])
+def test_every_setting_has_a_row(field: str) -> None:
+    assert f"\n| `{field}` |" in words("docs/settings.md")
+
+
+def test_every_row_of_the_settings_is_a_setting() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", words("docs/settings.md"), re.MULTILINE)
+    assert set(rows) == {info.encode_name for info in msgspec.structs.fields(Settings)}
+
+
+def codes_in_source() -> set[str]:
+    found = {cls.code for cls in vars(hub.errors).values() if isinstance(cls, type) and hasattr(cls, "code")}
+    for source in (ROOT / "hub").rglob("*.py"):
+        text = source.read_text()
+        found |= set(re.findall(r'code="(\w+)"', text))
+        if source.name == "wire.py":
+            found |= set(re.findall(r'\d{3}: \("(\w+)"', text))
+    return found
+
+
+def test_every_error_code_has_a_row_and_every_row_a_code() -> None:
+    cells = re.findall(r"^\| \d{3} \| ([^|]*) \|", words("docs/errors.md"), re.MULTILINE)
+    documented = {code for cell in cells for code in re.findall(r"`(\w+)`", cell)}
+    assert documented == codes_in_source()
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        *(info.encode_name for info in msgspec.structs.fields(ModelManifest) if info.name not in ("size", "defaults")),
+        *(f"size.{info.encode_name}" for info in msgspec.structs.fields(SizeSection)),
+        *(f"defaults.{info.encode_name}" for info in msgspec.structs.fields(DefaultsSection)),
+    ],
+)
+def test_every_field_of_a_manifest_is_explained(field: str) -> None:
+    assert f"`{field}`" in words("docs/models.md")
+
+
+def commands(group: click.Group, prefix: str) -> list[str]:
+    found = []
+    for name, command in group.commands.items():
+        inner = isinstance(command, click.Group)
+        found += commands(command, f"{prefix} {name}") if inner else [f"{prefix} {name}"]
+    return found
+
+
+@pytest.mark.parametrize("command", commands(main, "hub"))
+def test_every_command_stands_in_the_readme_or_the_changelog(command: str) -> None:
+    assert command in words("README.md") + words("CHANGELOG.md")
+
+
+@pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])
+def test_links_between_documents_lead_somewhere(document: str) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", words(document)):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
