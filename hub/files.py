@@ -27,6 +27,7 @@ from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound,
 log = logging.getLogger(__name__)
 
 NAME = re.compile(r"[0-9a-f]{32}-(?P<expires>[0-9]{1,12})\.png")
+PART = re.compile(r"[0-9a-f]{32}-[0-9]{1,12}\.tmp")
 SWEEP_INTERVAL = 60.0
 ORPHAN_AGE = 600.0
 
@@ -106,9 +107,11 @@ class Files:
             try:
                 if match:
                     over = now >= int(match["expires"])
+                elif PART.fullmatch(entry.name):
+                    over = now - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_AGE
                 else:
-                    over = entry.name.endswith(".tmp") and now - entry.stat().st_mtime > ORPHAN_AGE
-                if over:
+                    over = False
+                if over and not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
                     gone += 1
             except FileNotFoundError:

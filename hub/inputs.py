@@ -87,7 +87,7 @@ class InputImages:
             )
         try:
             addresses = await self._resolve(host, port)
-        except OSError:
+        except (OSError, UnicodeError):  # UnicodeError: no host name, such as one with an empty label
             addresses = []
         if not addresses:
             raise _bad(param, "names a host that cannot be found.", code="image_fetch_failed")
@@ -139,7 +139,7 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-        if ip in ipaddress.ip_network("64:ff9b:1::/48"):
+        if ip in ipaddress.ip_network("64:ff9b:1::/48") or ip.is_site_local:
             return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 

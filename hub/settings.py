@@ -26,6 +26,7 @@ CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "models" / "builtin.toml").is_fil
 
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 
@@ -104,9 +105,10 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
 
 def _origin(url: str) -> str:
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path not in ("", "/") or parts.query:
+    beyond = parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None
+    if parts.scheme not in ("http", "https") or not parts.hostname or beyond or not _HOST.fullmatch(parts.netloc):
         raise ValueError("public_url: give an origin such as https://images.example.org, without a path")
-    return f"{parts.scheme}://{parts.netloc}"
+    return f"{parts.scheme}://{parts.netloc.lower()}"
 
 
 def _user_models() -> Path | None:
@@ -134,7 +136,7 @@ def find_config(explicit: Path | None, environ: Mapping[str, str]) -> Path | Non
 def _to_path(kind: type[Any], value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise NotImplementedError(f"expected {kind.__name__}")
+    raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class Engine:
         return len(self._waiting)
 
     async def generate(self, request: Generate, on_progress: OnProgress | None = None) -> Finished:
-        """Runs a request (its `id` and `progress` are set here). Cancelling the call cancels the work within one forward.
+        """Runs a request; its `id` and `progress` are set here. Cancelling the call stops the work within a forward.
 
         Raises QueueFull, InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when
         the worker dies under it or cannot start.

@@ -41,12 +41,9 @@ def nearest_shape(asked: Size, shapes: NativeShapes) -> Size:
         width, height = shape
         return 2 * abs(math.log(width / height) - aspect) + abs(math.log(width * height) - area)
 
-    # For each width only the heights next to the wanted aspect ratio and next to the native area can win.
-    candidates = {
-        (width, _nearest(height, sides))
-        for width in sides
-        for height in (width / math.exp(aspect), math.exp(area) / width)
-    }
+    # For each width the distance falls towards the height of the wanted aspect ratio (its weight is the larger one)
+    # and rises beyond it: only the two heights about it can win.
+    candidates = {(width, height) for width in sides for height in _around(width / math.exp(aspect), sides)}
     return Size(*min(candidates, key=distance))
 
 
@@ -54,6 +51,7 @@ def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def _nearest(value: float, sides: range) -> int:
-    index = round((value - sides.start) / sides.step)
-    return sides[max(0, min(index, len(sides) - 1))]
+def _around(value: float, sides: range) -> tuple[int, int]:
+    below = math.floor((value - sides.start) / sides.step)
+    last = len(sides) - 1
+    return sides[max(0, min(below, last))], sides[max(0, min(below + 1, last))]

@@ -40,6 +40,7 @@ class LocalProvider:
         self, manifest: ModelManifest, request: ImageRequest, on_progress: OnProgress | None = None
     ) -> ImageResult:
         """See `Provider`."""
+        check_task(manifest, request)
         source = await asyncio.to_thread(decode_image, request.images[0]) if request.images else None
         output = plan_output(manifest, request, source)
         native = nearest_shape(output, manifest.size.shapes)
@@ -72,6 +73,16 @@ class LocalProvider:
 
 def _raw(source: Image.Image, native: Size) -> bytes:
     return fit(source, native).tobytes()
+
+
+def check_task(manifest: ModelManifest, request: ImageRequest) -> None:
+    """Raises InvalidRequest for a task that the manifest does not offer, even where the pipeline could do it."""
+    if request.images and "image-to-image" not in manifest.tasks:
+        words = f"image: {manifest.id} cannot edit pictures."
+        raise InvalidRequest(words, param="image", code="unsupported_value")
+    if not request.images and "text-to-image" not in manifest.tasks:
+        words = f"image: {manifest.id} only edits pictures; give it one."
+        raise InvalidRequest(words, param="image", code="unsupported_value")
 
 
 def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Image | None) -> Size:

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 import openai
+import psutil
 import pytest
 
 from tests.api.conftest import Answer, call, generate
@@ -202,6 +203,8 @@ def test_every_route_but_the_public_ones_wants_a_key(keyed_server: Server) -> No
 def test_keys_are_in_no_answer_no_log_and_not_in_the_workers_environment(keyed_server: Server) -> None:
     call(f"{keyed_server.url}/v1/images/generations", b"{", authorization="Bearer sk-alice-1234567890")
     assert "sk-alice" not in keyed_server.log.read_text()
+    for child in psutil.Process(keyed_server.process.pid).children(recursive=True):
+        assert "sk-alice" not in str(child.environ())
 
 
 def test_an_open_hub_refuses_foreign_hosts_and_foreign_pages(server: Server) -> None:

@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import asyncio
+import io
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hub.engine.protocol import EngineModel, Finished, Generate, Notice
+from hub.engine.supervisor import Engine
+from hub.errors import InvalidRequest
+from hub.providers.local import (
+    MAX_REQUEST_PIXELS,
+    LocalProvider,
+    plan_guidance,
+    plan_output,
+    plan_prompt,
+    plan_seeds,
+    plan_steps,
+    quality_notices,
+    size_notices,
+    source_notices,
+    unused_notices,
+)
+from hub.registry import DefaultsSection, ModelManifest, SizeSection
+from hub.types import MAX_SEED, ImageRequest, ImageResult, OnProgress, Progress, Size
+
+
+def manifest(**changes: Any) -> ModelManifest:
+    return ModelManifest(
+        **{
+            "id": "small",
+            "name": "Small",
+            "description": "",
+            "license": "",
+            "path": "/weights/small",
+            "tasks": ["text-to-image", "image-to-image"],
+            "dtype": "bfloat16",
+            "size": SizeSection(native="64x64", multiple=8, min=32, max=128, max_output=2048),
+            "defaults": DefaultsSection(num_inference_steps=7, guidance_scale=5.0, strength=0.6, size="96x64"),
+            "max_inference_steps": 50,
+            "quality": {"low": 3, "medium": 6, "high": 12},
+            "style": {"vivid": "bright colours"},
+            **changes,
+        }
+    )
+
+
+SMALL = manifest()
+PLAIN = manifest(quality={}, style={})
+
+
+def request(**changes: Any) -> ImageRequest:
+    return ImageRequest(**{"prompt": "a cat", **changes})
+
+
+def picture(width: int = 64, height: int = 64, mode: str = "RGB", colour: Any = (255, 0, 0)) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (width, height), colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class FakeEngine:
+    """Keeps what it is asked for and answers with one picture per seed."""
+
+    def __init__(self, *notices: Notice) -> None:
+        self.asked: list[Generate] = []
+        self.notices = list(notices)
+
+    async def generate(self, job: Generate, on_progress: OnProgress | None = None) -> Finished:
+        self.asked.append(job)
+        if on_progress:
+            on_progress(Progress(step=1, steps=2))
+        return Finished(1, [b"png%d" % seed for seed in job.seeds], self.notices)
+
+
+def run(wish: ImageRequest, model: ModelManifest = SMALL, *notices: Notice) -> tuple[Generate, ImageResult]:
+    engine = FakeEngine(*notices)
+    result = asyncio.run(LocalProvider(cast(Engine, engine)).generate(model, wish))
+    (job,) = engine.asked
+    return job, result
+
+
+def refused(wish: ImageRequest, model: ModelManifest = SMALL) -> InvalidRequest:
+    """The error; the engine is not asked."""
+    engine = FakeEngine()
+    with pytest.raises(InvalidRequest) as caught:
+        asyncio.run(LocalProvider(cast(Engine, engine)).generate(model, wish))
+    assert engine.asked == []
+    return caught.value
+
+
+def test_a_bare_request_gets_all_of_the_manifests_defaults() -> None:
+    job, result = run(request(seed=5))
+    assert job == Generate(
+        id=0,
+        model=EngineModel("small", "/weights/small", "bfloat16"),
+        task="text-to-image",
+        prompt="a cat",
+        seeds=[5],
+        native=Size(96, 64),
+        output=Size(96, 64),
+        num_inference_steps=7,
+        guidance_scale=5.0,
+    )
+    assert result == ImageResult(images=(b"png5",), seed=5)
+
+
+def test_everything_that_is_asked_for_reaches_the_engine() -> None:
+    wish = request(
+        n=3,
+        size=Size(640, 640),
+        images=(picture(),),
+        style="vivid",
+        seed=10,
+        num_inference_steps=20,
+        guidance_scale=2.5,
+        negative_prompt="dogs",
+        strength=0.25,
+    )
+    job, result = run(wish)
+    assert job == Generate(
+        id=0,
+        model=EngineModel("small", "/weights/small", "bfloat16"),
+        task="image-to-image",
+        prompt="a cat, bright colours",
+        seeds=[10, 11, 12],
+        native=Size(64, 64),
+        output=Size(640, 640),
+        num_inference_steps=20,
+        guidance_scale=2.5,
+        negative_prompt="dogs",
+        strength=0.25,
+        image=bytes((255, 0, 0)) * 64 * 64,
+    )
+    assert result.images == (b"png10", b"png11", b"png12")
+    assert result.warnings == ("size: small drew 64x64; the picture was resampled from that to 640x640",)
+
+
+def test_progress_reaches_the_caller() -> None:
+    seen: list[Progress] = []
+    asyncio.run(LocalProvider(cast(Engine, FakeEngine())).generate(SMALL, request(), seen.append))
+    assert seen == [Progress(step=1, steps=2)]
+
+
+def test_what_the_engine_could_not_honour_comes_after_what_the_plan_could_not() -> None:
+    wish = request(size=Size(1000, 1000))
+    _, result = run(wish, SMALL, Notice("prompt", "too long"))
+    assert [warning.partition(":")[0] for warning in result.warnings] == ["size", "prompt"]
+
+
+def test_an_edit_without_strength_gets_the_manifests_and_a_drawing_none_at_all() -> None:
+    assert run(request(images=(picture(),)))[0].strength == 0.6
+    assert run(request(strength=0.3))[0].strength is None
+
+
+def test_the_source_is_cropped_to_the_native_shape_as_raw_rgb() -> None:
+    source = np.zeros((100, 300, 3), np.uint8)
+    source[:, 100:200] = (0, 0, 255)
+    buffer = io.BytesIO()
+    Image.fromarray(source).save(buffer, "PNG")
+    job, _ = run(request(images=(buffer.getvalue(),), size=Size(64, 64)))
+    assert job.image is not None
+    middle = np.frombuffer(job.image, np.uint8).reshape(64, 64, 3)[8:56, 8:56]
+    assert np.array_equal(middle, np.full((48, 48, 3), (0, 0, 255)))
+
+
+def test_a_model_is_only_asked_for_the_tasks_of_its_manifest() -> None:
+    draws, edits = manifest(tasks=["text-to-image"]), manifest(tasks=["image-to-image"])
+    assert run(request(), draws)[0].task == "text-to-image"
+    assert run(request(images=(picture(),)), edits)[0].task == "image-to-image"
+    for wish, model in ((request(images=(picture(),)), draws), (request(), edits)):
+        error = refused(wish, model)
+        assert (error.param, error.code) == ("image", "unsupported_value")
+
+
+def test_a_source_that_is_no_picture_is_refused_before_the_engine_is_asked() -> None:
+    assert refused(request(images=(b"GIF89a",))).param == "image"
+
+
+@pytest.mark.parametrize(
+    ("wish", "param"),
+    [
+        ({"size": Size(1000, 1000)}, "size"),
+        ({"style": "natural"}, "style"),
+        ({"quality": "high", "num_inference_steps": 4}, "quality"),
+        ({"strength": 0.5}, "strength"),
+        ({"negative_prompt": "dogs", "guidance_scale": 1.0}, "negative_prompt"),
+        ({"images": (picture(), picture())}, "image"),
+        ({"images": (picture(mode="RGBA", colour=(0, 0, 0, 0)),)}, "image"),
+        ({"images": (picture(128, 64),), "size": Size(64, 64)}, "image"),
+    ],
+)
+def test_what_is_a_warning_is_an_error_where_the_request_is_strict(wish: dict[str, Any], param: str) -> None:
+    _, result = run(request(**wish))
+    assert len(result.warnings) == 1
+    assert result.warnings[0].startswith(f"{param}: ")
+    error = refused(request(**wish, strict=True))
+    assert (error.param, error.code) == (param, "unsupported_value")
+    assert error.message == f"strict: {result.warnings[0]}."
+
+
+def test_a_strict_request_that_can_be_honoured_is_done_and_tells_the_engine_to_be_strict_too() -> None:
+    assert run(request(strict=True))[0].strict
+    assert not run(request())[0].strict
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [Size(16, 16), Size(2048, 2048), Size(16, 2048), Size(333, 77)])
+def test_a_size_within_the_limits_is_the_size_of_the_answer(size: Size) -> None:
+    assert plan_output(SMALL, request(size=size), None) == size
+    assert plan_output(SMALL, request(size=size), Image.new("RGB", (99, 99))) == size
+
+
+@pytest.mark.parametrize("size", [Size(15, 64), Size(64, 15), Size(2049, 64), Size(64, 2049), Size(99_999, 99_999)])
+def test_a_size_beyond_the_limits_is_refused_with_the_limits(size: Size) -> None:
+    error = refused(request(size=size))
+    assert error.param == "size"
+    assert "16 to 2048" in error.message
+
+
+@pytest.mark.parametrize(
+    ("source", "output"),
+    [
+        ((100, 50), Size(100, 50)),
+        ((2048, 2048), Size(2048, 2048)),
+        ((4096, 2048), Size(2048, 1024)),
+        ((3000, 4000), Size(1536, 2048)),
+        ((2, 2), Size(16, 16)),
+        ((16_384, 2), Size(2048, 16)),
+    ],
+)
+def test_an_edit_without_size_is_as_large_as_its_source_within_the_limits(
+    source: tuple[int, int], output: Size
+) -> None:
+    assert plan_output(SMALL, request(), Image.new("1", source)) == output
+
+
+def test_the_pixels_of_all_pictures_together_have_a_limit() -> None:
+    at_most = MAX_REQUEST_PIXELS // (2048 * 2048)
+    plan_output(SMALL, request(size=Size(2048, 2048), n=at_most), None)
+    error = refused(request(size=Size(2048, 2048), n=at_most + 1))
+    assert error.param == "size"
+    assert "64 million" in error.message
+
+
+# Steps, strength and guidance
+
+
+@pytest.mark.parametrize(
+    ("quality", "steps"),
+    [
+        (None, 7),
+        ("low", 3),
+        ("medium", 6),
+        ("auto", 6),
+        ("standard", 6),
+        ("high", 12),
+        ("hd", 12),
+        ("xhigh", 12),
+        ("max", 12),
+    ],
+)
+def test_quality_chooses_the_manifests_steps(quality: Any, steps: int) -> None:
+    assert run(request(quality=quality))[0].num_inference_steps == steps
+    assert quality_notices(SMALL, request(quality=quality)) == []
+
+
+@pytest.mark.parametrize("quality", ["low", "medium", "standard", "hd", "max"])
+def test_a_quality_that_the_manifest_does_not_have_changes_nothing_and_is_told(quality: Any) -> None:
+    wish = request(quality=quality)
+    assert plan_steps(PLAIN, wish)[0] == 7
+    assert str(*quality_notices(PLAIN, wish)) == f"quality: small has no quality '{quality}'; it was not used"
+
+
+def test_auto_quality_is_never_a_notice() -> None:
+    assert quality_notices(PLAIN, request(quality="auto")) == []
+    assert quality_notices(SMALL, request(quality="auto", num_inference_steps=3)) == []
+
+
+def test_steps_asked_for_win_over_quality_up_to_the_manifests_limit() -> None:
+    assert plan_steps(SMALL, request(quality="low", num_inference_steps=50))[0] == 50
+    error = refused(request(num_inference_steps=51))
+    assert error.param == "num_inference_steps"
+    assert "at most 50" in error.message
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(10, 0.09), (1, 0.99), (3, 0.33), (7, 0.1)])
+def test_an_edit_that_would_not_get_a_single_step_is_refused(steps: int, strength: float) -> None:
+    error = refused(request(images=(picture(),), num_inference_steps=steps, strength=strength))
+    assert error.param == "strength"
+    assert plan_steps(SMALL, request(num_inference_steps=steps, strength=strength)) == (steps, strength)
+
+
+@pytest.mark.parametrize(("steps", "strength"), [(10, 0.1), (1, 1.0), (3, 0.34), (2, 0.5)])
+def test_an_edit_with_one_step_is_done(steps: int, strength: float) -> None:
+    job, _ = run(request(images=(picture(),), num_inference_steps=steps, strength=strength))
+    assert (job.num_inference_steps, job.strength) == (steps, strength)
+
+
+def test_guidance_zero_is_not_taken_for_absent() -> None:
+    assert plan_guidance(SMALL, request(guidance_scale=0.0)) == 0.0
+    assert plan_guidance(SMALL, request()) == 5.0
+
+
+@pytest.mark.parametrize(("scale", "used"), [(None, True), (1.01, True), (1.0, False), (0.0, False)])
+def test_a_negative_prompt_without_guidance_is_told(scale: float | None, used: bool) -> None:
+    notices = unused_notices(SMALL, request(negative_prompt="dogs", guidance_scale=scale))
+    assert [notice.param for notice in notices] == ([] if used else ["negative_prompt"])
+    assert unused_notices(SMALL, request(guidance_scale=scale)) == []
+
+
+def test_a_negative_prompt_is_told_where_the_manifest_itself_has_no_guidance() -> None:
+    turbo = manifest(defaults=DefaultsSection(num_inference_steps=1, guidance_scale=0.0))
+    assert [notice.param for notice in unused_notices(turbo, request(negative_prompt="dogs"))] == ["negative_prompt"]
+
+
+# Seeds
+
+
+@given(st.integers(0, MAX_SEED), st.integers(1, 10))
+def test_picture_k_of_a_request_is_the_only_picture_of_one_with_seed_s_plus_k(seed: int, n: int) -> None:
+    seeds = plan_seeds(request(seed=seed, n=n))
+    assert len(set(seeds)) == n
+    for k, each in enumerate(seeds):
+        assert 0 <= each <= MAX_SEED
+        assert each in (seed + k, seed + k - MAX_SEED - 1)
+        assert plan_seeds(request(seed=each)) == [each]
+
+
+def test_without_a_seed_each_request_gets_a_fresh_one_which_the_answer_tells() -> None:
+    jobs = [run(request(n=2)) for _ in range(10)]
+    assert len({job.seeds[0] for job, _ in jobs}) == 10
+    for job, result in jobs:
+        assert job.seeds == [result.seed, result.seed + 1]
+
+
+def test_seed_zero_is_not_taken_for_absent() -> None:
+    assert plan_seeds(request(seed=0, n=2)) == [0, 1]
+
+
+# Style and sources
+
+
+def test_style_adds_the_manifests_words_or_is_told() -> None:
+    assert plan_prompt(SMALL, request()) == ("a cat", [])
+    assert plan_prompt(SMALL, request(style="vivid")) == ("a cat, bright colours", [])
+    prompt, (notice,) = plan_prompt(SMALL, request(style="natural"))
+    assert prompt == "a cat"
+    assert str(notice) == "style: small has no style 'natural'; it was not used"
+
+
+def test_resampling_is_told_and_only_then() -> None:
+    assert size_notices(SMALL, Size(64, 64), Size(64, 64)) == []
+    assert [notice.param for notice in size_notices(SMALL, Size(64, 64), Size(64, 65))] == ["size"]
+
+
+@pytest.mark.parametrize(
+    ("source", "output", "cropped"),
+    [
+        ((64, 64), Size(640, 640), False),
+        ((128, 64), Size(64, 32), False),
+        ((1001, 667), Size(300, 200), False),  # the same shape but for rounding
+        ((4096, 2731), Size(2048, 1366), False),
+        ((128, 64), Size(64, 64), True),
+        ((64, 128), Size(128, 64), True),
+    ],
+)
+def test_a_source_of_another_shape_is_told_and_rounding_is_not(
+    source: tuple[int, int], output: Size, cropped: bool
+) -> None:
+    notices = source_notices(request(images=(picture(),)), Image.new("1", source), output)
+    assert [str(notice) for notice in notices] == (
+        [f"image: it was cropped from {source[0]}x{source[1]} to the shape of {output}"] if cropped else []
+    )
+
+
+def test_further_sources_and_transparency_are_told() -> None:
+    clear = picture(mode="RGBA", colour=(0, 0, 0, 0))
+    notices = source_notices(request(images=(clear, picture(), picture())), Image.new("RGB", (64, 64)), Size(64, 64))
+    assert [notice.message for notice in notices] == [
+        "only the first of 3 images was used",
+        "its transparent parts were filled with white",
+    ]

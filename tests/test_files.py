@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import resource
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
+from hub.files import ORPHAN_AGE, Files
+
+NOON = 1_800_000_000.0
+TTL = 60
+
+
+class Clock:
+    """A clock that goes only when it is set."""
+
+    def __init__(self) -> None:
+        self.time = NOON
+
+    def __call__(self) -> float:
+        return self.time
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def files(tmp_path: Path, clock: Clock) -> Files:
+    return Files(tmp_path, TTL, clock)
+
+
+def save(files: Files, data: bytes = b"picture") -> tuple[str, str]:
+    """Signature and name of a stored file."""
+    _, root, signature, name = asyncio.run(files.save(data)).split("/")
+    assert root == "files"
+    return signature, name
+
+
+def read(files: Files, signature: str, name: str) -> bytes:
+    return asyncio.run(files.read(signature, name))
+
+
+def listing(cache: Path) -> list[str]:
+    return sorted(os.listdir(cache / "files"))
+
+
+def test_what_was_saved_is_read_again_and_only_its_owner_may_read_it_on_disk(files: Files, tmp_path: Path) -> None:
+    data = os.urandom(100_000)
+    signature, name = save(files, data)
+    assert read(files, signature, name) == data
+    assert listing(tmp_path) == [name]
+    assert stat.S_IMODE((tmp_path / "files" / name).stat().st_mode) == 0o600
+
+
+def test_no_two_files_have_one_name_and_no_signature_fits_another_file(files: Files) -> None:
+    links = [save(files) for _ in range(20)]
+    assert len(set(links)) == len({signature for signature, _ in links}) == len({name for _, name in links}) == 20
+    with pytest.raises(FileForbidden):
+        read(files, links[0][0], links[1][1])
+
+
+def replaced(text: str, index: int) -> str:
+    return text[:index] + ("0" if text[index] != "0" else "1") + text[index + 1 :]
+
+
+def test_a_link_with_any_one_character_altered_is_forbidden(files: Files) -> None:
+    signature, name = save(files)
+    assert len(signature.partition(".")[2]) >= 22, "128 bits in base64"
+    for index in range(len(signature)):
+        with pytest.raises(FileForbidden):
+            read(files, replaced(signature, index), name)
+    for index in range(len(name)):
+        with pytest.raises(FileForbidden):
+            read(files, signature, replaced(name, index))
+
+
+FORGERIES: list[Callable[[str, str], tuple[str, str]]] = [
+    lambda signature, name: ("", name),
+    lambda signature, name: (".", name),
+    lambda signature, name: (signature.partition(".")[0], name),
+    lambda signature, name: (signature.partition(".")[0] + ".", name),
+    lambda signature, name: (signature.partition(".")[2], name),
+    lambda signature, name: (signature + "=", name),
+    lambda signature, name: (signature + "A", name),
+    lambda signature, name: (signature + "\n", name),
+    lambda signature, name: (signature[:-1], name),
+    lambda signature, name: (signature.swapcase(), name),
+    lambda signature, name: (signature.replace(".", ".."), name),
+    lambda signature, name: (f"{signature}.{signature}", name),
+    lambda signature, name: (signature, name + "\n"),
+    lambda signature, name: (signature, name + "\0"),
+    lambda signature, name: (signature, "./" + name),
+    lambda signature, name: (signature, "../files/" + name),
+    lambda signature, name: (signature, name.upper()),
+    lambda signature, name: (signature, name.replace(".png", "")),
+    lambda signature, name: (signature, name.replace("-", "-0")),
+    lambda signature, name: (signature, name.translate({ord("1"): "١", ord("8"): "٨"})),
+    lambda signature, name: (signature, "../secret"),
+    lambda signature, name: ("ключ.подпись", name),
+]
+
+
+@pytest.mark.parametrize("forge", FORGERIES)
+def test_a_forged_link_is_forbidden(files: Files, forge: Callable[[str, str], tuple[str, str]]) -> None:
+    signature, name = save(files)
+    forged = forge(signature, name)
+    assert forged != (signature, name)
+    with pytest.raises(FileForbidden) as caught:
+        read(files, *forged)
+    assert caught.value.status == 403
+
+
+NAMES = st.from_regex(r"[0-9a-f]{32}-[0-9]{1,12}\.png", fullmatch=True) | st.text(max_size=80)
+
+
+@given(signature=st.text(max_size=80) | st.from_regex(r"[0-9a-f]{8}\.[\w-]{32}", fullmatch=True), name=NAMES)
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_nothing_made_up_is_ever_answered(files: Files, signature: str, name: str) -> None:
+    with pytest.raises(FileForbidden):
+        read(files, signature, name)
+
+
+def test_a_link_of_another_hub_is_forbidden_even_for_the_same_file(files: Files, tmp_path: Path, clock: Clock) -> None:
+    signature, name = save(files)
+    other = Files(tmp_path / "other", TTL, clock)
+    (tmp_path / "other" / "files" / name).write_bytes(b"theirs")
+    with pytest.raises(FileForbidden):
+        read(other, signature, name)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.25, 0.999])
+def test_a_link_is_good_until_the_very_second_it_ends(files: Files, clock: Clock, fraction: float) -> None:
+    clock.time = NOON + fraction
+    signature, name = save(files)
+    end = int(NOON) + TTL
+    for time, left in ((end - 1, 1), (end - 0.001, 1)):
+        clock.time = time
+        assert read(files, signature, name) == b"picture"
+        assert files.seconds_left(name) == left
+    for time in (end, end + 1):
+        clock.time = time
+        assert files.seconds_left(name) == 0
+        with pytest.raises(FileExpired) as caught:
+            read(files, signature, name)
+        assert caught.value.status == 410
+
+
+def test_an_altered_link_is_forbidden_and_not_expired_when_its_time_is_over(files: Files, clock: Clock) -> None:
+    signature, name = save(files)
+    clock.time += 10 * TTL
+    with pytest.raises(FileForbidden):
+        read(files, replaced(signature, 12), name)
+
+
+def test_links_survive_a_restart_and_a_changed_ttl(files: Files, tmp_path: Path, clock: Clock) -> None:
+    signature, name = save(files)
+    again = Files(tmp_path, 1, clock)
+    assert read(again, signature, name) == b"picture"
+    clock.time += TTL - 1
+    assert read(again, signature, name) == b"picture"
+
+
+def test_a_file_that_is_gone_is_not_found(files: Files, tmp_path: Path) -> None:
+    signature, name = save(files)
+    (tmp_path / "files" / name).unlink()
+    with pytest.raises(NotFound) as caught:
+        read(files, signature, name)
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_a_planted_symbolic_link_is_not_followed(files: Files, tmp_path: Path) -> None:
+    signature, name = save(files)
+    stored = tmp_path / "files" / name
+    stored.unlink()
+    stored.symlink_to(tmp_path / "secret")
+    with pytest.raises(NotFound):
+        read(files, signature, name)
+
+
+def test_the_secret_is_random_private_and_made_once(tmp_path: Path) -> None:
+    Files(tmp_path / "a", TTL)
+    Files(tmp_path / "b", TTL)
+    first = (tmp_path / "a" / "secret").read_bytes()
+    assert len(first) == 32
+    assert first != (tmp_path / "b" / "secret").read_bytes()
+    Files(tmp_path / "a", TTL)
+    assert (tmp_path / "a" / "secret").read_bytes() == first
+    assert sorted(os.listdir(tmp_path / "a")) == ["files", "secret"]
+
+
+def test_the_secret_is_private_from_its_first_moment_and_made_so_where_it_was_not(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        Files(tmp_path, TTL)
+    finally:
+        os.umask(before)
+    secret = tmp_path / "secret"
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    secret.chmod(0o644)
+    Files(tmp_path, TTL)
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+
+
+def test_racing_processes_agree_on_one_secret(tmp_path: Path) -> None:
+    rounds = 40
+    script = f"""
+import sys
+from pathlib import Path
+from hub.files import Files
+sys.stdin.readline()
+for k in range({rounds}):
+    print(Files(Path({str(tmp_path)!r}) / str(k), 60)._secret.hex())
+"""
+    racers = [
+        subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for racer in racers:
+        assert racer.stdin is not None
+        racer.stdin.write("go\n")
+        racer.stdin.flush()
+    first, second = (racer.communicate(timeout=60)[0].split() for racer in racers)
+    assert first == second == [(tmp_path / str(k) / "secret").read_bytes().hex() for k in range(rounds)]
+    assert len(set(first)) == rounds
+    assert all(sorted(os.listdir(tmp_path / str(k))) == ["files", "secret"] for k in range(rounds))
+
+
+@pytest.mark.parametrize("content", [b"", b"short", bytes(33)])
+def test_a_damaged_secret_stops_the_start_and_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        Files(tmp_path, TTL)
+    assert (tmp_path / "secret").read_bytes() == content
+
+
+def test_a_cache_folder_that_cannot_be_made_is_a_configuration_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"cache_dir: .*cannot be used"):
+        Files(tmp_path / "file" / "cache", TTL)
+
+
+def test_the_sweep_takes_what_has_expired_and_nothing_else(files: Files, tmp_path: Path, clock: Clock) -> None:
+    _, old = save(files)
+    clock.time += 1
+    _, young = save(files)
+    clock.time = NOON + TTL
+    assert files.sweep() == 1
+    assert listing(tmp_path) == [young]
+    clock.time += 1
+    assert files.sweep() == 1
+    assert listing(tmp_path) == []
+    assert files.sweep() == 0
+    assert old != young
+
+
+def test_the_sweep_takes_old_left_overs_of_a_crash_but_not_what_is_being_written(
+    files: Files, tmp_path: Path, clock: Clock
+) -> None:
+    folder = tmp_path / "files"
+    ages = {ORPHAN_AGE + 1: True, ORPHAN_AGE - 1: False, 0: False, -100: False}
+    for number, age in enumerate(ages):
+        part = folder / f"{number:032x}-1800000060.tmp"
+        part.write_bytes(b"half")
+        os.utime(part, (NOON - age, NOON - age))
+    assert files.sweep() == 1
+    assert listing(tmp_path) == [f"{number:032x}-1800000060.tmp" for number in (1, 2, 3)]
+
+
+def test_the_sweep_leaves_the_files_of_others_alone(files: Files, tmp_path: Path, clock: Clock) -> None:
+    folder = tmp_path / "files"
+    names = [
+        ".gitkeep",
+        "notes.txt",
+        "notes.tmp",
+        "mine-5.png",
+        f"{'0' * 32}.png",
+        f"{'A' * 32}-5.png",
+        f"{'0' * 31}-5.png",
+    ]
+    for name in names:
+        (folder / name).write_text("mine")
+        os.utime(folder / name, (0, 0))
+    (folder / "backup.tmp").mkdir()
+    os.utime(folder / "backup.tmp", (0, 0))
+    assert files.sweep() == 0
+    assert listing(tmp_path) == sorted([*names, "backup.tmp"])
+
+
+def test_a_folder_that_bears_a_files_name_does_not_stop_the_sweep(files: Files, tmp_path: Path) -> None:
+    folder = tmp_path / "files"
+    (folder / f"{'0' * 32}-5.png").mkdir()
+    for number in range(1, 20):
+        (folder / f"{number:032x}-5.png").write_bytes(b"old")
+    assert files.sweep() == 19
+    assert listing(tmp_path) == [f"{'0' * 32}-5.png"]
+
+
+def test_the_sweep_removes_a_planted_link_and_not_what_it_leads_to(files: Files, tmp_path: Path) -> None:
+    (tmp_path / "files" / f"{'0' * 32}-5.png").symlink_to(tmp_path / "secret")
+    assert files.sweep() == 1
+    assert (tmp_path / "secret").is_file()
+
+
+def test_the_sweeper_sweeps_at_once_and_ends_with_its_context(files: Files, tmp_path: Path, clock: Clock) -> None:
+    save(files)
+    clock.time += TTL
+
+    async def main() -> None:
+        async with asyncio.timeout(20), files.sweeping():
+            while listing(tmp_path):
+                await asyncio.sleep(0)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(main())
+
+
+def test_a_sweep_that_fails_is_tried_again(
+    files: Files, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries: list[int] = []
+
+    def sweep() -> int:
+        tries.append(1)
+        raise PermissionError(errno.EACCES, "no")
+
+    monkeypatch.setattr(files, "sweep", sweep)
+    monkeypatch.setattr("hub.files.SWEEP_INTERVAL", 0)
+
+    async def main() -> None:
+        async with asyncio.timeout(20), files.sweeping():
+            while len(tries) < 3:
+                await asyncio.sleep(0)
+
+    asyncio.run(main())
+    assert "trying again" in caplog.text
+
+
+def test_a_full_disk_is_a_clear_error_without_left_overs_and_smaller_files_still_go(tmp_path: Path) -> None:
+    """RLIMIT_FSIZE makes the kernel refuse the write in the middle of the file (EFBIG)."""
+    script = f"""
+import asyncio, os
+from pathlib import Path
+from hub.errors import StorageFull
+from hub.files import Files
+files = Files(Path({str(tmp_path)!r}), 60)
+try:
+    asyncio.run(files.save(bytes(3_000_000)))
+except StorageFull as error:
+    print(error.status, os.listdir({str(tmp_path / "files")!r}), {str(tmp_path)!r} in error.message)
+_, _, signature, name = asyncio.run(files.save(b"small")).split("/")
+print(asyncio.run(files.read(signature, name)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000)),
+        capture_output=True,
+        text=True,
+    )
+    assert result.stdout.splitlines() == ["507 [] False", "b'small'"], result.stderr
+
+
+@pytest.mark.parametrize("call", ["open", "fsync", "rename"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
+def test_whichever_step_of_a_save_fails_nothing_is_left_behind(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"hub.files.os.{call}", fail)
+        with pytest.raises(OSError if number == errno.EIO else StorageFull):
+            save(files)
+    assert listing(tmp_path) == []
+    assert read(files, *save(files)) == b"picture"
+
+
+def test_a_picture_is_on_the_disk_before_its_name_is_and_the_name_before_the_link(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def spied_fsync(descriptor: int) -> None:
+        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else f"{os.fstat(descriptor).st_size} bytes")
+        fsync(descriptor)
+
+    def spied_rename(source: Path, target: Path) -> None:
+        assert not Path(target).exists()
+        done.append("rename")
+        rename(source, target)
+
+    monkeypatch.setattr("hub.files.os.fsync", spied_fsync)
+    monkeypatch.setattr("hub.files.os.rename", spied_rename)
+    save(files, bytes(1000))
+    assert done == ["1000 bytes", "rename", "folder"]
+
+
+def test_a_save_whose_caller_leaves_stores_the_whole_file_or_none(files: Files, tmp_path: Path) -> None:
+    async def main() -> None:
+        saving = asyncio.ensure_future(files.save(bytes(1_000_000)))
+        await asyncio.sleep(0)
+        saving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await saving
+
+    asyncio.run(main())
+    assert {(tmp_path / "files" / name).stat().st_size for name in listing(tmp_path)} <= {1_000_000}
+    assert not list((tmp_path / "files").glob("*.tmp"))

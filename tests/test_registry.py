@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hub.errors import ConfigurationError, ModelNotFound
+from hub.registry import Registry, open_registry, parse_size, read_manifest
+from hub.settings import Settings
+from hub.types import Size
+from tests.conftest import write_manifest
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """As much of a diffusers folder as the registry looks at."""
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "model_index.json").write_text("{}")
+    return folder
+
+
+def add(folder: Path, weights: Path, model: str, *aliases: str, **changes: str) -> Path:
+    """A manifest `model.toml`; the folder is made where it is not there yet."""
+    write_manifest(folder, weights, id=f'id = "{model}"', aliases=f"aliases = {list(aliases)}", **changes)
+    return (folder / "small.toml").rename(folder / f"{model}.toml")
+
+
+def ids(registry: Registry) -> set[str]:
+    return {model.id for model in registry}
+
+
+def test_the_shipped_manifest_answers_for_openais_names() -> None:
+    registry = open_registry(Settings().models_dirs[:1], {})
+    for name in ("dall-e-2", "dall-e-3", "gpt-image-1"):
+        assert registry.get(name).is_alias
+        assert registry.get(name).manifest.id == "builtin"
+    assert not registry.get("builtin").is_alias
+
+
+def test_a_relative_path_is_relative_to_the_manifest(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    source = add(tmp_path / "models", Path("../weights"), "one")
+    assert read_manifest(source).path == str(weights)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": 'id = "../x"'}, r"\$\.id"),
+        ({"id": 'id = ""'}, r"\$\.id"),
+        ({"id": f'id = "{"x" * 129}"'}, r"\$\.id"),
+        ({"id": r'id = "a\r\nb"'}, r"\$\.id"),
+        ({"id": ""}, "missing required field `id`"),
+        ({"colour": "colour = 1"}, "unknown field `colour`"),
+        ({"tasks": "tasks = []"}, r"\$\.tasks"),
+        ({"tasks": 'tasks = ["text-to-video"]'}, r"\$\.tasks"),
+        ({"provider": 'provider = "openai"'}, r"\$\.provider"),
+        ({"dtype": 'dtype = "int8"'}, r"\$\.dtype"),
+        ({"quality": "quality = { ultra = 5 }"}, r"\$\.quality"),
+        ({"quality": "quality = { low = 0 }"}, r"\$\.quality"),
+        ({"style": 'style = { gothic = "dark" }'}, r"\$\.style"),
+        ({"size": "size = { native = '60x64', multiple = 8, min = 32, max = 128 }"}, r"native must be.*\$\.size"),
+        ({"size": "size = { native = '64x64', multiple = 8, min = 32, max = 56 }"}, r"native must be.*\$\.size"),
+        ({"size": "size = { native = '٦٤x64', multiple = 8, min = 32, max = 128 }"}, r"\$\.size\.native"),
+        ({"defaults": "defaults = { num_inference_steps = 0, guidance_scale = 5.0 }"}, r"num_inference_steps"),
+        ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = nan }"}, r"guidance_scale"),
+        ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = 5.0, strength = 0.0 }"}, r"strength"),
+        ({"name": "name = "}, "line 2"),
+        ({"path": 'path = "nowhere"'}, "path: .*nowhere is not a diffusers folder"),
+    ],
+)
+def test_a_wrong_manifest_stops_the_start_with_file_and_field(
+    tmp_path: Path, weights: Path, change: dict[str, str], words: str
+) -> None:
+    folder = write_manifest(tmp_path / "models", weights, **change)
+    with pytest.raises(ConfigurationError, match=rf"small\.toml: .*{words}"):
+        open_registry([folder], {})
+
+
+def test_a_manifest_that_is_not_text_is_told_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigurationError, match=r"binary\.toml: "):
+        open_registry([tmp_path], {})
+
+
+def test_folders_without_any_manifest_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no model manifest"):
+        open_registry([tmp_path], {})
+    with pytest.raises(ConfigurationError, match=r"models_dir: .*absent is not a folder"):
+        open_registry([tmp_path / "absent"], {})
+
+
+def test_of_two_manifests_with_one_id_the_later_folders_counts(tmp_path: Path, weights: Path) -> None:
+    add(tmp_path / "shipped", weights, "one", "other")
+    add(tmp_path / "own", weights, "one", name='name = "Mine"')
+    registry = open_registry([tmp_path / "shipped", tmp_path / "own"], {})
+    assert registry.get("one").manifest.name == "Mine"
+    assert registry.get("other").manifest.name == "Mine"
+
+
+def test_an_alias_in_a_later_folder_wins_over_an_earlier_ones(tmp_path: Path, weights: Path) -> None:
+    add(tmp_path / "shipped", weights, "one", "dall-e-3")
+    add(tmp_path / "own", weights, "two", "dall-e-3")
+    registry = open_registry([tmp_path / "shipped", tmp_path / "own"], {})
+    assert registry.get("dall-e-3").manifest.id == "two"
+
+
+def test_two_claims_of_one_alias_in_one_folder_are_an_error_until_the_owner_decides(
+    tmp_path: Path, weights: Path
+) -> None:
+    add(tmp_path / "models", weights, "one", "shared")
+    add(tmp_path / "models", weights, "two", "shared")
+    with pytest.raises(ConfigurationError, match=r"two\.toml: 'shared' is claimed by one\.toml too"):
+        open_registry([tmp_path / "models"], {})
+    for target in ("one", "two"):
+        assert open_registry([tmp_path / "models"], {"shared": target}).get("shared").manifest.id == target
+
+
+def test_an_alias_never_hides_a_models_own_id(tmp_path: Path, weights: Path) -> None:
+    add(tmp_path / "shipped", weights, "one")
+    add(tmp_path / "own", weights, "two", "one")
+    registry = open_registry([tmp_path / "shipped", tmp_path / "own"], {})
+    assert registry.get("one").manifest.id == "one"
+    assert sorted(model.id for model in registry) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("alias", "target", "words"),
+    [
+        ("mine", "absent", "aliases.mine: there is no model 'absent'"),
+        ("mine", "other", "there is no model 'other'"),  # an alias of an alias
+        ("one", "one", "aliases.one: is a model's own id"),
+        ("a b", "one", "is not a possible model id"),
+        ("mine\n", "one", "is not a possible model id"),
+    ],
+)
+def test_an_owners_alias_that_cannot_work_is_an_error(
+    tmp_path: Path, weights: Path, alias: str, target: str, words: str
+) -> None:
+    add(tmp_path / "models", weights, "one", "other")
+    with pytest.raises(ConfigurationError, match=words):
+        open_registry([tmp_path / "models"], {alias: target})
+
+
+def test_every_id_and_alias_is_listed_once(tmp_path: Path, weights: Path) -> None:
+    add(tmp_path / "models", weights, "one", "a", "b")
+    registry = open_registry([tmp_path / "models"], {"b": "one", "c": "one"})
+    assert sorted(model.id for model in registry) == ["a", "b", "c", "one"]
+    assert [model.id for model in registry if not model.is_alias] == ["one"]
+
+
+def test_the_date_of_a_model_is_unix_seconds_in_utc(tmp_path: Path, weights: Path) -> None:
+    source = add(tmp_path / "models", weights, "one", created="created = 1970-01-02")
+    assert read_manifest(source).created_at == 86_400
+
+
+def test_sizes_in_a_manifest_are_width_by_height(tmp_path: Path, weights: Path) -> None:
+    assert parse_size("1024x768") == Size(1024, 768)
+    wide = "size = { native = '96x64', multiple = 32, min = 64, max = 96 }"
+    shapes = read_manifest(add(tmp_path / "models", weights, "one", size=wide)).size.shapes
+    assert shapes.holds(Size(96, 64))
+    assert not shapes.holds(Size(80, 64))
+
+
+def test_an_unknown_model_is_told_the_near_names(tmp_path: Path, weights: Path) -> None:
+    add(tmp_path / "models", weights, "stable-diffusion", "dall-e-3")
+    registry = open_registry([tmp_path / "models"], {})
+    with pytest.raises(ModelNotFound, match=r"'DALL-E-33' does not exist. Near names: dall-e-3\.") as caught:
+        registry.get("DALL-E-33")
+    assert (caught.value.status, caught.value.param) == (404, "model")
+    with pytest.raises(ModelNotFound, match="Near names: stable-diffusion"):
+        registry.get("zzzz")
+
+
+@pytest.fixture(scope="module")
+def shipped() -> Registry:
+    return open_registry(Settings().models_dirs[:1], {})
+
+
+@given(st.text(max_size=200) | st.sampled_from(["../builtin", "builtin/", "/etc/passwd", "builtin\r\nX: y", "Builtin"]))
+def test_whatever_is_asked_for_finds_a_listed_id_or_is_answered_in_short_printable_words(
+    shipped: Registry, model: str
+) -> None:
+    if model in ids(shipped):
+        return
+    with pytest.raises(ModelNotFound) as caught:
+        shipped.get(model)
+    assert caught.value.message.isascii()
+    assert caught.value.message.isprintable()
+    assert len(caught.value.message) < 300

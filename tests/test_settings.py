@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hub.errors import ConfigurationError
+from hub.keys import hash_key
+from hub.settings import CHECKOUT, Settings, find_config, load_settings
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No hub.toml of the developer's takes part."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+
+
+def write(text: str, name: str = "hub.toml") -> Path:
+    Path(name).write_text(text)
+    return Path(name)
+
+
+def test_flags_win_over_variables_and_variables_over_the_file() -> None:
+    write('port = 1\nfile_ttl = 10\nlog_level = "debug"\n')
+    settings = load_settings(environ={"HUB_PORT": "2", "HUB_FILE_TTL": "20"}, port=3, host=None)
+    assert (settings.port, settings.file_ttl, settings.log_level) == (3, 20, "debug")
+    assert settings.host == "127.0.0.1"
+
+
+def test_port_zero_as_a_flag_counts_as_given() -> None:
+    assert load_settings(environ={"HUB_PORT": "8123"}, port=0).port == 0
+
+
+def test_an_empty_variable_counts_as_absent() -> None:
+    assert load_settings(environ={"HUB_PORT": "", "HUB_PUBLIC_URL": ""}) == load_settings(environ={})
+
+
+def test_the_settings_file_is_the_named_one_then_the_variables_then_here_then_the_users(tmp_path: Path) -> None:
+    usual = tmp_path / "config" / "hub" / "hub.toml"
+    assert find_config(None, {}) is None
+    usual.parent.mkdir(parents=True)
+    usual.write_text("port = 4\n")
+    assert load_settings(environ={}).port == 4
+    write("port = 3\n")
+    assert load_settings(environ={}).port == 3
+    write("port = 2\n", "variable.toml")
+    assert load_settings(environ={"HUB_CONFIG": "variable.toml"}).port == 2
+    write("port = 1\n", "named.toml")
+    assert load_settings(Path("named.toml"), {"HUB_CONFIG": "variable.toml"}).port == 1
+
+
+@pytest.mark.parametrize("environ", [{}, {"HUB_CONFIG": "absent.toml"}])
+def test_a_named_settings_file_that_is_missing_is_an_error_and_not_skipped(environ: dict[str, str]) -> None:
+    write("port = 3\n")
+    with pytest.raises(ConfigurationError, match=r"absent\.toml: no such settings file"):
+        load_settings(None if environ else Path("absent.toml"), environ)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 8000", "unknown field `prot`"),
+        ('port = "8000"', r"Expected `int`, got `str` - at `\$\.port`"),
+        ("port = 65536", r"`int` <= 65535 - at `\$\.port`"),
+        ("file_ttl = 0", r"`int` >= 1 - at `\$\.file_ttl`"),
+        ('device = "gpu"', r"\$\.device"),
+        ('log_level = "verbose"', r"\$\.log_level"),
+        ('image_hosts = "a"', r"\$\.image_hosts"),
+        ("cache_dir = 3", r"\$\.cache_dir"),
+        ("port = ", "Invalid value"),
+        ('public_url = "images.example.org"', "public_url: give an origin"),
+        ('[api_keys]\nalice = ""', "api_keys.alice: the key is empty"),
+    ],
+)
+def test_a_mistake_in_the_file_is_told_with_file_and_field(text: str, words: str) -> None:
+    write(text)
+    with pytest.raises(ConfigurationError, match=rf"hub\.toml: .*{words}"):
+        load_settings(environ={})
+
+
+@pytest.mark.parametrize("value", ["many", "1.5", "-1", "٨٠", "0x50", "[1]"])
+@pytest.mark.parametrize("name", ["port", "file_ttl"])
+def test_a_mistake_in_a_variable_is_told_with_the_field(name: str, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"HUB_\* .*\$\.{name}"):
+        load_settings(environ={f"HUB_{name.upper()}": value})
+
+
+def test_lists_and_tables_in_variables_are_written_with_commas() -> None:
+    settings = load_settings(
+        environ={
+            "HUB_ALLOWED_HOSTS": "a:8000, b ,,",
+            "HUB_ALIASES": "dall-e-3:mine, gpt-image-1 : mine",
+            "HUB_CACHE_DIR": "somewhere",
+        }
+    )
+    assert settings.allowed_hosts == ["a:8000", "b"]
+    assert settings.aliases == {"dall-e-3": "mine", "gpt-image-1": "mine"}
+    assert settings.cache_dir == Path("somewhere").resolve()
+
+
+def test_a_table_without_colons_is_refused_and_its_secret_is_not_quoted() -> None:
+    with pytest.raises(ConfigurationError, match="HUB_API_KEYS: write it as name:value") as caught:
+        load_settings(environ={"HUB_API_KEYS": "sk-canary"})
+    assert "canary" not in str(caught.value)
+
+
+def test_keys_are_hashed_at_once_and_taken_out_of_the_environment() -> None:
+    write('[api_keys]\nbob = "sk-canary-bob"\n')
+    environ = {"HUB_API_KEYS": f"alice:sk-canary-alice,carol:{hash_key('sk-canary-carol')}"}
+    settings = load_settings(environ=environ)
+    assert environ == {}
+    assert settings.api_keys == {name: hash_key(f"sk-canary-{name}") for name in ("alice", "carol")}
+    assert "canary" not in repr(settings)
+    assert load_settings(environ={}).api_keys == {"bob": hash_key("sk-canary-bob")}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("", "sk-canary"),
+        ("a b", "sk-canary"),
+        ("a\r\nb", "sk-canary"),
+        ("x" * 65, "sk-canary"),
+        ("alice", " sk-canary"),
+        ("alice", "sk-canary\n"),
+        ("alice", "sk-\x00canary"),
+        ("alice", "sha256:canary"),
+        ("alice", "sha256:" + "A" * 64),
+    ],
+)
+def test_a_key_that_could_never_be_presented_is_refused_without_quoting_it(name: str, key: str) -> None:
+    with pytest.raises(ValueError, match="api_keys") as caught:
+        Settings(api_keys={name: key})
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_an_open_hub_may_listen_on_loopback(host: str) -> None:
+    Settings(host=host).check_bind()
+
+
+@pytest.mark.parametrize(
+    "host", ["0.0.0.0", "::", "192.168.1.2", "", "localhost.example", "127.0.0.1.nip.io", "2130706433", "0x7f000001"]
+)
+def test_a_hub_that_others_can_reach_needs_a_key(host: str) -> None:
+    with pytest.raises(ConfigurationError, match="hub keys new"):
+        Settings(host=host).check_bind()
+    Settings(host=host, api_keys={"alice": "sk-1"}).check_bind()
+
+
+@pytest.mark.parametrize(
+    ("url", "origin"),
+    [
+        ("https://images.example.org", "https://images.example.org"),
+        ("https://images.example.org/", "https://images.example.org"),
+        ("HTTP://Images.Example.org:8080", "http://images.example.org:8080"),
+        ("http://[::1]:8000", "http://[::1]:8000"),
+    ],
+)
+def test_a_public_url_becomes_an_origin_in_lower_case(url: str, origin: str) -> None:
+    assert Settings(public_url=url).public_url == origin
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ftp://images.example.org",
+        "https://",
+        "https://images.example.org/hub",
+        "https://images.example.org?x=1",
+        "https://images.example.org/#top",
+        "https://user:password@images.example.org",
+        "https://images.example.org:port",
+        "https://images example.org",
+        'https://images.example.org"onload=',
+        "https://[::1",
+    ],
+)
+def test_a_public_url_that_is_no_origin_is_refused(url: str) -> None:
+    with pytest.raises(ValueError):
+        Settings(public_url=url)
+
+
+def test_folders_are_absolute_with_the_users_home_filled_in(tmp_path: Path) -> None:
+    settings = load_settings(environ={"HUB_CACHE_DIR": "~/cache", "HUB_MODELS_DIR": "models"})
+    assert settings.cache_dir == tmp_path / "home" / "cache"
+    assert settings.models_dirs[-1] == tmp_path / "work" / "models"
+
+
+def test_the_owners_models_come_after_the_shipped_ones_and_never_twice() -> None:
+    assert CHECKOUT is not None
+    shipped = CHECKOUT / "models"
+    assert Settings(models_dir=Path("own")).models_dirs == [shipped, Path("own").resolve()]
+    assert Settings(models_dir=shipped).models_dirs == [shipped] == Settings().models_dirs
