@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -164,5 +165,9 @@ def _write_atomically(path: Path, data: bytes) -> None:
 
 def _read_regular(path: Path) -> bytes:
     """Reads a file but never through a link that somebody planted."""
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a planted FIFO must not block either
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileNotFoundError(path)
+    with open(descriptor, "rb") as file:
         return file.read()

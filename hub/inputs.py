@@ -24,7 +24,7 @@ TIMEOUT = 20.0
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
-_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII)
+_DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _OWN_PATH = re.compile(r"/files/(?P<signature>[\w.-]{1,64})/(?P<name>[\w.-]{1,64})", re.ASCII)
 
 
@@ -40,7 +40,7 @@ class InputImages:
     def __init__(self, files: Files, image_hosts: Sequence[str], resolve: Resolve = resolve) -> None:
         """`image_hosts`: host or host:port, or `*` for every public host. `resolve`: for tests."""
         self._files = files
-        self._hosts = frozenset(host.lower() for host in image_hosts)
+        self._hosts = frozenset(host.lower().replace("[", "").replace("]", "") for host in image_hosts)
         self._resolve = resolve
 
     async def read(self, text: str, own_origins: Sequence[str], param: str = "image") -> bytes:
@@ -86,42 +86,48 @@ class InputImages:
                 code="image_host_not_allowed",
             )
         try:
-            addresses = await self._resolve(host, port)
-        except (OSError, UnicodeError):  # UnicodeError: no host name, such as one with an empty label
-            addresses = []
-        if not addresses:
-            raise _bad(param, "names a host that cannot be found.", code="image_fetch_failed")
-        if not named and not all(is_public(address) for address in addresses):
-            raise _bad(param, "leads into a private network.", code="image_host_not_allowed")
-        try:
             async with asyncio.timeout(TIMEOUT):
-                return await _download(parts, addresses[0], port, param)
-        except (OSError, TimeoutError):
+                addresses = await self._resolve(host, port)
+                if not named and not all(is_public(address) for address in addresses):
+                    raise _bad(param, "leads into a private network.", code="image_host_not_allowed")
+                return await _download(parts, addresses, port, param)
+        except (OSError, UnicodeError, TimeoutError):  # UnicodeError: a name that no resolver takes
             raise _bad(param, "could not be downloaded.", code="image_fetch_failed") from None
 
 
-async def _download(parts: SplitResult, address: str, port: int, param: str) -> bytes:
+async def _download(parts: SplitResult, addresses: Sequence[str], port: int, param: str) -> bytes:
+    """From the first address that takes the connection."""
+    import httpx2
+
+    for address in addresses:
+        try:
+            return await _download_from(address, parts, port, param)
+        except httpx2.ConnectError:
+            continue
+        except httpx2.HTTPError:
+            break
+    raise _bad(param, "could not be downloaded.", code="image_fetch_failed")
+
+
+async def _download_from(address: str, parts: SplitResult, port: int, param: str) -> bytes:
     import httpx2
 
     literal = f"[{address}]" if ":" in address else address
     target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
     headers = {"Host": parts.netloc, "Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
     extensions = {"sni_hostname": parts.hostname}
-    try:
-        async with (
-            httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=TIMEOUT) as client,
-            client.stream("GET", target, headers=headers, extensions=extensions) as answer,
-        ):
-            if answer.status_code != 200:
-                raise _bad(param, f"answered {answer.status_code} instead of a picture.", code="image_fetch_failed")
-            body = bytearray()
-            async for piece in answer.aiter_raw():
-                body += piece
-                if len(body) > MAX_BYTES:
-                    raise _bad(param, f"is larger than {MAX_BYTES >> 20} MB.", code="image_too_large")
-            return bytes(body)
-    except httpx2.HTTPError:
-        raise _bad(param, "could not be downloaded.", code="image_fetch_failed") from None
+    async with (
+        httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=TIMEOUT) as client,
+        client.stream("GET", target, headers=headers, extensions=extensions) as answer,
+    ):
+        if answer.status_code != 200:
+            raise _bad(param, f"answered {answer.status_code} instead of a picture.", code="image_fetch_failed")
+        body = bytearray()
+        async for piece in answer.aiter_raw():
+            body += piece
+            if len(body) > MAX_BYTES:
+                raise _bad(param, f"is larger than {MAX_BYTES >> 20} MB.", code="image_too_large")
+        return bytes(body)
 
 
 def is_public(address: str) -> bool:

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 
 from hub.errors import ConfigurationError, ModelNotFound
 from hub.imaging.geometry import NativeShapes
-from hub.types import Quality, Size, Style, Task
+from hub.types import Size, Style, Task
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
@@ -84,8 +84,15 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     aliases: list[ModelId] = field(default_factory=list)
     max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    quality: dict[Quality, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
+    quality: dict[Literal["low", "medium", "high"], Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        largest = parse_size(self.defaults.size)
+        if max(largest.width, largest.height) > self.size.max_output:
+            raise ValueError("defaults.size is larger than size.max_output")
+        if max(self.defaults.num_inference_steps, *self.quality.values(), 1) > self.max_inference_steps:
+            raise ValueError("max_inference_steps is less than the default or a quality's steps")
 
     @property
     def created_at(self) -> int:

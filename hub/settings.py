@@ -7,6 +7,7 @@ docs/settings.md lists them all; a test holds the two together.
 from __future__ import annotations
 
 import ipaddress
+import logging
 import os
 import re
 import tomllib
@@ -27,6 +28,11 @@ CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "models" / "builtin.toml").is_fil
 _KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+
+log = logging.getLogger(__name__)
+
+NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON"}
+"""Variables for the command line and for scripts/."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 
@@ -66,8 +72,8 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         for name, key in self.api_keys.items():
             if not _KEY_NAME.fullmatch(name):
                 raise ValueError(f"api_keys: {name!r} is not a name (letters, digits, '.', '_', '-')")
-            if not key or key != key.strip() or not key.isprintable():
-                raise ValueError(f"api_keys.{name}: the key is empty or holds blanks")
+            if not key or key != key.strip() or not (key.isprintable() and key.isascii()):
+                raise ValueError(f"api_keys.{name}: the key is empty, or holds blanks or letters that are not ASCII")
             if key.startswith(PREFIX) and not _HASH.fullmatch(key):
                 raise ValueError(f"api_keys.{name}: 'sha256:' must be followed by 64 hexadecimal digits")
         self.api_keys = {name: hash_key(key) for name, key in self.api_keys.items()}
@@ -141,6 +147,11 @@ def _to_path(kind: type[Any], value: Any) -> Any:
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
+    known = {f"HUB_{info.name.upper()}" for info in msgspec.structs.fields(Settings)} | NOT_SETTINGS
+    for name in environ:
+        if name.startswith("HUB_") and name not in known:
+            # Not an error: Kubernetes sets such variables of its own for a service called hub.
+            log.warning("the environment variable %s is not a setting; see docs/settings.md", name)
     for info in msgspec.structs.fields(Settings):
         text = environ.get(f"HUB_{info.name.upper()}")
         if not text:

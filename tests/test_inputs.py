@@ -405,11 +405,11 @@ def test_a_public_host_is_reached_at_the_very_address_that_was_checked(
     """The dialler is replaced: nothing may leave loopback."""
     dialled: list[tuple[str, int]] = []
 
-    async def dial(parts: Any, address: str, port: int, param: str) -> bytes:
+    async def dial(address: str, parts: Any, port: int, param: str) -> bytes:
         dialled.append((address, port))
         return PICTURE
 
-    monkeypatch.setattr("hub.inputs._download", dial)
+    monkeypatch.setattr("hub.inputs._download_from", dial)
     names = Names(["8.8.8.8"], ["127.0.0.1"])
     assert read(files, "https://pictures.test/a.png", ["*"], names) == PICTURE
     assert dialled == [("8.8.8.8", 443)]

@@ -166,6 +166,8 @@ class Engine:
             if connected.done():
                 reader, self._writer = connected.result()
                 await self._serve(reader)
+        except Exception:
+            log.exception("the connection to the engine process failed")
         finally:
             was_ready = self._disconnect()
             server.close()
