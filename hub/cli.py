@@ -62,7 +62,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         app = create_app(settings)
     import uvicorn
 
-    uvicorn.run(
+    server = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -72,16 +72,29 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         server_header=False,
         timeout_graceful_shutdown=10,
     )
+    bound = server.bind_socket()  # before the engine starts: a port in use is told at once
+    port = bound.getsockname()[1]
+    shown = f"[{settings.host}]" if ":" in settings.host else settings.host
+    click.echo(f"Hub {__version__} listens on http://{shown}:{port}   (Ctrl-C ends it)", err=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        uvicorn.Server(server).run(sockets=[bound])
 
 
 @main.command()
 @config_option
 @click.argument("prompt")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), default="image.png", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default="image.png",
+    show_default=True,
+    help="Ends in .png; with -n, a number is added.",
+)
 @click.option("-m", "--model", help="Model id or alias (default: the setting default_model).")
 @click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
 @click.option("--size", default="1024x1024", show_default=True, metavar="WxH")
-@click.option("--seed", type=click.IntRange(min=0))
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1))
 @click.option("--steps", type=click.IntRange(min=1, max=1000), help="Denoising steps.")
 @click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A picture to edit.")
 def generate(
@@ -93,6 +106,10 @@ def generate(
 
     if not SIZE.fullmatch(wish["size"]):
         raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
+    if output.suffix.lower() != ".png":
+        raise click.BadParameter("pictures are PNG files; let the name end in .png", param_hint="--output")
+    if not output.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
     with _told_plainly():
         settings = _settings(config, log_level="warning")
         request = ImageRequest(
@@ -157,8 +174,11 @@ def keys() -> None:
 def new_key_command(name: str) -> None:
     """Make a key called NAME and say how to set it."""
     from hub.keys import hash_key, new_key
+    from hub.settings import KEY_NAME
 
+    if not KEY_NAME.fullmatch(name):
+        raise click.BadParameter("use letters, digits, '.', '_' and '-'", param_hint="NAME")
     key = new_key()
     click.echo(f"Key (shown once, give it to the client): {key}\n")
-    click.echo(f'Add to hub.toml, which keeps only its hash:\n\n[api_keys]\n{name} = "{hash_key(key)}"\n')
+    click.echo(f'Add to hub.toml, which keeps only its hash:\n\n[api_keys]\n"{name}" = "{hash_key(key)}"\n')
     click.echo(f"or start the server with:\n\nHUB_API_KEYS={name}:{key}")

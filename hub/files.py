@@ -103,21 +103,27 @@ class Files:
     def sweep(self) -> int:
         """Deletes expired files and left-over temporary ones; returns how many. Other files are left alone."""
         now, gone = self._now(), 0
-        for entry in os.scandir(self._folder):
-            match = NAME.fullmatch(entry.name)
+        try:
+            entries = list(os.scandir(self._folder))
+        except FileNotFoundError:
+            return 0
+        for entry in entries:
             try:
-                if match:
-                    over = now >= int(match["expires"])
-                elif PART.fullmatch(entry.name):
-                    over = now - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_AGE
-                else:
-                    over = False
-                if over and not entry.is_dir(follow_symlinks=False):
+                if self._is_over(entry, now) and not entry.is_dir(follow_symlinks=False):
                     os.unlink(entry.path)
                     gone += 1
             except FileNotFoundError:
                 continue  # another hub on the same cache was faster
+            except OSError as error:
+                log.warning("an expired file could not be deleted: %s", error.strerror)
         return gone
+
+    @staticmethod
+    def _is_over(entry: os.DirEntry[str], now: float) -> bool:
+        if match := NAME.fullmatch(entry.name):
+            return now >= int(match["expires"])
+        left_over = PART.fullmatch(entry.name) is not None
+        return left_over and now - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_AGE
 
     def _sign(self, name: str) -> str:
         mac = hmac.digest(self._secret, b"GET\n" + name.encode(), "sha256")
@@ -150,7 +156,11 @@ def _write_new(path: Path, data: bytes) -> None:
 def _write_atomically(path: Path, data: bytes) -> None:
     part = path.with_suffix(".tmp")
     try:
-        _write_new(part, data)
+        try:
+            _write_new(part, data)
+        except FileNotFoundError:  # somebody deleted the cache, as its README allows
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_new(part, data)
         os.rename(part, path)
     except OSError:
         with contextlib.suppress(OSError):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 
 from hub.engine.supervisor import Engine
+from hub.errors import ConfigurationError, ModelNotFound, QueueFull
 from hub.files import Files
 from hub.inputs import InputImages
 from hub.keys import Keyring
@@ -16,6 +18,8 @@ from hub.routing import route
 from hub.settings import Settings
 from hub.types import ImageRequest, ImageResult, OnProgress
 
+log = logging.getLogger(__name__)
+
 
 class Hub:
     """Routes requests to providers, over components that live as long as it does."""
@@ -24,15 +28,33 @@ class Hub:
         """Reads and checks everything but starts nothing. Raises ConfigurationError naming file and field."""
         self.settings = settings
         self.registry = open_registry(settings.models_dirs, settings.aliases)
+        try:
+            self.registry.get(settings.default_model)
+        except ModelNotFound as error:
+            raise ConfigurationError(f"default_model: {error.message}") from None
         self.files = Files(settings.cache_dir, settings.file_ttl)
         self.engine = Engine(settings)
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts)
+        self._admitted = 0
         self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine)}
+
+    @contextlib.contextmanager
+    def admission(self) -> Iterator[None]:
+        """A place among the `max_queue` requests that may wait or run; taken before any work. Raises QueueFull."""
+        if self._admitted >= self.settings.max_queue:
+            raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
+        self._admitted += 1
+        try:
+            yield
+        finally:
+            self._admitted -= 1
 
     async def generate(self, model: str, request: ImageRequest, on_progress: OnProgress | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
-        target = route(model, self.registry).targets[0]
+        chosen = route(model, self.registry)
+        target = chosen.targets[0]
+        log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
         return await self._providers[target.provider].generate(target.manifest, request, on_progress)
 
     @contextlib.asynccontextmanager

@@ -18,7 +18,7 @@ from msgspec import Meta, Struct, field
 
 from hub.errors import ConfigurationError, ModelNotFound
 from hub.imaging.geometry import NativeShapes
-from hub.types import Size, Style, Task
+from hub.types import Effort, Size, Style, Task
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
@@ -84,7 +84,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     aliases: list[ModelId] = field(default_factory=list)
     max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    quality: dict[Literal["low", "medium", "high"], Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
+    quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

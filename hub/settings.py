@@ -25,7 +25,7 @@ from hub.keys import PREFIX, hash_key
 PACKAGE = Path(__file__).resolve().parent
 CHECKOUT = PACKAGE.parent if (PACKAGE.parent / "models" / "builtin.toml").is_file() else None
 
-_KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+KEY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
@@ -58,7 +58,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     aliases: dict[str, str] = field(default_factory=dict)
     models_dir: Path | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
-    file_ttl: PositiveInt = 3600
+    file_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 3600
     image_hosts: list[str] = field(default_factory=list)
     max_body_mb: PositiveInt = 64
     max_queue: PositiveInt = 64
@@ -70,7 +70,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         """Hashes the keys at once: their plain text lives nowhere in this object. Refuses what cannot work."""
         for name, key in self.api_keys.items():
-            if not _KEY_NAME.fullmatch(name):
+            if not KEY_NAME.fullmatch(name):
                 raise ValueError(f"api_keys: {name!r} is not a name (letters, digits, '.', '_', '-')")
             if not key or key != key.strip() or not (key.isprintable() and key.isascii()):
                 raise ValueError(f"api_keys.{name}: the key is empty, or holds blanks or letters that are not ASCII")
@@ -79,6 +79,12 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         self.api_keys = {name: hash_key(key) for name, key in self.api_keys.items()}
         if self.public_url is not None:
             self.public_url = _origin(self.public_url)
+        self.allowed_hosts = [host.lower() for host in self.allowed_hosts]
+        self.image_hosts = [host.lower() for host in self.image_hosts]
+        for name, hosts in (("allowed_hosts", self.allowed_hosts), ("image_hosts", self.image_hosts)):
+            for host in hosts:
+                if not _HOST.fullmatch(host) and not (name == "image_hosts" and host == "*"):
+                    raise ValueError(f"{name}: {host!r} is not a host or host:port")
         self.cache_dir = self.cache_dir.expanduser().resolve()
         if self.models_dir is not None:
             self.models_dir = self.models_dir.expanduser().resolve()
@@ -107,6 +113,11 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
                 f"host {self.host} can be reached from other machines, and no API key is set, so anyone could use "
                 "this hub.\nMake a key with `hub keys new NAME` and set it as it says, or listen on 127.0.0.1."
             )
+
+
+def has_port(host: str) -> bool:
+    """Whether a `host` or `host:port` (IPv6 addresses in brackets) names a port."""
+    return ":" in host.rpartition("]")[2]
 
 
 def _origin(url: str) -> str:
@@ -185,6 +196,9 @@ def load_settings(
         try:
             values = tomllib.loads(source.read_text(encoding="utf-8"))
             msgspec.convert(values, Settings, dec_hook=_to_path)  # strictly: "8000" is not a port in a file
+            for name in ("models_dir", "cache_dir"):
+                if name in values:  # relative to the file that says so
+                    values[name] = str(source.resolve().parent / Path(values[name]).expanduser())
         except (OSError, ValueError, msgspec.ValidationError) as error:
             raise ConfigurationError(f"{source}: {error}") from None
     values |= _from_environment(environ)

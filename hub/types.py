@@ -9,6 +9,7 @@ from msgspec import Struct
 
 Task = Literal["text-to-image", "image-to-image"]
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd", "xhigh", "max"]
+Effort = Literal["low", "medium", "high"]
 Style = Literal["vivid", "natural"]
 
 MAX_SEED = 2**63 - 1
@@ -28,7 +29,7 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     """What a caller wants, after the wire was checked and before a model's defaults are filled in.
 
     `images` are the source pictures of an edit, as encoded files (PNG, JPEG or WebP bytes). `size` None means that
-    the model chooses. `seed` None means a fresh random one.
+    the model chooses. `seed` None means a fresh random one. `label` names the request in logs.
     """
 
     prompt: str
@@ -43,6 +44,7 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     negative_prompt: str | None = None
     strength: float | None = None
     strict: bool = False
+    label: str = ""
 
 
 class ImageResult(Struct, frozen=True, kw_only=True):

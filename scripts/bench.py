@@ -245,9 +245,7 @@ def bench_concurrent(rounds: int, requests: int) -> None:
                 time.sleep(0.1)
                 start = time.perf_counter()
                 if name == "at once":
-                    list(
-                        pool.map(lambda pair: ask(pair[0], **pair[1]), zip(connections, wishes, strict=True))
-                    )
+                    list(pool.map(lambda pair: ask(pair[0], **pair[1]), zip(connections, wishes, strict=True)))
                 else:
                     for wish in wishes:
                         ask(connections[0], **wish)
@@ -283,9 +281,7 @@ def bench_startup(rounds: int) -> None:
 
 def main() -> None:
     """Parses the command line and runs what it names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["http", "concurrent", "startup", "all"])
     parser.add_argument("--rounds", type=int, help="pairs to measure (default: 30, 7 and 5)")
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 1024], help="answer sizes for http")

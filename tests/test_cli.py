@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from hub.keys import hash_key
+from tests.conftest import Server, status, wait_for
 
 
 def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -89,6 +90,42 @@ def test_a_bad_manifest_stops_the_start_and_names_file_and_field(tmp_path: Path)
     assert "nmae" in result.stderr
 
 
+def test_serve_on_port_0_says_where_it_listens(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("HUB_")}
+    server = subprocess.Popen(
+        [sys.executable, "-m", "hub", "serve", "--port", "0"],
+        cwd=tmp_path,
+        env={**environment, "HUB_CACHE_DIR": str(tmp_path / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert server.stderr is not None
+    with server.stderr:
+        url = next(word for word in server.stderr.readline().split() if word.startswith("http://"))
+        wait_for(lambda: status(f"{url}/health") == 200)
+        server.terminate()
+        server.stderr.read()
+    server.wait(20)
+
+
+def test_a_port_in_use_is_told_plainly(tmp_path: Path, server: Server) -> None:
+    result = hub("serve", "--port", server.url.rpartition(":")[2], cwd=tmp_path)
+    assert result.returncode == 1
+    assert "in use" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_default_model_stops_the_start(tmp_path: Path) -> None:
+    result = hub("serve", "--port", "0", cwd=tmp_path, HUB_DEFAULT_MODEL="dall-e-9")
+    assert result.returncode == 1
+    assert "default_model" in result.stderr
+
+
+def test_generate_checks_its_output_before_it_works(tmp_path: Path) -> None:
+    assert hub("generate", "a", "-o", "x.jpg", cwd=tmp_path).returncode == 2
+    assert hub("generate", "a", "-o", "nowhere/x.png", cwd=tmp_path).returncode == 2
+
+
 def test_models_list_shows_models_and_aliases(tmp_path: Path) -> None:
     result = hub("models", "list", cwd=tmp_path)
     assert result.stdout.startswith("builtin  ")
@@ -98,4 +135,5 @@ def test_models_list_shows_models_and_aliases(tmp_path: Path) -> None:
 def test_a_new_key_is_shown_once_with_the_hash_that_settings_take(tmp_path: Path) -> None:
     lines = hub("keys", "new", "alice", cwd=tmp_path).stdout
     key = next(word for word in lines.split() if word.startswith("sk-"))
-    assert f'alice = "{hash_key(key)}"' in lines
+    assert f'"alice" = "{hash_key(key)}"' in lines
+    assert hub("keys", "new", "my phone", cwd=tmp_path).returncode == 2

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import stat
 import subprocess
 import sys
@@ -420,3 +421,13 @@ def test_a_save_whose_caller_leaves_stores_the_whole_file_or_none(files: Files, 
     asyncio.run(main())
     assert {(tmp_path / "files" / name).stat().st_size for name in listing(tmp_path)} <= {1_000_000}
     assert not list((tmp_path / "files").glob("*.tmp"))
+
+
+def test_a_deleted_cache_is_made_again_and_an_absent_one_is_swept_in_peace(tmp_path: Path) -> None:
+    """The cache's README says that all of it can be deleted at any time, a running hub's too."""
+    files = Files(tmp_path / "cache", 60)
+    shutil.rmtree(tmp_path / "cache")
+    assert files.sweep() == 0
+    link = asyncio.run(files.save(b"picture"))
+    _, _, signature, name = link.split("/")
+    assert asyncio.run(files.read(signature, name)) == b"picture"

@@ -7,7 +7,7 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from hub.api.wire import own_hosts
+from hub.api.wire import KEY_NAME, own_hosts
 from hub.errors import HostNotAllowed, InvalidApiKey
 from hub.hub import Hub
 
@@ -25,8 +25,10 @@ def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         scheme, _, key = connection.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise InvalidApiKey("Give your API key in the header 'Authorization: Bearer KEY'.")
-        if hub.keys.name_of(key.strip()) is None:
+        name = hub.keys.name_of(key.strip())
+        if name is None:
             raise InvalidApiKey("This API key is not known to this hub.")
+        connection.scope["state"][KEY_NAME] = name
         return
     hosts = own_hosts(connection, hub.settings)  # type: ignore[arg-type]  # reads scope and headers alone
     presented = connection.headers.getall("host", [])

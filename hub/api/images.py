@@ -16,6 +16,7 @@ from hub.api.openapi import json_body
 from hub.api.wire import (
     AnyRequest,
     ErrorResponse,
+    log_label,
     origin_for_links,
     own_origins,
     read_json,
@@ -98,8 +99,8 @@ async def generate(request: AnyRequest) -> Response[bytes]:
     refuse_what_is_not_offered(body)
     model = body.model or hub.settings.default_model
     hub.registry.get(model)  # an unknown model is told before any picture is read
-    wanted = await to_image_request(body, hub, own_origins(request, hub.settings))
-    result = await unless_client_leaves(request, hub.generate(model, wanted))
+    with hub.admission():
+        result = await unless_client_leaves(request, make(request, hub, model, body))
     response_format = choose_response_format(body, hub, is_v1=request.scope["path"].startswith("/v1/"))
     if response_format == "url":
         data = await links(result, hub, origin_for_links(request, hub.settings))
@@ -107,6 +108,12 @@ async def generate(request: AnyRequest) -> Response[bytes]:
         data = [Image(b64_json=_spliced(png)) for png in result.images]
     answer = ImagesResponse(created=created, data=data, seed=result.seed, warnings=list(result.warnings))
     return Response(msgspec.json.encode(answer), media_type="application/json")
+
+
+async def make(request: AnyRequest, hub: Hub, model: str, body: CreateImageRequest) -> ImageResult:
+    """Reads the source pictures and makes the new ones."""
+    wanted = await to_image_request(body, hub, own_origins(request, hub.settings), log_label(request))
+    return await hub.generate(model, wanted)
 
 
 def refuse_what_is_not_offered(body: CreateImageRequest) -> None:
@@ -121,7 +128,7 @@ def refuse_what_is_not_offered(body: CreateImageRequest) -> None:
         raise InvalidRequest(words, param="output_format", code="unsupported_value")
 
 
-async def to_image_request(body: CreateImageRequest, hub: Hub, origins: list[str]) -> ImageRequest:
+async def to_image_request(body: CreateImageRequest, hub: Hub, origins: list[str], label: str) -> ImageRequest:
     """The wire's body as the domain's request; source pictures are read here."""
     if not body.prompt.strip():
         raise InvalidRequest("Invalid 'prompt': it is blank.", param="prompt")
@@ -140,6 +147,7 @@ async def to_image_request(body: CreateImageRequest, hub: Hub, origins: list[str
         negative_prompt=body.negative_prompt or None,
         strength=body.strength,
         strict=bool(body.strict),
+        label=label,
     )
 
 

@@ -17,12 +17,15 @@ from litestar.types import Message, Scope
 from msgspec import Struct
 
 from hub.errors import BodyTooLarge, HubError, InvalidRequest, UnsupportedMedia
-from hub.settings import Settings
+from hub.settings import Settings, has_port
 
 log = logging.getLogger("hub.api")
 
 AnyRequest = Request[Any, Any, Any]
 T = TypeVar("T")
+
+KEY_NAME = "hub_key_name"
+"""Where the guard leaves the name of the caller's key in the scope's state."""
 
 BODY_TIMEOUT = 60.0
 LARGE_BODY = 1 << 18
@@ -62,6 +65,12 @@ def request_id(scope: Scope) -> str:
     """The id of the request, made on first use; it is answered as `x-request-id` and stands in the log."""
     state = scope.setdefault("state", {})
     return str(state.setdefault("hub_request_id", f"req_{secrets.token_hex(12)}"))
+
+
+def log_label(request: AnyRequest) -> str:
+    """The request's id, and the name of the key that it came with, for the log."""
+    name = request.scope["state"].get(KEY_NAME)
+    return request_id(request.scope) + (f" ({name})" if name else "")
 
 
 async def add_common_headers(message: Message, scope: Scope) -> None:
@@ -161,7 +170,8 @@ def own_hosts(request: AnyRequest, settings: Settings) -> set[str]:
     server = request.scope.get("server") or (settings.host, settings.port)
     address, port = str(server[0]), server[1] or 80
     names = {"localhost", "127.0.0.1", "[::1]", _bracketed(settings.host), _bracketed(address)}
-    hosts = {f"{name}:{port}" for name in names} | {host.lower() for host in settings.allowed_hosts}
+    names |= {host for host in settings.allowed_hosts if not has_port(host)}
+    hosts = {f"{name}:{port}" for name in names} | set(settings.allowed_hosts)
     if settings.public_url:
         hosts.add(settings.public_url.partition("://")[2])
     return hosts | (names if port == 80 else set())

@@ -25,6 +25,10 @@ class Refused(Exception):
         self.message = message
 
 
+class Blocked(Exception):
+    """The model's own safety checker hid the picture: diffusers would answer with a black one."""
+
+
 class Job:
     """A request whose pictures are being made: counts steps, gathers encoded pictures, answers once."""
 
@@ -49,7 +53,13 @@ class Job:
         def steps() -> int:
             return int(getattr(own, "_num_timesteps", 0) or self.request.num_inference_steps)
 
-        return lambda: to_uint8(own(**arguments).images[0]), steps
+        def draw() -> Any:
+            result = own(**arguments)
+            if any(getattr(result, "nsfw_content_detected", None) or ()):
+                raise Blocked
+            return to_uint8(result.images[0])
+
+        return draw, steps
 
     def stepped(self, index: int, done: int, total: int) -> tuple[int, int]:
         """Notes a picture's progress; returns the request's own: steps done, steps in all."""
@@ -61,11 +71,7 @@ class Job:
 
         Runs on the encoders' threads, beside the next forward.
         """
-        try:
-            png = encode_picture(pixels, self.request.output, self._text(index))
-        except Exception as error:
-            self.fail(f"encoding failed ({type(error).__name__})")
-            return
+        png = encode_picture(pixels, self.request.output, self._text(index))
         with self._lock:
             self._images[index] = png
             images = [image for image in self._images if image is not None]
@@ -74,16 +80,31 @@ class Job:
             self._answered = True
         self._send(Finished(self.request.id, images, self._notices))
 
-    def fail(self, message: str, param: str | None = None) -> None:
+    def fail(self, error: BaseException) -> None:
         """Answers with a failure, once."""
         with self._lock:
             if self._answered:
                 return
             self._answered = True
-        self._send(Failed(self.request.id, "failed", message, param))
+        self._send(failed_by(self.request.id, error))
 
     def _text(self, index: int) -> dict[str, str]:
         return {"Software": "hub", "Model": self.request.model.id, "Seed": str(self.request.seeds[index])}
+
+
+def failed_by(request_id: int, error: BaseException) -> Failed:
+    """What a client may read of a failure: never the exception's own words, which can hold paths and addresses."""
+    if isinstance(error, Refused):
+        return Failed(request_id, "invalid", error.message, error.param)
+    if isinstance(error, Blocked):
+        return Failed(request_id, "blocked", "The model's safety checker hid the picture.", "prompt")
+    if isinstance(error, torch.OutOfMemoryError):
+        words = "The device ran out of memory. Ask for a smaller size or fewer pictures."
+    elif isinstance(error, ArithmeticError):
+        words = "The model produced no valid picture (its numbers overflowed)."
+    else:
+        words = f"The pipeline failed ({type(error).__name__}); the server's log has the details."
+    return Failed(request_id, "failed", words)
 
 
 def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str, Any], list[Notice]]:

@@ -77,10 +77,20 @@ def _sign_tensor(name: str, value: torch.Tensor, layout: Layout) -> Hashable:
 
 def merge(calls: Sequence[Arguments], layouts: Sequence[Layout]) -> dict[str, Any]:
     """One set of arguments for calls of equal signature."""
-    return {name: _merge(name, [call[name] for call in calls], layouts) for name in calls[0]}
+    device = _device_of(calls[0])
+    return {name: _merge(name, [call[name] for call in calls], layouts, device) for name in calls[0]}
 
 
-def _merge(name: str, values: list[Any], layouts: Sequence[Layout]) -> Any:
+def _device_of(arguments: Arguments) -> torch.device | None:
+    """Where the sample lies."""
+    for value in arguments.values():
+        first = value[0] if isinstance(value, list) and value else value
+        if torch.is_tensor(first):
+            return first.device
+    return None
+
+
+def _merge(name: str, values: list[Any], layouts: Sequence[Layout], device: torch.device | None) -> Any:
     first, layout = values[0], layouts[0]
     if torch.is_tensor(first):
         if name in PER_ROW and (first.numel() == 1 or tuple(first.shape) == (layout.rows,)):
@@ -89,11 +99,11 @@ def _merge(name: str, values: list[Any], layouts: Sequence[Layout]) -> Any:
     if isinstance(first, (list, tuple)):
         if _joins(first, layout):
             return [item for value in values for item in value]
-        return type(first)(_merge(name, list(column), layouts) for column in zip(*values, strict=True))
+        return type(first)(_merge(name, list(column), layouts, device) for column in zip(*values, strict=True))
     if isinstance(first, dict):
-        return {key: _merge(key, [value[key] for value in values], layouts) for key in first}
+        return {key: _merge(key, [value[key] for value in values], layouts, device) for key in first}
     if name in PER_ROW and _is_number(first):
-        return torch.tensor([v for v, lay in zip(values, layouts, strict=True) for _ in range(lay.rows)])
+        return torch.tensor([v for v, lay in zip(values, layouts, strict=True) for _ in range(lay.rows)], device=device)
     return first
 
 

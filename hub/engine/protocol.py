@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -31,7 +32,8 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     """One request. Picture k of n is drawn from seeds[k] alone.
 
     `image` is a source picture: raw RGB bytes of exactly `native` size. `strict`: fail instead of noting what the
-    pipeline cannot honour. `progress`: send a Stepped after each step; nobody may be listening.
+    pipeline cannot honour. `label` names the request in logs. `progress`: send a Stepped after each step; there may
+    be nobody who listens.
     """
 
     id: int
@@ -48,6 +50,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     image: bytes | None = None
     strict: bool = False
     progress: bool = False
+    label: str = ""
 
 
 class Cancel(Struct, frozen=True, array_like=True, tag=True):
@@ -89,10 +92,11 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 
 class Failed(Struct, frozen=True, array_like=True, tag=True):
-    """A request that ended without pictures. `kind` invalid: the caller can mend it; failed: it cannot."""
+    """A request that ended without pictures. `kind` invalid: the caller can mend it; blocked: the model's own safety
+    checker hid the picture; failed: the caller can do nothing."""
 
     id: int
-    kind: str
+    kind: Literal["invalid", "blocked", "failed"]
     message: str
     param: str | None = None
 

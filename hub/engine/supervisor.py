@@ -27,7 +27,7 @@ from hub.engine.protocol import (
     pack,
     read_frame,
 )
-from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest, QueueFull
+from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest
 from hub.settings import Settings
 from hub.types import OnProgress, Progress
 
@@ -82,11 +82,9 @@ class Engine:
     async def generate(self, request: Generate, on_progress: OnProgress | None = None) -> Finished:
         """Runs a request; its `id` and `progress` are set here. Cancelling the call stops the work within a forward.
 
-        Raises QueueFull, InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when
-        the worker dies under it or cannot start.
+        Raises InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when the worker
+        dies under it or cannot start.
         """
-        if len(self._waiting) >= self._settings.max_queue:
-            raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
         self._next_id += 1
         request = msgspec.structs.replace(request, id=self._next_id, progress=on_progress is not None)
         waiting = _Waiting(asyncio.get_running_loop().create_future(), on_progress)
@@ -154,26 +152,29 @@ class Engine:
             else:
                 connected.set_result((reader, writer))
 
-        path = folder / "socket"
-        server = await asyncio.start_unix_server(on_connect, path, limit=1 << 20)
-        os.chmod(path, 0o600)
-        process = self._process = await self._spawn(path)
-        exited = asyncio.create_task(process.wait())
-        was_ready = False
-        try:
-            first: set[asyncio.Future[Any]] = {connected, exited}
-            await asyncio.wait(first, return_when="FIRST_COMPLETED")
-            if connected.done():
-                reader, self._writer = connected.result()
-                await self._serve(reader)
-        except Exception:
-            log.exception("the connection to the engine process failed")
-        finally:
-            was_ready = self._disconnect()
-            server.close()
-            shutil.rmtree(folder, ignore_errors=True)
-            await asyncio.shield(_stop(process, exited))
-            log.info("the engine process ended (exit code %s)", process.returncode)
+        path, was_ready = folder / "socket", False
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            server = await asyncio.start_unix_server(on_connect, path, limit=1 << 20)
+            stack.callback(server.close)
+            os.chmod(path, 0o600)
+            process = self._process = await self._spawn(path)
+            exited = asyncio.create_task(process.wait())
+            stack.push_async_callback(_stop, process, exited)
+            timeout = self._settings.engine_start_timeout
+            alarm = asyncio.get_running_loop().call_later(timeout, _kill_late, process)
+            stack.callback(alarm.cancel)
+            try:
+                first: set[asyncio.Future[Any]] = {connected, exited}
+                await asyncio.wait(first, return_when="FIRST_COMPLETED")
+                if connected.done():
+                    reader, self._writer = connected.result()
+                    await self._serve(reader, alarm)
+            except Exception:
+                log.exception("the connection to the engine process failed")
+            finally:
+                was_ready = self._disconnect()
+        log.info("the engine process ended (exit code %s)", process.returncode)
         return was_ready
 
     async def _spawn(self, socket_path: Path) -> asyncio.subprocess.Process:
@@ -186,13 +187,14 @@ class Engine:
             env={**os.environ, **WORKER_ENVIRONMENT},
         )
 
-    async def _serve(self, reader: asyncio.StreamReader) -> None:
-        """Hands out the worker's frames until it closes the connection."""
+    async def _serve(self, reader: asyncio.StreamReader, alarm: asyncio.TimerHandle) -> None:
+        """Hands out the worker's frames until it closes the connection; its first stops the alarm."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 message = from_worker.decode(await read_frame(reader))
                 if isinstance(message, Ready):
                     self.device = message.device
+                    alarm.cancel()
                     log.info("the engine is ready (process %s, device %s)", self.worker_pid, message.device)
                     if not self._ready.done():
                         self._ready.set_result(None)
@@ -202,8 +204,7 @@ class Engine:
                     continue  # the caller has gone
                 match message:
                     case Stepped():
-                        if waiting.on_progress:
-                            waiting.on_progress(Progress(step=message.step, steps=message.steps))
+                        _tell(waiting, Progress(step=message.step, steps=message.steps))
                     case Finished():
                         waiting.answer.set_result(message)
                     case Failed():
@@ -232,10 +233,27 @@ class Engine:
         self._ready = asyncio.get_running_loop().create_future()
 
 
+def _tell(waiting: _Waiting, progress: Progress) -> None:
+    """A listener's own failure is told to the log and ends its listening, nothing else."""
+    try:
+        if waiting.on_progress:
+            waiting.on_progress(progress)
+    except Exception:
+        log.exception("a progress callback failed")
+        waiting.on_progress = None
+
+
 def _error_of(failed: Failed) -> HubError:
     if failed.kind == "invalid":
         return InvalidRequest(failed.message, param=failed.param, code="unsupported_value")
+    if failed.kind == "blocked":
+        return InvalidRequest(failed.message, param=failed.param, code="content_policy_violation")
     return GenerationFailed(failed.message, param=failed.param)
+
+
+def _kill_late(process: asyncio.subprocess.Process) -> None:
+    log.error("the engine process did not become ready in time; it is killed")
+    process.kill()
 
 
 async def _stop(process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> None:

@@ -94,6 +94,8 @@ class Weave:
             picture.waited += 1
         group = [waiting[number] for number in chosen]
         for (picture, call), outcome in zip(group, _forward([call for _, call in group]), strict=True):
+            if self._pictures.get(picture.number) is not picture:
+                continue  # the end of an earlier one in this group cancelled it
             picture.waited = 0
             if isinstance(outcome, BaseException):
                 self._resume(picture, throw=outcome)

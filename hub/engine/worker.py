@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from msgspec import Struct
 
-from hub.engine.jobs import Job, Refused
+from hub.engine.jobs import Blocked, Job, Refused, failed_by
 from hub.engine.meeting import MeetingPoint
 from hub.engine.protocol import (
     Cancel,
@@ -131,7 +131,7 @@ class Worker:
         try:
             job = Job(request, pipeline, self.send)
         except Refused as refusal:
-            self.send(Failed(request.id, "invalid", refusal.message, refusal.param))
+            self.send(failed_by(request.id, refusal))
             return
         self._jobs[request.id] = job
         for index in range(len(request.seeds)):
@@ -159,22 +159,25 @@ class Worker:
     def _on_done(self, number: int, outcome: Any) -> None:
         job, index = self._pictures.pop(number)
         if isinstance(outcome, BaseException):
-            log.error("request %d failed", job.request.id, exc_info=outcome)
-            job.fail(_public_words(outcome))
+            self._fail(job, outcome)
             self._cancel(job.request.id)
             return
         if not any(other is job for other, _ in self._pictures.values()):
             self._jobs.pop(job.request.id, None)
-        self._encoders.submit(job.encode, index, outcome)
+        self._encoders.submit(self._encode, job, index, outcome)
 
+    def _encode(self, job: Job, index: int, pixels: Any) -> None:
+        """On an encoder's thread."""
+        try:
+            job.encode(index, pixels)
+        except Exception as error:
+            self._fail(job, error)
+            self.inbox.put(Cancel(job.request.id))
 
-def _public_words(error: BaseException) -> str:
-    """What a client may read of a pipeline's failure: never its message, which can hold paths and addresses."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return "The device ran out of memory. Ask for a smaller size or fewer pictures."
-    if isinstance(error, ArithmeticError):
-        return "The model produced no valid picture (its numbers overflowed)."
-    return f"The pipeline failed ({type(error).__name__}); the server's log has the details."
+    def _fail(self, job: Job, error: BaseException) -> None:
+        blocked = isinstance(error, Blocked)
+        log.error("%s failed", job.request.label or job.request.id, exc_info=None if blocked else error)
+        job.fail(error)
 
 
 def _read_forever(connection: socket.socket, worker: Worker) -> None:

@@ -47,6 +47,12 @@ def nearest_shape(asked: Size, shapes: NativeShapes) -> Size:
     return Size(*min(candidates, key=distance))
 
 
+def visible_part(native: Size, output: Size) -> Size:
+    """The centred part of a picture of `native` size that is left when it is scaled to cover `output` and cropped."""
+    scale = max(output.width / native.width, output.height / native.height)
+    return Size(max(1, round(output.width / scale)), max(1, round(output.height / scale)))
+
+
 def _up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 

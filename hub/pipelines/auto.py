@@ -60,8 +60,7 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
 class LoadedPipeline:
     """A model in memory: one pipeline per task that diffusers knows for its class."""
 
-    def __init__(self, base: DiffusionPipeline, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, base: DiffusionPipeline) -> None:
         self._tasks: dict[Task, DiffusionPipeline] = {"text-to-image": base}
         sibling = _sibling(type(base), AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)
         if sibling is not None:
@@ -75,7 +74,7 @@ class LoadedPipeline:
     def shared_methods(self) -> Iterator[SharedMethod]:
         """Every method that pipelines call on the modules that all requests share."""
         for name, module in self._tasks["text-to-image"].components.items():
-            if not isinstance(module, torch.nn.Module):
+            if not isinstance(module, torch.nn.Module) or name == "safety_checker":  # its verdicts cannot be split
                 continue
             if hasattr(module, "decode") and hasattr(module, "encode"):
                 yield SharedMethod(module, "encode", False)
@@ -115,7 +114,7 @@ def load_pipeline(path: str, dtype: str, device: torch.device) -> LoadedPipeline
     for module in base.components.values():
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False)
-    return LoadedPipeline(base, device)
+    return LoadedPipeline(base)
 
 
 def to_picture(raw: bytes, width: int, height: int) -> Image.Image:

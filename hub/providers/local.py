@@ -4,30 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from hub.engine.protocol import EngineModel, Generate, Notice
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
-from hub.imaging.decode import decode_image, fit, has_transparency
-from hub.imaging.geometry import nearest_shape
+from hub.imaging.decode import Decoded, decode_image, place
+from hub.imaging.geometry import nearest_shape, visible_part
 from hub.registry import ModelManifest, parse_size
-from hub.types import MAX_SEED, ImageRequest, ImageResult, OnProgress, Quality, Size
+from hub.types import MAX_SEED, Effort, ImageRequest, ImageResult, OnProgress, Quality, Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
+DECODERS = 2
+CROP_NOTED = 0.97
+"""Cropping that leaves less than this part of a picture is told."""
 MIN_OUTPUT = 16
 MAX_REQUEST_PIXELS = 64 * 1024 * 1024
 
-QUALITY: dict[Quality, Quality] = {
+QUALITY: dict[Quality, Effort] = {
+    "low": "low",
     "auto": "medium",
+    "medium": "medium",
     "standard": "medium",
+    "high": "high",
     "hd": "high",
     "xhigh": "high",
     "max": "high",
 }
-"""Names of other model generations for the three that a manifest gives steps for."""
+"""What the names of all model generations mean in a manifest."""
 
 
 class LocalProvider:
@@ -35,44 +42,56 @@ class LocalProvider:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        # Of their own, and few: big source pictures must not crowd out the files that other requests read and write.
+        self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
     async def generate(
         self, manifest: ModelManifest, request: ImageRequest, on_progress: OnProgress | None = None
     ) -> ImageResult:
         """See `Provider`."""
-        check_task(manifest, request)
-        source = await asyncio.to_thread(decode_image, request.images[0]) if request.images else None
-        output = plan_output(manifest, request, source)
-        native = nearest_shape(output, manifest.size.shapes)
-        steps, strength = plan_steps(manifest, request)
-        prompt, notices = plan_prompt(manifest, request)
-        notices += size_notices(manifest, native, output) + quality_notices(manifest, request)
-        notices += source_notices(request, source, output) if source else []
-        notices += unused_notices(manifest, request)
-        if request.strict and notices:
-            raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
-        job = Generate(
-            id=0,
-            model=EngineModel(manifest.id, manifest.path, manifest.dtype),
-            task="image-to-image" if source else "text-to-image",
-            prompt=prompt,
-            seeds=plan_seeds(request),
-            native=native,
-            output=output,
-            num_inference_steps=steps,
-            guidance_scale=plan_guidance(manifest, request),
-            negative_prompt=request.negative_prompt,
-            strength=strength if source else None,
-            image=await asyncio.to_thread(_raw, source, native) if source else None,
-            strict=request.strict,
-        )
+        if request.images:
+            loop = asyncio.get_running_loop()
+            job, notices = await loop.run_in_executor(self._decoders, prepare, manifest, request)
+        else:
+            job, notices = prepare(manifest, request)
         finished = await self._engine.generate(job, on_progress)
         warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
         return ImageResult(images=tuple(finished.images), seed=job.seeds[0], warnings=warnings)
 
 
-def _raw(source: Image.Image, native: Size) -> bytes:
-    return fit(source, native).tobytes()
+def prepare(manifest: ModelManifest, request: ImageRequest) -> tuple[Generate, list[Notice]]:
+    """The engine's job, and what of the request it does not honour.
+
+    Raises InvalidRequest for what the model cannot do, and when a strict request would not be honoured in full.
+    """
+    check_task(manifest, request)
+    source = decode_image(request.images[0]) if request.images else None
+    output = plan_output(manifest, request, source.picture if source else None)
+    native = nearest_shape(output, manifest.size.shapes)
+    steps, strength = plan_steps(manifest, request)
+    prompt, notices = plan_prompt(manifest, request)
+    notices += size_notices(manifest, native, output) + quality_notices(manifest, request)
+    notices += source_notices(request, source, output) if source else []
+    notices += unused_notices(manifest, request)
+    if request.strict and notices:
+        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+    job = Generate(
+        id=0,
+        label=request.label,
+        model=EngineModel(manifest.id, manifest.path, manifest.dtype),
+        task="image-to-image" if source else "text-to-image",
+        prompt=prompt,
+        seeds=plan_seeds(request),
+        native=native,
+        output=output,
+        num_inference_steps=steps,
+        guidance_scale=plan_guidance(manifest, request),
+        negative_prompt=request.negative_prompt,
+        strength=strength if source else None,
+        image=place(source.picture, native, output).tobytes() if source else None,
+        strict=request.strict,
+    )
+    return job, notices
 
 
 def check_task(manifest: ModelManifest, request: ImageRequest) -> None:
@@ -118,10 +137,10 @@ def plan_steps(manifest: ModelManifest, request: ImageRequest) -> tuple[int, flo
     if request.num_inference_steps is not None and request.num_inference_steps > manifest.max_inference_steps:
         words = f"num_inference_steps: {manifest.id} takes at most {manifest.max_inference_steps}."
         raise InvalidRequest(words, param="num_inference_steps")
-    named = QUALITY.get(request.quality, request.quality) if request.quality else None
+    effort = QUALITY[request.quality] if request.quality else None
     steps = (
         request.num_inference_steps
-        or (manifest.quality.get(named) if named else None)
+        or (manifest.quality.get(effort) if effort else None)
         or manifest.defaults.num_inference_steps
     )
     strength = request.strength if request.strength is not None else manifest.defaults.strength
@@ -153,10 +172,14 @@ def plan_prompt(manifest: ModelManifest, request: ImageRequest) -> tuple[str, li
 
 
 def size_notices(manifest: ModelManifest, native: Size, output: Size) -> list[Notice]:
-    """Says when the model cannot draw the size itself."""
+    """Says when the model cannot draw the size itself, and when that costs a part of the picture."""
     if native == output:
         return []
-    return [Notice("size", f"{manifest.id} drew {native}; the picture was resampled from that to {output}")]
+    words = f"{manifest.id} drew {native}; the picture was resampled from that to {output}"
+    visible = visible_part(native, output)
+    if visible.width * visible.height < CROP_NOTED * native.width * native.height:
+        words += f", which left {visible} of it"
+    return [Notice("size", words)]
 
 
 def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Notice]:
@@ -165,21 +188,22 @@ def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Noti
         return []
     if request.num_inference_steps is not None:
         return [Notice("quality", "num_inference_steps was given and decides alone; quality was not used")]
-    if QUALITY.get(request.quality, request.quality) not in manifest.quality:
+    if QUALITY[request.quality] not in manifest.quality:
         return [Notice("quality", f"{manifest.id} has no quality '{request.quality}'; it was not used")]
     return []
 
 
-def source_notices(request: ImageRequest, source: Image.Image, output: Size) -> list[Notice]:
+def source_notices(request: ImageRequest, source: Decoded, output: Size) -> list[Notice]:
     """Says what of the source pictures is not used."""
     notices = []
     if len(request.images) > 1:
         notices.append(Notice("image", f"only the first of {len(request.images)} images was used"))
-    if has_transparency(request.images[0]):
+    if source.transparent:
         notices.append(Notice("image", "its transparent parts were filled with white"))
-    width, height = source.size
-    if abs(width * output.height - height * output.width) > max(width, height, output.width, output.height):
-        notices.append(Notice("image", f"it was cropped from {width}x{height} to the shape of {output}"))
+    size = Size(*source.picture.size)
+    visible = visible_part(size, output)
+    if visible.width * visible.height < CROP_NOTED * size.width * size.height:
+        notices.append(Notice("image", f"it was cropped from {size} to {visible}, the shape of {output}"))
     return notices
 
 

@@ -162,6 +162,39 @@ def test_a_shared_forward_that_fails_is_tried_for_each_alone(loaded: LoadedPipel
     assert difference(alone, recorder.outcomes[1]) < 1
 
 
+@pytest.mark.parametrize("at", ["step", "end"])
+def test_a_callback_may_cancel_others_of_the_same_forward(loaded: LoadedPipeline, at: str) -> None:
+    """One picture of a request fails and takes the request's others along, in the middle of their shared forward."""
+    alone = body(loaded, "plain", 9)[0]()
+    recorder = Recorder(loaded)
+
+    def fails() -> None:
+        own = loaded.own_copy("text-to-image")
+        own(prompt="a", height=64, width=64, num_inference_steps=7, output_type="np")
+        raise ArithmeticError
+
+    def done(number: int, outcome: Any) -> None:
+        recorder.outcomes[number] = outcome
+        if number == 0 and at == "end":
+            recorder.weave.cancel(1)
+            recorder.weave.cancel(2)
+
+    def step(number: int, done_steps: int, total: int) -> None:
+        if number == 0 and done_steps == 3 and at == "step":
+            recorder.weave.cancel(1)
+            recorder.weave.cancel(2)
+
+    recorder.weave = Weave(16, step, done)
+    recorder.weave.start(0, fails, lambda: 7)
+    for number in (1, 2):
+        recorder.weave.start(number, *body(loaded, "plain", number))
+    recorder.weave.start(3, *body(loaded, "plain", 9))
+    recorder.finish()
+    assert isinstance(recorder.outcomes[0], ArithmeticError)
+    assert set(recorder.outcomes) == {0, 3}
+    assert difference(alone, recorder.outcomes[3]) < 1
+
+
 def test_every_step_is_reported_once_and_counts_to_the_end(loaded: LoadedPipeline) -> None:
     recorder = Recorder(loaded)
     recorder.weave.start(0, *body(loaded, "plain", 0))

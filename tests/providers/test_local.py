@@ -13,6 +13,7 @@ from PIL import Image
 from hub.engine.protocol import EngineModel, Finished, Generate, Notice
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
+from hub.imaging.decode import Decoded
 from hub.providers.local import (
     MAX_REQUEST_PIXELS,
     LocalProvider,
@@ -375,15 +376,20 @@ def test_resampling_is_told_and_only_then() -> None:
 def test_a_source_of_another_shape_is_told_and_rounding_is_not(
     source: tuple[int, int], output: Size, cropped: bool
 ) -> None:
-    notices = source_notices(request(images=(picture(),)), Image.new("1", source), output)
+    notices = source_notices(request(images=(picture(),)), Decoded(Image.new("1", source), False), output)
     assert [str(notice) for notice in notices] == (
-        [f"image: it was cropped from {source[0]}x{source[1]} to the shape of {output}"] if cropped else []
+        [f"image: it was cropped from {source[0]}x{source[1]} to 64x64, the shape of {output}"]
+        if cropped and output.width == output.height
+        else [f"image: it was cropped from {source[0]}x{source[1]} to 64x32, the shape of {output}"]
+        if cropped
+        else []
     )
 
 
 def test_further_sources_and_transparency_are_told() -> None:
     clear = picture(mode="RGBA", colour=(0, 0, 0, 0))
-    notices = source_notices(request(images=(clear, picture(), picture())), Image.new("RGB", (64, 64)), Size(64, 64))
+    source = Decoded(Image.new("RGB", (64, 64)), True)
+    notices = source_notices(request(images=(clear, picture(), picture())), source, Size(64, 64))
     assert [notice.message for notice in notices] == [
         "only the first of 3 images was used",
         "its transparent parts were filled with white",
