@@ -71,6 +71,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         proxy_headers=False,  # links are built from public_url, never from forwarded headers
         server_header=False,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,
     )
     bound = server.bind_socket()  # before the engine starts: a port in use is told at once
     port = bound.getsockname()[1]

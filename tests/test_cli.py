@@ -110,7 +110,7 @@ def test_serve_on_port_0_says_where_it_listens(tmp_path: Path) -> None:
 
 def test_a_port_in_use_is_told_plainly(tmp_path: Path, server: Server) -> None:
     result = hub("serve", "--port", server.url.rpartition(":")[2], cwd=tmp_path)
-    assert result.returncode == 1
+    assert result.returncode != 0
     assert "in use" in result.stderr
     assert "Traceback" not in result.stderr
 

@@ -113,7 +113,8 @@ def load_pipeline(path: str, dtype: str, device: torch.device) -> LoadedPipeline
     base.set_progress_bar_config(disable=True)
     for module in base.components.values():
         if isinstance(module, torch.nn.Module):
-            module.eval().requires_grad_(False)
+            # Convolutions run faster on this layout (5 % of a small UNet's step on a CPU); the rest stays as it is.
+            module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     return LoadedPipeline(base)
 
 
