@@ -15,6 +15,9 @@ from pathlib import Path
 
 import pytest
 
+# Two OpenMP threads that wait for each other on a busy machine make small models many times slower.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -150,7 +150,7 @@ def test_an_edit_keeps_more_of_the_source_the_lower_its_strength(server: Server)
     source.paste((30, 60, 220), (64, 64, 192, 192))
     encoded = base64.b64encode(as_png(source)).decode()
     distances = []
-    for strength in (0.2, 1.0):
+    for strength in (0.1, 1.0):
         answer = generate(
             server,
             prompt="a red circle on a white background",
@@ -163,6 +163,7 @@ def test_an_edit_keeps_more_of_the_source_the_lower_its_strength(server: Server)
         drawn = from_base64(answer.json["data"][0]["b64_json"])
         distances.append(np.abs(np.asarray(drawn, float) - np.asarray(source, float)).mean())
     assert distances[0] < 15
+    assert is_red(drawn.getpixel((128, 128))), "at full strength the prompt wins"
     assert distances[1] > 2 * distances[0]
 
 
