@@ -81,9 +81,7 @@ def test_a_plain_caption_names_the_colours_and_what_is_not_the_default() -> None
         assert words & set(captions.COLOUR_WORDS[spec.colour]), text
         assert words & set(captions.SHAPE_WORDS[spec.shape]), text
         assert spec.background == "white" or words & set(captions.COLOUR_WORDS[spec.background]), text
-        assert spec.position == "centre" or any(p in text for p in captions.POSITION_WORDS[spec.position]), (
-            text
-        )
+        assert spec.position == "centre" or any(p in text for p in captions.POSITION_WORDS[spec.position]), text
         assert spec.style == "vivid" or text.endswith(", natural")
 
 
@@ -117,9 +115,7 @@ def test_the_judge_finds_drawn_pictures_right() -> None:
 def test_the_judge_finds_wrong_pictures_wrong(key: str, change: dict[str, str]) -> None:
     asked = data.Spec("circle", "red", "yellow", "right")
     drawn = data.place(replace(asked, **change), np.random.default_rng(0))
-    wrong = {
-        name for name, right in judging.score(asked, judging.judge(data.render(drawn))).items() if not right
-    }
+    wrong = {name for name, right in judging.score(asked, judging.judge(data.render(drawn))).items() if not right}
     assert wrong == {key}
 
 
