@@ -9,9 +9,8 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from hub.api import files, health, images, models, wire
+from hub.api import files, health, images, models, openapi, wire
 from hub.api.auth import require_key
-from hub.api.openapi import openapi_config
 from hub.errors import HubError
 from hub.hub import Hub
 from hub.settings import Settings
@@ -45,6 +44,6 @@ def create_app(settings: Settings) -> Litestar:
             Exception: wire.on_exception,
         },
         request_max_body_size=settings.max_body_mb * 1024 * 1024,
-        openapi_config=openapi_config(),
+        openapi_config=openapi.openapi_config(),
         logging_config=None,
     )

@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -17,6 +18,9 @@ from hub.errors import ConfigurationError, HubError
 if TYPE_CHECKING:
     from hub.settings import Settings
     from hub.types import ImageRequest, ImageResult, Progress
+
+DRAIN = 5.0
+"""Seconds that running requests have to finish when the server is told to end."""
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (default: ./hub.toml, if any)."
@@ -62,7 +66,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         app = create_app(settings)
     import uvicorn
 
-    server = uvicorn.Config(
+    wiring = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
@@ -73,12 +77,24 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
     )
-    bound = server.bind_socket()  # before the engine starts: a port in use is told at once
+    try:
+        bound = wiring.bind_socket()  # before the engine starts: a port in use is told at once
+    except SystemExit:  # uvicorn has written why
+        words = f"cannot listen on {settings.host}, port {settings.port}. Choose another with --host and --port."
+        raise click.ClickException(words) from None
     port = bound.getsockname()[1]
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"Hub {__version__} listens on http://{shown}:{port}   (Ctrl-C ends it)", err=True)
+
+    class Server(uvicorn.Server):
+        """Tells the hub at once that it ends, so that long work is answered and not cut off."""
+
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            app.state.hub.engine.end_soon(DRAIN)
+            super().handle_exit(sig, frame)
+
     with contextlib.suppress(KeyboardInterrupt):
-        uvicorn.Server(server).run(sockets=[bound])
+        Server(wiring).run(sockets=[bound])
 
 
 @main.command()
@@ -95,8 +111,13 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
 @click.option("-m", "--model", help="Model id or alias (default: the setting default_model).")
 @click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
 @click.option("--size", default="1024x1024", show_default=True, metavar="WxH")
-@click.option("--seed", type=click.IntRange(0, 2**63 - 1))
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Picture k uses seed + k (default: a random one).")
 @click.option("--steps", type=click.IntRange(min=1, max=1000), help="Denoising steps.")
+@click.option("--guidance", type=click.FloatRange(0, 100), help="Guidance scale.")
+@click.option("--negative", help="What the pictures should not show.")
+@click.option("--quality", type=click.Choice(["low", "medium", "high"]))
+@click.option("--style", type=click.Choice(["vivid", "natural"]))
+@click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far an edit may leave its source.")
 @click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A picture to edit.")
 def generate(
     config: Path | None, prompt: str, output: Path, model: str | None, image: Path | None, **wish: Any
@@ -107,6 +128,8 @@ def generate(
 
     if not SIZE.fullmatch(wish["size"]):
         raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
+    if not prompt.strip():
+        raise click.BadParameter("say what to draw", param_hint="PROMPT")
     if output.suffix.lower() != ".png":
         raise click.BadParameter("pictures are PNG files; let the name end in .png", param_hint="--output")
     if not output.parent.is_dir():
@@ -119,6 +142,11 @@ def generate(
             size=parse_size(wish["size"]),
             seed=wish["seed"],
             num_inference_steps=wish["steps"],
+            guidance_scale=wish["guidance"],
+            negative_prompt=wish["negative"],
+            quality=wish["quality"],
+            style=wish["style"],
+            strength=wish["strength"],
             images=(image.read_bytes(),) if image else (),
         )
         result = asyncio.run(_generate(settings, model or settings.default_model, request))
@@ -133,10 +161,9 @@ def generate(
 async def _generate(settings: Settings, model: str, request: ImageRequest) -> ImageResult:
     from hub.hub import open_hub
 
-    with click.progressbar(length=100, label="Loading", show_eta=False) as bar:
+    with click.progressbar(length=100, label="Drawing", show_eta=False) as bar:
 
         def on_progress(progress: Progress) -> None:
-            bar.label = f"Step {progress.step}/{progress.steps}"
             bar.update(progress.step * 100 // progress.steps - bar.pos)
 
         async with open_hub(settings) as hub:

@@ -10,6 +10,7 @@ HubError
 ├── ModelNotFound           404  model_not_found
 ├── NotFound                404  not_found
 ├── FileExpired             410  file_expired
+├── RangeNotSatisfiable     416  range_not_satisfiable
 ├── QueueFull               429  queue_full               with Retry-After
 ├── GenerationFailed        500  generation_failed        the pipeline itself failed
 ├── EngineUnavailable       503  engine_unavailable       the worker died or cannot start; with Retry-After
@@ -43,6 +44,7 @@ class HubError(Exception):
         self.param = param
         self.code = code or self.code
         self.retry_after = retry_after
+        self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
 
 
 class InvalidRequest(HubError):
@@ -113,6 +115,19 @@ class FileExpired(HubError):
     status = 410
     type = "invalid_request_error"
     code = "file_expired"
+
+
+class RangeNotSatisfiable(HubError):
+    """The Range header asks for bytes beyond the file's end."""
+
+    status = 416
+    type = "invalid_request_error"
+    code = "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        """`size`: the file's bytes."""
+        super().__init__(f"The file has {size} bytes.")
+        self.headers = {"Content-Range": f"bytes */{size}"}
 
 
 class QueueFull(HubError):

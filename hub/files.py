@@ -55,6 +55,7 @@ class Files:
         """Stores a PNG and returns its link's path; raises StorageFull. Nothing half-written is ever visible."""
         name = f"{secrets.token_hex(16)}-{int(self._now()) + self._ttl}.png"
         try:
+            await asyncio.to_thread(self._keep_secret)
             await asyncio.to_thread(_write_atomically, self._folder / name, data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -75,6 +76,14 @@ class Files:
             return await asyncio.to_thread(_read_regular, self._folder / name)
         except OSError:
             raise NotFound("The file behind this link is gone.") from None
+
+    def _keep_secret(self) -> None:
+        """Writes the secret again where the cache was deleted under a running hub: new links survive its restart."""
+        path = self._folder.parent / "secret"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                _write_new(path, self._secret)
 
     def seconds_left(self, name: str) -> int:
         """For how long the link of a file that `read` has just answered stays good."""

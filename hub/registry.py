@@ -169,6 +169,8 @@ def open_registry(folders: Sequence[Path], owner_aliases: Mapping[str, str]) -> 
             raise ConfigurationError(f"models_dir: {folder} is not a folder")
         claimed: dict[str, Path] = {}
         for source in sorted(folder.glob("*.toml")):
+            if source.name == "hub.toml":  # the settings, where both lie in one folder
+                continue
             manifest = read_manifest(source)
             for name in (manifest.id, *manifest.aliases):
                 if name in claimed and name not in owner_aliases:

@@ -431,3 +431,5 @@ def test_a_deleted_cache_is_made_again_and_an_absent_one_is_swept_in_peace(tmp_p
     link = asyncio.run(files.save(b"picture"))
     _, _, signature, name = link.split("/")
     assert asyncio.run(files.read(signature, name)) == b"picture"
+    again = Files(tmp_path / "cache", 60)
+    assert asyncio.run(again.read(signature, name)) == b"picture", "the secret was written again, too"

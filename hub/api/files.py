@@ -8,6 +8,7 @@ from typing import Any
 from litestar import HttpMethod, Request, Response, route
 from litestar.params import FromPath
 
+from hub.errors import RangeNotSatisfiable
 from hub.hub import Hub
 
 _RANGE = re.compile(r"bytes=(?P<first>[0-9]{0,18})-(?P<last>[0-9]{0,18})", re.ASCII)
@@ -45,8 +46,7 @@ async def download(request: Request[Any, Any, Any], signature: FromPath[str], na
     if span is None:
         return Response(data, headers=headers, media_type="image/png")
     if not span:
-        headers["Content-Range"] = f"bytes */{len(data)}"
-        return Response(b"", status_code=416, headers=headers, media_type="image/png")
+        raise RangeNotSatisfiable(len(data))
     headers["Content-Range"] = f"bytes {span.start}-{span.stop - 1}/{len(data)}"
     return Response(data[span.start : span.stop], status_code=206, headers=headers, media_type="image/png")
 

@@ -99,6 +99,9 @@ async def generate(request: AnyRequest) -> Response[bytes]:
     refuse_what_is_not_offered(body)
     model = body.model or hub.settings.default_model
     hub.registry.get(model)  # an unknown model is told before any picture is read
+    ignored = without_effect(body)
+    if body.strict and ignored:
+        raise InvalidRequest(f"strict: {ignored[0]}.", param=ignored[0].partition(":")[0], code="unsupported_value")
     with hub.admission():
         result = await unless_client_leaves(request, make(request, hub, model, body))
     response_format = choose_response_format(body, hub, is_v1=request.scope["path"].startswith("/v1/"))
@@ -106,7 +109,7 @@ async def generate(request: AnyRequest) -> Response[bytes]:
         data = await links(result, hub, origin_for_links(request, hub.settings))
     else:
         data = [Image(b64_json=_spliced(png)) for png in result.images]
-    answer = ImagesResponse(created=created, data=data, seed=result.seed, warnings=list(result.warnings))
+    answer = ImagesResponse(created=created, data=data, seed=result.seed, warnings=[*ignored, *result.warnings])
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
@@ -126,6 +129,18 @@ def refuse_what_is_not_offered(body: CreateImageRequest) -> None:
     if body.output_format not in (None, "png"):
         words = f"output_format: '{body.output_format}' is not offered; pictures are png."
         raise InvalidRequest(words, param="output_format", code="unsupported_value")
+
+
+def without_effect(body: CreateImageRequest) -> list[str]:
+    """Warnings for what the wire accepts, because clients send it, and what changes nothing here."""
+    warnings = []
+    if body.output_compression not in (None, 100):
+        warnings.append("output_compression: png is lossless; it was not used")
+    if body.partial_images:
+        warnings.append("partial_images: without stream there are none")
+    if body.moderation == "low":
+        warnings.append("moderation: this hub does not moderate; it was not used")
+    return warnings
 
 
 async def to_image_request(body: CreateImageRequest, hub: Hub, origins: list[str], label: str) -> ImageRequest:

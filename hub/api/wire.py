@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Coroutine
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import msgspec
 from litestar import Request, Response
@@ -90,9 +90,7 @@ def _envelope(status: int, error: ErrorBody, headers: dict[str, str] | None = No
 
 def on_hub_error(request: AnyRequest, error: HubError) -> Response[Any]:
     """A HubError as its own status and words."""
-    headers = {}
-    if error.retry_after is not None:
-        headers["Retry-After"] = str(error.retry_after)
+    headers = dict(error.headers)
     if error.status == HTTPStatus.UNAUTHORIZED:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
@@ -142,14 +140,21 @@ async def read_json(request: AnyRequest, kind: type[T]) -> T:
             return msgspec.json.decode(body, type=kind)
         return await asyncio.to_thread(msgspec.json.decode, body, type=kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        raise _invalid(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
 
 
-def _invalid(words: str) -> InvalidRequest:
+def _choices(kind: Any, name: str) -> list[str]:
+    """The values that a field of a Struct may have, where it is one of a few."""
+    field = next((f for f in msgspec.structs.fields(kind) if f.encode_name == name), None)
+    options = (choice for member in get_args(field.type) for choice in get_args(member)) if field else ()
+    return [option for option in options if isinstance(option, str)]
+
+
+def _invalid(words: str, kind: Any) -> InvalidRequest:
     """msgspec's message as an error that names the parameter."""
     at = _PATH.search(words)
     path = re.split(r"[.\[]", at["path"])[0] if at else ""
@@ -161,6 +166,8 @@ def _invalid(words: str) -> InvalidRequest:
         name = field["field"]
         return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     plain = _PATH.sub("", words).replace("`", "'")
+    if plain.startswith("Invalid enum value") and (choices := _choices(kind, path)):
+        plain = f"it must be one of {', '.join(choices)}"
     named = f"Invalid '{path}': {plain}." if path else f"Invalid body: {plain}."
     return InvalidRequest(named, param=path or None, code="invalid_type" if ", got " in plain else "invalid_value")
 

@@ -65,6 +65,7 @@ class Engine:
         self._next_id = 0
         self._process: asyncio.subprocess.Process | None = None
         self._writer: asyncio.StreamWriter | None = None
+        self._loop: asyncio.AbstractEventLoop
         self._ready: asyncio.Future[None]
         self.device: str | None = None
         """Where the worker computes (`cpu`, `cuda`); None until it is ready."""
@@ -112,10 +113,21 @@ class Engine:
         except TimeoutError:
             raise EngineUnavailable("The engine has not started yet. Try again.", retry_after=10) from None
 
+    def end_soon(self, seconds: float) -> None:
+        """Refuses what still runs after so many seconds, since the hub ends. From a signal handler or any thread."""
+        words = "The hub is shutting down and could not finish this picture."
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._fail_all, words)
+
+    def _fail_all(self, words: str) -> None:
+        for waiting in self._waiting.values():
+            if not waiting.answer.done():
+                waiting.answer.set_exception(EngineUnavailable(words, retry_after=5))
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Starts the worker at once, keeps it alive, and ends it with the context."""
-        self._ready = asyncio.get_running_loop().create_future()
+        self._loop = asyncio.get_running_loop()
+        self._ready = self._loop.create_future()
         supervision = asyncio.create_task(self._supervise())
         try:
             yield
@@ -179,6 +191,7 @@ class Engine:
 
     async def _spawn(self, socket_path: Path) -> asyncio.subprocess.Process:
         settings = self._settings
+        log.info("starting the engine process; importing its libraries takes some seconds")
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "hub.engine.worker", "--socket", str(socket_path)),
             *("--device", settings.device, "--max-batch", str(settings.max_batch)),

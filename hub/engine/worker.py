@@ -204,9 +204,13 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s worker: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the supervisor decides
+    try:
+        device = choose_device(options.device)
+    except RuntimeError as error:
+        log.error("%s", error)
+        raise SystemExit(2) from None
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(options.socket)
-    device = choose_device(options.device)
     worker = Worker(connection, device, options.max_batch)
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
     worker.send(Ready(str(device)))

@@ -178,7 +178,7 @@ def size_notices(manifest: ModelManifest, native: Size, output: Size) -> list[No
     words = f"{manifest.id} drew {native}; the picture was resampled from that to {output}"
     visible = visible_part(native, output)
     if visible.width * visible.height < CROP_NOTED * native.width * native.height:
-        words += f", which left {visible} of it"
+        words += f" and cropped: {visible} of it is left"
     return [Notice("size", words)]
 
 

@@ -65,6 +65,7 @@ def test_a_range_outside_the_file_is_a_416_and_a_strange_one_is_ignored(link: st
     outside = call(link, range=f"bytes={len(whole)}-")
     assert outside.status == 416
     assert outside.headers["content-range"] == f"bytes */{len(whole)}"
+    assert outside.json["error"]["code"] == "range_not_satisfiable"
     for header in (
         "bytes=5-2",
         "bytes=a-b",

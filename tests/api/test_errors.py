@@ -152,6 +152,22 @@ def test_unknown_paths_and_methods_have_the_envelope(server: Server) -> None:
     check(call(f"{server.url}/nothing/here"), 404, "not_found")
     check(call(f"{server.url}/v1/images/generations"), 405, "method_not_allowed")
     check(call(f"{server.url}/v1/images/generations", method="DELETE"), 405, "method_not_allowed")
+    check(call(f"{server.url}/openapi/swagger"), 404, "not_found")
+    check(call(f"{server.url}/openapi"), 404, "not_found")
+
+
+def test_what_the_wire_takes_without_effect_is_a_warning_and_with_strict_an_error(server: Server) -> None:
+    wish = {"prompt": "a red circle", "size": "128x128", "num_inference_steps": 1}
+    for field, value in (("output_compression", 10), ("partial_images", 2), ("moderation", "low")):
+        warnings = generate(server, **wish, **{field: value}).json["warnings"]
+        assert [warning.partition(":")[0] for warning in warnings] == [field]
+        check(generate(server, strict=True, **wish, **{field: value}), 400, "unsupported_value", field)
+
+
+def test_a_wrong_choice_is_answered_with_the_right_ones(server: Server) -> None:
+    error = check(generate(server, prompt="a", style="noir"), 400, "invalid_value", "style")
+    assert "vivid, natural" in error["message"]
+    assert "standard" in check(generate(server, prompt="a", quality="best"), 400, param="quality")["message"]
 
 
 def test_an_unknown_model_is_a_404_with_near_names(server: Server, client: openai.OpenAI) -> None:

@@ -357,3 +357,24 @@ def test_a_missing_model_folder_is_told_at_start(settings: Settings, tmp_path: P
     write_manifest(settings.models_dir, tmp_path / "nowhere")
     with pytest.raises(ConfigurationError, match=r"small\.toml: path: .* has no model_index\.json"):
         Hub(settings)
+
+
+def test_a_device_that_is_not_there_is_told_in_the_log(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    settings.device = "cuda:7"
+
+    async def test(hub: Hub) -> None:
+        with pytest.raises(EngineUnavailable):
+            await hub.generate("small", request())
+
+    with_hub(settings, test)
+    assert "device cuda:7 is not available" in capfd.readouterr().err
+
+
+def test_long_work_is_answered_when_the_hub_ends(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        running = await Started(hub, request(num_inference_steps=LONG)).running()
+        hub.engine.end_soon(0.1)
+        with pytest.raises(EngineUnavailable, match="shutting down"):
+            await running.task
+
+    with_hub(settings, test)
