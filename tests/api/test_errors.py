@@ -153,7 +153,6 @@ def test_unknown_paths_and_methods_have_the_envelope(server: Server) -> None:
     check(call(f"{server.url}/v1/images/generations"), 405, "method_not_allowed")
     check(call(f"{server.url}/v1/images/generations", method="DELETE"), 405, "method_not_allowed")
     check(call(f"{server.url}/openapi/swagger"), 404, "not_found")
-    check(call(f"{server.url}/openapi"), 404, "not_found")
 
 
 def test_what_the_wire_takes_without_effect_is_a_warning_and_with_strict_an_error(server: Server) -> None:
