@@ -15,6 +15,9 @@ from hub.settings import Settings
 from tests.conftest import ROOT
 
 
+DOCUMENTS = ["README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+
+
 def words(document: str) -> str:
     return (ROOT / document).read_text()
 
@@ -70,7 +73,12 @@ def test_every_command_stands_in_the_readme_or_the_changelog(command: str) -> No
     assert command in words("README.md") + words("CHANGELOG.md")
 
 
-@pytest.mark.parametrize("document", ["README.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(document: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", words(document)):
         assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_placeholder_is_left(document: str) -> None:
+    assert not re.findall(r"@[A-Z]+@|TODO|FIXME", words(document))
