@@ -14,7 +14,6 @@ from hub.registry import DefaultsSection, ModelManifest, SizeSection
 from hub.settings import Settings
 from tests.conftest import ROOT
 
-
 DOCUMENTS = ["README.md", *(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
 
 
