@@ -55,8 +55,7 @@ class Files:
         """Stores a PNG and returns its link's path; raises StorageFull. Nothing half-written is ever visible."""
         name = f"{secrets.token_hex(16)}-{int(self._now()) + self._ttl}.png"
         try:
-            await asyncio.to_thread(self._keep_secret)
-            await asyncio.to_thread(_write_atomically, self._folder / name, data)
+            await asyncio.to_thread(self._store, self._folder / name, data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StorageFull("The hub's disk is full; the picture could not be stored.") from None
@@ -77,13 +76,14 @@ class Files:
         except OSError:
             raise NotFound("The file behind this link is gone.") from None
 
-    def _keep_secret(self) -> None:
-        """Writes the secret again where the cache was deleted under a running hub: new links survive its restart."""
-        path = self._folder.parent / "secret"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with contextlib.suppress(FileExistsError):
-                _write_new(path, self._secret)
+    def _store(self, path: Path, data: bytes) -> None:
+        """Writes the file, and first, where somebody deleted the cache under the running hub, what belongs beside it:
+        the folder, and the secret, so that new links survive a restart."""
+        secret = self._folder.parent / "secret"
+        if not (secret.exists() and self._folder.is_dir()):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            _plant_secret(secret, self._secret)
+        _write_atomically(path, data)
 
     def seconds_left(self, name: str) -> int:
         """For how long the link of a file that `read` has just answered stays good."""
@@ -142,16 +142,21 @@ class Files:
 def _load_secret(path: Path) -> bytes:
     """The persistent signing secret, made on first use: 32 random bytes, mode 0600. Safe for two racing hubs."""
     if not path.exists():
-        fresh = path.with_name(f".secret-{secrets.token_hex(8)}.tmp")
-        _write_new(fresh, secrets.token_bytes(32))
-        with contextlib.suppress(FileExistsError):
-            os.link(fresh, path)  # unlike rename, never replaces what another hub has just made
-        os.unlink(fresh)
+        _plant_secret(path, secrets.token_bytes(32))
     secret = path.read_bytes()
     if len(secret) != 32:
         raise ConfigurationError(f"{path}: damaged (not 32 bytes). Delete it; links handed out so far end with it.")
     os.chmod(path, 0o600)
     return secret
+
+
+def _plant_secret(path: Path, secret: bytes) -> None:
+    """Puts the secret in place, whole or not at all, and never over one that another hub has just made."""
+    fresh = path.with_name(f".secret-{secrets.token_hex(8)}.tmp")
+    _write_new(fresh, secret)
+    with contextlib.suppress(FileExistsError):
+        os.link(fresh, path)  # unlike rename, never replaces
+    os.unlink(fresh)
 
 
 def _write_new(path: Path, data: bytes) -> None:
@@ -165,11 +170,7 @@ def _write_new(path: Path, data: bytes) -> None:
 def _write_atomically(path: Path, data: bytes) -> None:
     part = path.with_suffix(".tmp")
     try:
-        try:
-            _write_new(part, data)
-        except FileNotFoundError:  # somebody deleted the cache, as its README allows
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write_new(part, data)
+        _write_new(part, data)
         os.rename(part, path)
     except OSError:
         with contextlib.suppress(OSError):
