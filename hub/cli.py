@@ -17,7 +17,7 @@ from hub.errors import ConfigurationError, HubError
 
 if TYPE_CHECKING:
     from hub.settings import Settings
-    from hub.types import ImageRequest, ImageResult, Progress
+    from hub.types import Event, ImageRequest, ImageResult
 
 DRAIN = 5.0
 """Seconds that running requests have to finish when the server is told to end."""
@@ -160,14 +160,16 @@ def generate(
 
 async def _generate(settings: Settings, model: str, request: ImageRequest) -> ImageResult:
     from hub.hub import open_hub
+    from hub.types import Progress
 
     with click.progressbar(length=100, label="Drawing", show_eta=False) as bar:
 
-        def on_progress(progress: Progress) -> None:
-            bar.update(progress.step * 100 // progress.steps - bar.pos)
+        def on_event(event: Event) -> None:
+            if isinstance(event, Progress):
+                bar.update(event.step * 100 // event.steps - bar.pos)
 
         async with open_hub(settings) as hub:
-            return await hub.generate(model, request, on_progress)
+            return await hub.generate(model, request, on_event)
 
 
 @main.group()

@@ -16,7 +16,7 @@ from hub.providers.local import LocalProvider
 from hub.registry import open_registry
 from hub.routing import route
 from hub.settings import Settings
-from hub.types import ImageRequest, ImageResult, OnProgress
+from hub.types import ImageRequest, ImageResult, OnEvent
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +50,12 @@ class Hub:
         finally:
             self._admitted -= 1
 
-    async def generate(self, model: str, request: ImageRequest, on_progress: OnProgress | None = None) -> ImageResult:
+    async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
         chosen = route(model, self.registry)
         target = chosen.targets[0]
         log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
-        return await self._providers[target.provider].generate(target.manifest, request, on_progress)
+        return await self._providers[target.provider].generate(target.manifest, request, on_event)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from msgspec import Struct
 
-Task = Literal["text-to-image", "image-to-image"]
+Task = Literal["text-to-image", "image-to-image", "inpainting"]
+OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd", "xhigh", "max"]
 Effort = Literal["low", "medium", "high"]
 Style = Literal["vivid", "natural"]
@@ -28,14 +29,19 @@ class Size(Struct, frozen=True):
 class ImageRequest(Struct, frozen=True, kw_only=True):
     """What a caller wants, after the wire was checked and before a model's defaults are filled in.
 
-    `images` are the source pictures of an edit, as encoded files (PNG, JPEG or WebP bytes). `size` None means that
-    the model chooses. `seed` None means a fresh random one. `label` names the request in logs.
+    `images` are the source pictures of an edit, as encoded files (PNG, JPEG or WebP bytes), and `mask`, another such
+    file, says which part of the first one may change (docs/masks.md). A `variation` has a source and no prompt.
+    `size` None means that the model chooses. `seed` None means a fresh random one. `output_compression` is the
+    quality of jpeg and webp, 0 to 100. `partial_images`: how many previews of each picture are wanted while it is
+    made. `label` names the request in logs.
     """
 
     prompt: str
     n: int = 1
     size: Size | None = None
     images: tuple[bytes, ...] = ()
+    mask: bytes | None = None
+    variation: bool = False
     quality: Quality | None = None
     style: Style | None = None
     seed: int | None = None
@@ -43,16 +49,27 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     strength: float | None = None
+    output_format: OutputFormat = "png"
+    output_compression: int = 100
+    partial_images: int = 0
     strict: bool = False
     label: str = ""
 
 
 class ImageResult(Struct, frozen=True, kw_only=True):
-    """Finished pictures (PNG bytes), the seed of the first (picture k used seed + k), and what was not honoured."""
+    """Finished pictures (encoded files in the format asked for), the seed of the first (picture k used seed + k), the
+    size and quality that they have, the sizes of the source pictures, and what was not honoured."""
 
     images: tuple[bytes, ...]
     seed: int
+    size: Size
+    quality: Effort
+    sources: tuple[Size, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+class Accepted(Struct, frozen=True):
+    """The request was checked as far as it can be without the model, and waits for its turn."""
 
 
 class Progress(Struct, frozen=True, kw_only=True):
@@ -62,4 +79,15 @@ class Progress(Struct, frozen=True, kw_only=True):
     steps: int
 
 
-OnProgress = Callable[[Progress], None]
+class Preview(Struct, frozen=True, kw_only=True):
+    """How picture `index` of the request looks so far, as an encoded file of the format and size asked for; `partial`
+    counts its previews from 0."""
+
+    index: int
+    partial: int
+    image: bytes
+
+
+Event = Accepted | Progress | Preview
+OnEvent = Callable[[Event], None]
+"""Hears of a request's life, in order. Called on the event loop; it must not block."""

@@ -14,7 +14,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hub.types import Size, Task
+from hub.types import OutputFormat, Size, Task
 
 MAX_FRAME = 1 << 30
 _LENGTH = struct.Struct(">I")
@@ -31,9 +31,11 @@ class EngineModel(Struct, frozen=True, array_like=True):
 class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     """One request. Picture k of n is drawn from seeds[k] alone.
 
-    `image` is a source picture: raw RGB bytes of exactly `native` size. `strict`: fail instead of noting what the
+    `image` is a source picture: raw RGB bytes of exactly `native` size. `mask` says which part of it may change: one
+    byte per pixel of `native` size, 255 = change. `original` and `original_mask` are the same two at `output` size:
+    where the mask is 0 the finished picture is the original itself. `strict`: fail instead of noting what the
     pipeline cannot honour. `label` names the request in logs. `progress`: send a Stepped after each step; there may
-    be nobody who listens.
+    be nobody who listens. `partial_images`: how many previews of each picture to send, as `Previewed`.
     """
 
     id: int
@@ -48,6 +50,12 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     negative_prompt: str | None = None
     strength: float | None = None
     image: bytes | None = None
+    mask: bytes | None = None
+    original: bytes | None = None
+    original_mask: bytes | None = None
+    output_format: OutputFormat = "png"
+    output_compression: int = 100
+    partial_images: int = 0
     strict: bool = False
     progress: bool = False
     label: str = ""
@@ -73,6 +81,16 @@ class Stepped(Struct, frozen=True, array_like=True, tag=True):
     steps: int
 
 
+class Previewed(Struct, frozen=True, array_like=True, tag=True):
+    """Picture `index` of a request as it looks so far, encoded like the finished one; `partial` counts from 0. Sent
+    in order, and before the request's Finished."""
+
+    id: int
+    index: int
+    partial: int
+    image: bytes
+
+
 class Notice(Struct, frozen=True, array_like=True):
     """Something that was asked for and could not be honoured: the parameter and the words."""
 
@@ -84,7 +102,7 @@ class Notice(Struct, frozen=True, array_like=True):
 
 
 class Finished(Struct, frozen=True, array_like=True, tag=True):
-    """A request's pictures as PNG bytes, in the order of its seeds."""
+    """A request's pictures as encoded files, in the order of its seeds."""
 
     id: int
     images: list[bytes]
@@ -102,7 +120,7 @@ class Failed(Struct, frozen=True, array_like=True, tag=True):
 
 
 ToWorker = Generate | Cancel
-FromWorker = Ready | Stepped | Finished | Failed
+FromWorker = Ready | Stepped | Previewed | Finished | Failed
 
 to_worker = msgspec.msgpack.Decoder(ToWorker)
 from_worker = msgspec.msgpack.Decoder(FromWorker)

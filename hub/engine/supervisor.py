@@ -21,6 +21,7 @@ from hub.engine.protocol import (
     Failed,
     Finished,
     Generate,
+    Previewed,
     Ready,
     Stepped,
     from_worker,
@@ -29,7 +30,7 @@ from hub.engine.protocol import (
 )
 from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest
 from hub.settings import Settings
-from hub.types import OnProgress, Progress
+from hub.types import Event, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
 
@@ -49,10 +50,10 @@ WORKER_ENVIRONMENT = {
 
 
 class _Waiting(Struct):
-    """A request that the worker has or will get: its answer to be, and who hears of its steps."""
+    """A request that the worker has or will get: its answer to be, and who hears of its steps and previews."""
 
     answer: asyncio.Future[Finished]
-    on_progress: OnProgress | None
+    on_event: OnEvent | None
     sent: bool = False
 
 
@@ -80,15 +81,15 @@ class Engine:
         """Requests that wait or run."""
         return len(self._waiting)
 
-    async def generate(self, request: Generate, on_progress: OnProgress | None = None) -> Finished:
+    async def generate(self, request: Generate, on_event: OnEvent | None = None) -> Finished:
         """Runs a request; its `id` and `progress` are set here. Cancelling the call stops the work within a forward.
 
         Raises InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when the worker
         dies under it or cannot start.
         """
         self._next_id += 1
-        request = msgspec.structs.replace(request, id=self._next_id, progress=on_progress is not None)
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_progress)
+        request = msgspec.structs.replace(request, id=self._next_id, progress=on_event is not None)
+        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_event)
         self._waiting[request.id] = waiting
         try:
             writer = await self._wait_until_ready()
@@ -218,6 +219,8 @@ class Engine:
                 match message:
                     case Stepped():
                         _tell(waiting, Progress(step=message.step, steps=message.steps))
+                    case Previewed():
+                        _tell(waiting, Preview(index=message.index, partial=message.partial, image=message.image))
                     case Finished():
                         waiting.answer.set_result(message)
                     case Failed():
@@ -246,14 +249,14 @@ class Engine:
         self._ready = asyncio.get_running_loop().create_future()
 
 
-def _tell(waiting: _Waiting, progress: Progress) -> None:
+def _tell(waiting: _Waiting, event: Event) -> None:
     """A listener's own failure is told to the log and ends its listening, nothing else."""
     try:
-        if waiting.on_progress:
-            waiting.on_progress(progress)
+        if waiting.on_event:
+            waiting.on_event(event)
     except Exception:
-        log.exception("a progress callback failed")
-        waiting.on_progress = None
+        log.exception("an event callback failed")
+        waiting.on_event = None
 
 
 def _error_of(failed: Failed) -> HubError:

@@ -13,7 +13,7 @@ from hub.errors import InvalidRequest
 from hub.imaging.decode import Decoded, decode_image, place
 from hub.imaging.geometry import nearest_shape, visible_part
 from hub.registry import ModelManifest, parse_size
-from hub.types import MAX_SEED, Effort, ImageRequest, ImageResult, OnProgress, Quality, Size
+from hub.types import MAX_SEED, Accepted, Effort, ImageRequest, ImageResult, OnEvent, Quality, Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,7 +46,7 @@ class LocalProvider:
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
     async def generate(
-        self, manifest: ModelManifest, request: ImageRequest, on_progress: OnProgress | None = None
+        self, manifest: ModelManifest, request: ImageRequest, on_event: OnEvent | None = None
     ) -> ImageResult:
         """See `Provider`."""
         if request.images:
@@ -54,9 +54,17 @@ class LocalProvider:
             job, notices = await loop.run_in_executor(self._decoders, prepare, manifest, request)
         else:
             job, notices = prepare(manifest, request)
-        finished = await self._engine.generate(job, on_progress)
+        if on_event:
+            on_event(Accepted())
+        finished = await self._engine.generate(job, on_event)
         warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
-        return ImageResult(images=tuple(finished.images), seed=job.seeds[0], warnings=warnings)
+        return ImageResult(
+            images=tuple(finished.images),
+            seed=job.seeds[0],
+            size=job.output,
+            quality=QUALITY[request.quality or "auto"],
+            warnings=warnings,
+        )
 
 
 def prepare(manifest: ModelManifest, request: ImageRequest) -> tuple[Generate, list[Notice]]:

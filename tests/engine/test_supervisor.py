@@ -329,17 +329,17 @@ import asyncio
 from pathlib import Path
 from hub.hub import open_hub
 from hub.settings import Settings
-from hub.types import ImageRequest, Size
+from hub.types import ImageRequest, Progress, Size
 
 async def main():
     settings = Settings(cache_dir=Path({str(settings.cache_dir)!r}), models_dir=Path({str(settings.models_dir)!r}))
     async with open_hub(settings) as hub:
         said = []
-        def on_progress(progress):
-            if not said:
+        def on_event(event):
+            if isinstance(event, Progress) and not said:
                 said.append(print(hub.engine.worker_pid, flush=True))
         wish = ImageRequest(prompt="a", size=Size(64, 64), num_inference_steps={LONG})
-        await hub.generate("small", wish, on_progress)
+        await hub.generate("small", wish, on_event)
 
 asyncio.run(main())
 """

@@ -28,7 +28,7 @@ from hub.providers.local import (
     unused_notices,
 )
 from hub.registry import DefaultsSection, ModelManifest, SizeSection
-from hub.types import MAX_SEED, ImageRequest, ImageResult, OnProgress, Progress, Size
+from hub.types import MAX_SEED, ImageRequest, ImageResult, OnEvent, Progress, Size
 
 
 def manifest(**changes: Any) -> ModelManifest:
@@ -72,10 +72,10 @@ class FakeEngine:
         self.asked: list[Generate] = []
         self.notices = list(notices)
 
-    async def generate(self, job: Generate, on_progress: OnProgress | None = None) -> Finished:
+    async def generate(self, job: Generate, on_event: OnEvent | None = None) -> Finished:
         self.asked.append(job)
-        if on_progress:
-            on_progress(Progress(step=1, steps=2))
+        if on_event:
+            on_event(Progress(step=1, steps=2))
         return Finished(1, [b"png%d" % seed for seed in job.seeds], self.notices)
 
 
