@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from hub.api import files, health, images, models, openapi, wire
+from hub.api import docs, files, health, images, jobs, models, openapi, wire
 from hub.api.auth import require_key
 from hub.errors import HubError
 from hub.hub import Hub
@@ -28,11 +28,18 @@ def create_app(settings: Settings) -> Litestar:
     return Litestar(
         route_handlers=[
             images.generate,
+            images.edit,
+            images.vary,
+            jobs.list_jobs,
+            jobs.get_job,
+            jobs.delete_job,
+            jobs.follow_job,
             models.list_models,
             models.get_model,
             files.download,
             health.health,
             health.ready,
+            *docs.handlers,
         ],
         state=State({"hub": hub}),
         lifespan=[lifespan],
@@ -45,5 +52,6 @@ def create_app(settings: Settings) -> Litestar:
         },
         request_max_body_size=settings.max_body_mb * 1024 * 1024,
         openapi_config=openapi.openapi_config(),
+        plugins=[openapi.StructSchemas()],
         logging_config=None,
     )

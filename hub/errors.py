@@ -9,6 +9,8 @@ HubError
 ├── FileForbidden           403  invalid_signature
 ├── ModelNotFound           404  model_not_found
 ├── NotFound                404  not_found
+├── IdempotencyKeyReuse     409  idempotency_key_reuse    the key came before, with another body
+├── JobCancelled            409  job_cancelled            somebody cancelled the job of this request
 ├── FileExpired             410  file_expired
 ├── RangeNotSatisfiable     416  range_not_satisfiable
 ├── QueueFull               429  queue_full               with Retry-After
@@ -107,6 +109,30 @@ class NotFound(HubError):
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class IdempotencyKeyReuse(HubError):
+    """The same Idempotency-Key came before, with another body; trying again cannot help."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "idempotency_key_reuse"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"x-should-retry": "false"}
+
+
+class JobCancelled(HubError):
+    """The job that a request waited for was cancelled by its owner; trying again would undo that."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "job_cancelled"
+
+    def __init__(self) -> None:
+        super().__init__("This job was cancelled.")
+        self.headers = {"x-should-retry": "false"}
 
 
 class FileExpired(HubError):

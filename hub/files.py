@@ -1,9 +1,9 @@
 """The life of a generated file: saved atomically, linked with a signature, expired, swept.
 
-A file's name, made here and never by a client, is `<32 hex digits>-<expiry in unix seconds>.png`. The link is
-`/files/<key id>.<signature>/<name>`: expiry and signature stand in the path, because some clients drop queries.
-The signature is HMAC-SHA256 over exactly the name, with a secret that outlives the process. So a link needs no
-database: the name says when it ends, and the sweeper reads the same name.
+A file's name, made here and never by a client, is `<32 hex digits>-<kept until, unix seconds>.<png|jpg|webp>`. A link
+is `/files/<key id>.<good until, unix seconds>.<signature>/<name>`: all of it stands in the path, because some clients
+drop queries. The signature is HMAC-SHA256 over exactly the name and the link's end, with a secret that outlives the
+process. So a link needs no database, a file can be linked again while it is kept, and the sweeper reads names.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 
 from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
+from hub.types import OutputFormat
 
 log = logging.getLogger(__name__)
 
-NAME = re.compile(r"[0-9a-f]{32}-(?P<expires>[0-9]{1,12})\.png")
+NAME = re.compile(r"[0-9a-f]{32}-(?P<expires>[0-9]{1,12})\.(?P<extension>png|jpg|webp)")
+SIGNATURE = re.compile(r"(?P<key>[0-9a-f]{8})\.(?P<expires>[0-9]{1,12})\.(?P<mac>[\w-]{32})", re.ASCII)
+EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 PART = re.compile(r"[0-9a-f]{32}-[0-9]{1,12}\.tmp")
 SWEEP_INTERVAL = 60.0
 ORPHAN_AGE = 600.0
@@ -51,30 +55,53 @@ class Files:
         self._now = now
         self._key_id = hashlib.sha256(b"key id" + self._secret).hexdigest()[:8]
 
-    async def save(self, data: bytes) -> str:
-        """Stores a PNG and returns its link's path; raises StorageFull. Nothing half-written is ever visible."""
-        name = f"{secrets.token_hex(16)}-{int(self._now()) + self._ttl}.png"
+    async def save(self, data: bytes, output_format: OutputFormat = "png", keep_until: float = 0) -> str:
+        """Stores an encoded picture and returns its name; raises StorageFull. Nothing half-written is ever visible.
+
+        It is kept until `keep_until` (unix seconds), and at least as long as a link made now is good.
+        """
+        ends = int(max(keep_until, self._now() + self._ttl))
+        name = f"{secrets.token_hex(16)}-{ends}.{EXTENSIONS[output_format]}"
         try:
             await asyncio.to_thread(self._store, self._folder / name, data)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise StorageFull("The hub's disk is full; the picture could not be stored.") from None
             raise
-        return f"/files/{self._key_id}.{self._sign(name)}/{name}"
+        return name
+
+    def link(self, name: str) -> str:
+        """The path of a new link to a stored file: good for the time to live, but no longer than the file is kept."""
+        match = NAME.fullmatch(name)
+        kept = int(match["expires"]) if match else 0
+        return f"/files/{self._signed(name, min(int(self._now()) + self._ttl, kept))}/{name}"
 
     async def read(self, signature: str, name: str) -> bytes:
         """The bytes behind a link; raises FileForbidden, FileExpired or NotFound, in that order of checks."""
-        match = NAME.fullmatch(name)
-        key_id, _, mac = signature.partition(".")
-        expected = f"{self._key_id}.{self._sign(name)}" if match else ""
-        if not match or not hmac.compare_digest(f"{key_id}.{mac}".encode(), expected.encode()):
+        link = SIGNATURE.fullmatch(signature)
+        expected = self._signed(name, int(link["expires"])) if link and NAME.fullmatch(name) else ""
+        if not link or not hmac.compare_digest(signature.encode(), expected.encode()):
             raise FileForbidden("This link was altered, or was signed by another hub.")
-        if self._now() >= int(match["expires"]):
+        if self._now() >= int(link["expires"]):
             raise FileExpired("This link has expired. Make the picture again.")
+        return await self.read_stored(name)
+
+    async def read_stored(self, name: str) -> bytes:
+        """The bytes of a file that `save` has named; raises NotFound where it is gone."""
         try:
             return await asyncio.to_thread(_read_regular, self._folder / name)
         except OSError:
-            raise NotFound("The file behind this link is gone.") from None
+            raise NotFound("The file of this picture is gone.") from None
+
+    async def hold(self, names: Sequence[str]) -> bool:
+        """Whether all of these files are still there."""
+        return all(await asyncio.gather(*(asyncio.to_thread((self._folder / name).is_file) for name in names)))
+
+    async def delete(self, names: Sequence[str]) -> None:
+        """Deletes stored files; those that are gone already are no error."""
+        for name in names:
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(os.unlink, self._folder / name)
 
     def _store(self, path: Path, data: bytes) -> None:
         """Writes the file, and first, where somebody deleted the cache under the running hub, what belongs beside it:
@@ -85,10 +112,10 @@ class Files:
             _plant_secret(secret, self._secret)
         _write_atomically(path, data)
 
-    def seconds_left(self, name: str) -> int:
-        """For how long the link of a file that `read` has just answered stays good."""
-        match = NAME.fullmatch(name)
-        return max(0, int(match["expires"]) - int(self._now())) if match else 0
+    def seconds_left(self, signature: str) -> int:
+        """For how long the link that `read` has just answered stays good."""
+        link = SIGNATURE.fullmatch(signature)
+        return max(0, int(link["expires"]) - int(self._now())) if link else 0
 
     @contextlib.asynccontextmanager
     async def sweeping(self) -> AsyncIterator[None]:
@@ -134,9 +161,10 @@ class Files:
         left_over = PART.fullmatch(entry.name) is not None
         return left_over and now - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_AGE
 
-    def _sign(self, name: str) -> str:
-        mac = hmac.digest(self._secret, b"GET\n" + name.encode(), "sha256")
-        return base64.urlsafe_b64encode(mac[:24]).decode()
+    def _signed(self, name: str, expires: int) -> str:
+        """The first part of a link: key id, end and signature."""
+        mac = hmac.digest(self._secret, f"GET\n{expires}\n{name}".encode(), "sha256")
+        return f"{self._key_id}.{expires}.{base64.urlsafe_b64encode(mac[:24]).decode()}"
 
 
 def _load_secret(path: Path) -> bytes:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
+
+import msgspec
 
 from hub.engine.supervisor import Engine
-from hub.errors import ConfigurationError, ModelNotFound, QueueFull
+from hub.errors import ConfigurationError, ModelNotFound
 from hub.files import Files
 from hub.inputs import InputImages
+from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
 from hub.registry import open_registry
 from hub.routing import route
 from hub.settings import Settings
+from hub.store import Store
 from hub.types import ImageRequest, ImageResult, OnEvent
+from hub.usage import count_usage
 
 log = logging.getLogger(__name__)
 
@@ -36,31 +41,30 @@ class Hub:
         self.engine = Engine(settings)
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts)
-        self._admitted = 0
+        self.store = Store(settings.cache_dir)
+        self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
         self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine)}
-
-    @contextlib.contextmanager
-    def admission(self) -> Iterator[None]:
-        """A place among the `max_queue` requests that may wait or run; taken before any work. Raises QueueFull."""
-        if self._admitted >= self.settings.max_queue:
-            raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
-        self._admitted += 1
-        try:
-            yield
-        finally:
-            self._admitted -= 1
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
         chosen = route(model, self.registry)
         target = chosen.targets[0]
         log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
-        return await self._providers[target.provider].generate(target.manifest, request, on_event)
+        result = await self._providers[target.provider].generate(target.manifest, request, on_event)
+        if result.usage is None:
+            usage = count_usage(request.prompt, result.sources, result.size, len(result.images))
+            result = msgspec.structs.replace(result, usage=usage)
+        return result
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """The engine process runs and expired files are swept, as long as the context."""
-        async with self.files.sweeping(), self.engine.running():
+        """Jobs are kept, the engine process runs and what has expired is swept, as long as the context."""
+        async with (
+            self.store.running(msgspec.json.encode(RESTARTED)),
+            self.files.sweeping(),
+            self.engine.running(),
+            self.jobs.running(),
+        ):
             yield
 
 

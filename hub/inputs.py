@@ -25,7 +25,7 @@ TIMEOUT = 20.0
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 _DATA_URL = re.compile(r"data:(?P<type>[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
-_OWN_PATH = re.compile(r"/files/(?P<signature>[\w.-]{1,64})/(?P<name>[\w.-]{1,64})", re.ASCII)
+_OWN_PATH = re.compile(r"/files/(?P<signature>[\w.-]{1,80})/(?P<name>[\w.-]{1,64})", re.ASCII)
 
 
 async def resolve(host: str, port: int) -> list[str]:

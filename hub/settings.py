@@ -13,7 +13,7 @@ import re
 import tomllib
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -59,6 +59,8 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     models_dir: Path | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
     file_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 3600
+    job_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 24 * 3600
+    on_disconnect: Literal["cancel", "finish"] = "cancel"
     image_hosts: list[str] = field(default_factory=list)
     max_body_mb: PositiveInt = 64
     max_queue: PositiveInt = 64

@@ -56,9 +56,18 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     label: str = ""
 
 
+class Usage(Struct, frozen=True, kw_only=True):
+    """Tokens of a request: of its text, of its source pictures, and of the pictures that were made."""
+
+    text_tokens: int
+    image_tokens: int
+    output_tokens: int
+
+
 class ImageResult(Struct, frozen=True, kw_only=True):
     """Finished pictures (encoded files in the format asked for), the seed of the first (picture k used seed + k), the
-    size and quality that they have, the sizes of the source pictures, and what was not honoured."""
+    size and quality that they have, the sizes of the source pictures, and what was not honoured. `usage` is what a
+    provider has metered; None where it does not meter."""
 
     images: tuple[bytes, ...]
     seed: int
@@ -66,10 +75,16 @@ class ImageResult(Struct, frozen=True, kw_only=True):
     quality: Effort
     sources: tuple[Size, ...] = ()
     warnings: tuple[str, ...] = ()
+    usage: Usage | None = None
 
 
-class Accepted(Struct, frozen=True):
-    """The request was checked as far as it can be without the model, and waits for its turn."""
+class Accepted(Struct, frozen=True, kw_only=True):
+    """The request was checked as far as it can be without the model, and waits for its turn. Its pictures will have
+    this size, quality and format."""
+
+    size: Size
+    quality: Effort
+    output_format: OutputFormat
 
 
 class Progress(Struct, frozen=True, kw_only=True):

@@ -1,201 +1,111 @@
-"""POST /api/images/generations and /v1/images/generations: one handler, OpenAI's wire, a few extensions."""
+"""Generations, edits and variations of images: OpenAI's paths under /v1, and the same under /api."""
 
 from __future__ import annotations
 
-import asyncio
-import time
-from typing import Annotated, Any, Literal
-
-import msgspec
-import pybase64
 from litestar import Response, post
-from litestar.openapi.datastructures import ResponseSpec
-from msgspec import UNSET, Meta, Struct, UnsetType
 
-from hub.api.openapi import json_body
-from hub.api.wire import (
-    AnyRequest,
-    ErrorResponse,
-    log_label,
-    origin_for_links,
-    own_origins,
-    read_json,
-    unless_client_leaves,
+from hub.api.answers import ImagesResponse
+from hub.api.events import CompletedEvent, PartialImageEvent
+from hub.api.forms import read_form
+from hub.api.job_body import ImageJob
+from hub.api.modes import respond
+from hub.api.openapi import (
+    IDEMPOTENCY_KEY,
+    PREFER,
+    Upload,
+    answer,
+    as_events,
+    as_json,
+    as_multipart,
+    errors,
+    operation,
+    query,
 )
-from hub.errors import InvalidRequest
-from hub.hub import Hub
-from hub.registry import SIZE, parse_size
-from hub.types import MAX_SEED, ImageRequest, ImageResult, Quality, Size, Style
+from hub.api.params import (
+    MAX_IMAGES,
+    CreateImageRequest,
+    EditImageForm,
+    EditImageRequest,
+    VariationForm,
+    Wanted,
+    of_edit,
+    of_generation,
+)
+from hub.api.wire import AnyRequest, media_type_of, read_json
+from hub.errors import InvalidRequest, UnsupportedMedia
 
-DEFAULT_SIZE = Size(1024, 1024)
-MAX_IMAGES = 16
+FORM = "multipart/form-data"
+MASK = Upload(required=False, description="Which part of the first image may change; docs/masks.md.")
 
-ResponseFormat = Literal["url", "b64_json"]
-Prompt = Annotated[str, Meta(min_length=1, max_length=32_000)]
-
-
-class CreateImageRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """OpenAI's body of an image generation. `null` means absent. With `image` it is an edit.
-
-    Extensions: seed, num_inference_steps, guidance_scale, negative_prompt, strength, and `strict`, which turns
-    warnings into errors. `user`, `safety_identifier` and `moderation` are accepted and mean nothing here: the hub
-    neither reports nor moderates.
-    """
-
-    prompt: Prompt
-    model: str | None = None
-    image: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
-    n: Annotated[int, Meta(ge=1, le=10)] | None = None
-    size: Annotated[str, Meta(description="WIDTHxHEIGHT in pixels, or auto", examples=["1024x1024"])] | None = None
-    response_format: ResponseFormat | None = None
-    response_format_camel: ResponseFormat | None = msgspec.field(default=None, name="responseFormat")
-    quality: Quality | None = None
-    style: Style | None = None
-    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] | None = None
-    num_inference_steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
-    guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
-    negative_prompt: Annotated[str, Meta(max_length=32_000)] | None = None
-    strength: Annotated[float, Meta(gt=0, le=1)] | None = None
-    background: Literal["auto", "opaque", "transparent"] | None = None
-    output_format: Literal["png", "jpeg", "webp"] | None = None
-    output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
-    stream: bool | None = None
-    partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
-    moderation: Literal["auto", "low"] | None = None
-    user: Annotated[str, Meta(max_length=1024)] | None = None
-    safety_identifier: Annotated[str, Meta(max_length=1024)] | None = None
-    strict: bool | None = None
-
-
-class Image(Struct, omit_defaults=True, kw_only=True):
-    """One picture: exactly one of `url` and `b64_json`."""
-
-    url: str | UnsetType = UNSET
-    b64_json: str | UnsetType = UNSET
-
-
-class ImagesResponse(Struct, omit_defaults=True, kw_only=True):
-    """`created`: unix seconds. `seed`: of the first picture; picture k used seed + k. `warnings`: what was asked
-    for and could not be honoured, each beginning with the parameter's name."""
-
-    created: int
-    data: list[Image]
-    seed: int
-    warnings: list[str] = msgspec.field(default_factory=list)
+ANSWERS = {
+    200: answer(as_json(ImagesResponse), as_events(PartialImageEvent, CompletedEvent)),
+    202: answer(as_json(ImageJob), headers={"Location": "Where the job is."}),
+}
+PARAMETERS = [
+    IDEMPOTENCY_KEY,
+    PREFER,
+    query("async", "Answer at once with a job.", type="boolean", default=False),
+]
+ERRORS = errors(404, 409, 507)
 
 
 @post(
     ["/api/images/generations", "/v1/images/generations"],
     status_code=200,
-    operation_class=json_body(CreateImageRequest),
-    responses={200: ResponseSpec(ImagesResponse), 400: ResponseSpec(ErrorResponse)},
+    operation_class=operation(as_json(CreateImageRequest), answers=ANSWERS, parameters=PARAMETERS),
+    responses=ERRORS,
     summary="Create images, or edit one",
 )
 async def generate(request: AnyRequest) -> Response[bytes]:
-    """Makes the pictures and answers with links or base64."""
-    hub: Hub = request.app.state.hub
-    body = await read_json(request, CreateImageRequest)
-    created = int(time.time())
-    refuse_what_is_not_offered(body)
-    model = body.model or hub.settings.default_model
-    hub.registry.get(model)  # an unknown model is told before any picture is read
-    ignored = without_effect(body)
-    if body.strict and ignored:
-        raise InvalidRequest(f"strict: {ignored[0]}.", param=ignored[0].partition(":")[0], code="unsupported_value")
-    with hub.admission():
-        result = await unless_client_leaves(request, make(request, hub, model, body))
-    response_format = choose_response_format(body, hub, is_v1=request.scope["path"].startswith("/v1/"))
-    if response_format == "url":
-        data = await links(result, hub, origin_for_links(request, hub.settings))
-    else:
-        data = [Image(b64_json=_spliced(png)) for png in result.images]
-    answer = ImagesResponse(created=created, data=data, seed=result.seed, warnings=[*ignored, *result.warnings])
-    return Response(msgspec.json.encode(answer), media_type="application/json")
+    """Makes pictures from a prompt, or from a prompt and source pictures."""
+    return await respond(request, of_generation(await read_json(request, CreateImageRequest)))
 
 
-async def make(request: AnyRequest, hub: Hub, model: str, body: CreateImageRequest) -> ImageResult:
-    """Reads the source pictures and makes the new ones."""
-    wanted = await to_image_request(body, hub, own_origins(request, hub.settings), log_label(request))
-    return await hub.generate(model, wanted)
+@post(
+    ["/v1/images/edits", "/api/images/edits"],
+    status_code=200,
+    operation_class=operation(
+        as_multipart(EditImageForm, image=Upload(most=MAX_IMAGES), mask=MASK),
+        as_json(EditImageRequest),
+        answers=ANSWERS,
+        parameters=PARAMETERS,
+    ),
+    responses=ERRORS,
+    summary="Edit images",
+)
+async def edit(request: AnyRequest) -> Response[bytes]:
+    """Makes pictures from a prompt and source pictures, sent as a form or as JSON; a mask says which part may
+    change, and the rest stays as it is."""
+    if media_type_of(request) != FORM:
+        if media_type_of(request) != "application/json":
+            raise UnsupportedMedia("Send a form (multipart/form-data), or JSON with 'images'.")
+        return await respond(request, of_edit(await read_json(request, EditImageRequest)))
+    form, files = await read_form(request, EditImageForm, {"image": MAX_IMAGES, "mask": 1})
+    images, masks = files["image"], files["mask"]
+    if not images:
+        raise _missing_image()
+    mask = masks[0] if masks else None
+    wanted = Wanted(kind="image_edit", params=form, prompt=form.prompt, images=tuple(images), mask=mask)
+    return await respond(request, wanted)
 
 
-def refuse_what_is_not_offered(body: CreateImageRequest) -> None:
-    """Known parameters whose value this hub cannot honour are errors, by name."""
-    if body.stream:
-        raise InvalidRequest("stream: this hub does not stream yet.", param="stream", code="unsupported_value")
-    if body.background == "transparent":
-        words = "background: no model of this hub draws transparent pictures."
-        raise InvalidRequest(words, param="background", code="unsupported_value")
-    if body.output_format not in (None, "png"):
-        words = f"output_format: '{body.output_format}' is not offered; pictures are png."
-        raise InvalidRequest(words, param="output_format", code="unsupported_value")
+@post(
+    ["/v1/images/variations", "/api/images/variations"],
+    status_code=200,
+    operation_class=operation(as_multipart(VariationForm, image=Upload()), answers=ANSWERS, parameters=PARAMETERS),
+    responses=ERRORS,
+    summary="Vary an image",
+)
+async def vary(request: AnyRequest) -> Response[bytes]:
+    """Makes pictures like the source picture, without a prompt."""
+    if media_type_of(request) != FORM:
+        raise UnsupportedMedia("Send a form (multipart/form-data) with the file 'image'.")
+    form, files = await read_form(request, VariationForm, {"image": 1})
+    if not files["image"]:
+        raise _missing_image()
+    return await respond(request, Wanted(kind="image_variation", params=form, prompt="", images=tuple(files["image"])))
 
 
-def without_effect(body: CreateImageRequest) -> list[str]:
-    """Warnings for what the wire accepts, because clients send it, and what changes nothing here."""
-    warnings = []
-    if body.output_compression not in (None, 100):
-        warnings.append("output_compression: png is lossless; it was not used")
-    if body.partial_images:
-        warnings.append("partial_images: without stream there are none")
-    if body.moderation == "low":
-        warnings.append("moderation: this hub does not moderate; it was not used")
-    return warnings
-
-
-async def to_image_request(body: CreateImageRequest, hub: Hub, origins: list[str], label: str) -> ImageRequest:
-    """The wire's body as the domain's request; source pictures are read here."""
-    if not body.prompt.strip():
-        raise InvalidRequest("Invalid 'prompt': it is blank.", param="prompt")
-    sources = [body.image] if isinstance(body.image, str) else body.image or []
-    images = [await hub.inputs.read(text, origins) for text in sources]
-    return ImageRequest(
-        prompt=body.prompt,
-        n=body.n or 1,
-        size=wanted_size(body.size),
-        images=tuple(images),
-        quality=body.quality,
-        style=body.style,
-        seed=body.seed,
-        num_inference_steps=body.num_inference_steps,
-        guidance_scale=body.guidance_scale,
-        negative_prompt=body.negative_prompt or None,
-        strength=body.strength,
-        strict=bool(body.strict),
-        label=label,
-    )
-
-
-def wanted_size(text: str | None) -> Size | None:
-    """`size` as pixels; None for `auto`. SIZE takes ASCII digits only, where `int` takes other scripts' too."""
-    if text is None:
-        return DEFAULT_SIZE
-    if text == "auto":
-        return None
-    if not SIZE.fullmatch(text):
-        raise InvalidRequest("Invalid 'size': write it as WIDTHxHEIGHT, for example 1024x1024.", param="size")
-    return parse_size(text)
-
-
-def choose_response_format(body: CreateImageRequest, hub: Hub, *, is_v1: bool) -> ResponseFormat:
-    """What the body says; else url, as documented, except that under /v1 OpenAI's gpt-image models answer with
-    base64 and other models as their manifest says."""
-    asked = body.response_format or body.response_format_camel
-    if asked:
-        return asked
-    if not is_v1 or body.model is None or body.model.startswith("dall-e-"):
-        return "url"
-    if body.model.startswith(("gpt-image-", "chatgpt-image-")):
-        return "b64_json"
-    return hub.registry.get(body.model).manifest.defaults.response_format
-
-
-async def links(result: ImageResult, hub: Hub, origin: str) -> list[Image]:
-    """Stores the pictures and links to them; all are stored before any link is answered."""
-    paths = await asyncio.gather(*(hub.files.save(png) for png in result.images))
-    return [Image(url=origin + path) for path in paths]
-
-
-def _spliced(png: bytes) -> Any:
-    """base64 that the JSON encoder copies as it is: escaping a string of megabytes costs eight milliseconds."""
-    return msgspec.Raw(b'"' + pybase64.b64encode(png) + b'"')
+def _missing_image() -> InvalidRequest:
+    words = "Missing required parameter: 'image'."
+    return InvalidRequest(words, param="image", code="missing_required_parameter")

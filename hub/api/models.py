@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Request, get
+from litestar import HttpMethod, Request, route
 from litestar.params import FromPath
 from msgspec import Struct
 
+from hub.api.openapi import errors, operation, path
 from hub.hub import Hub
 from hub.registry import ListedModel
 
@@ -34,14 +35,26 @@ def _model(listed: ListedModel) -> Model:
     return Model(id=listed.id, created=manifest.created_at, owned_by=manifest.owned_by, root=manifest.id)
 
 
-@get(["/v1/models", "/api/models"], summary="List models")
+@route(
+    ["/v1/models", "/api/models"],
+    http_method=[HttpMethod.GET, HttpMethod.HEAD],
+    status_code=200,
+    summary="List models",
+)
 async def list_models(request: Request[Any, Any, Any]) -> ModelList:
     """All models and aliases of this hub."""
     hub: Hub = request.app.state.hub
     return ModelList(data=[_model(listed) for listed in hub.registry])
 
 
-@get(["/v1/models/{model:path}", "/api/models/{model:path}"], summary="Get a model")
+@route(
+    ["/v1/models/{model:path}", "/api/models/{model:path}"],
+    http_method=[HttpMethod.GET, HttpMethod.HEAD],
+    status_code=200,
+    operation_class=operation(parameters=[path("model", "A model's id or alias; it may hold slashes.")]),
+    responses=errors(404),
+    summary="Get a model",
+)
 async def get_model(request: Request[Any, Any, Any], model: FromPath[str]) -> Model:
     """One model or alias; ids may hold slashes."""
     hub: Hub = request.app.state.hub

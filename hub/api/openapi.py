@@ -1,48 +1,206 @@
-"""The OpenAPI document: made from the Structs, served as JSON only, so that no page loads a script from afar."""
+"""The OpenAPI document: made from the Structs by which bodies are read and written, and true for every route.
+
+Litestar knows paths, path parameters and docstrings. What handlers do themselves (they decode their bodies strictly
+and answer bytes) they say in their decorators, with the words of this module:
+
+    @post(
+        "/v1/images/edits",
+        status_code=200,
+        operation_class=operation(
+            as_json(CreateImageEditRequest),
+            as_multipart(CreateImageEditForm, image=Upload(most=16), mask=Upload(required=False)),
+            answers={
+                200: answer(as_json(ImagesResponse), as_events(PartialImage, Completed)),
+                202: answer(as_json(Job), headers={"Location": "Where the job is."}),
+            },
+            parameters=[IDEMPOTENCY_KEY, PREFER],
+        ),
+        responses=errors(404, 507),
+    )
+
+`json_body(X)` and `multipart_body(X, …)` are `operation(as_json(X))` and `operation(as_multipart(X, …))`.
+
+`document` adds what holds everywhere, so that no handler can forget it: the errors that the guard, the limits and the
+body's reader give, the error envelope, the request id, the security of closed routes, and a component per Struct. A
+route without a body that answers a Struct by its annotation needs to say nothing at all.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from http import HTTPStatus
-from typing import Any
+import copy
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http import HTTPMethod, HTTPStatus
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from litestar import Response, Router
+from litestar import Litestar, Response, Router
 from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.openapi.plugins import JsonRenderPlugin
-from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.openapi.spec import (
+    Components,
+    Encoding,
+    License,
+    OpenAPIHeader,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    Operation,
+    Parameter,
+    Reference,
+    RequestBody,
+    Schema,
+    SecurityScheme,
+)
+from litestar.plugins import OpenAPISchemaPlugin
+from litestar.routes import HTTPRoute
+from msgspec import Struct
 
 from hub import __version__
-from hub.errors import NotFound
+from hub.api.wire import ErrorResponse
+from hub.errors import HubError, NotFound
+
+if TYPE_CHECKING:
+    from litestar.connection import Request
+    from litestar.handlers import HTTPRouteHandler
+    from litestar.typing import FieldDefinition
+
+DOCUMENT_PATH = "/openapi/openapi.json"
+PICTURES = ("image/png", "image/jpeg", "image/webp")
+"""The media types of pictures that the hub reads and writes."""
+
+_BEARER = "bearer"
+_REF = "#/components/schemas/"
+_OF_EVERY_ROUTE = {500}
+_OF_CLOSED_ROUTES = {401, 403, 429, 503}
+_OF_ROUTES_WITH_BODY = {400, 413, 415}
+_DESCRIPTION = """\
+OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer KEY`; a hub without keys answers
+this machine's own programs only.
+
+Every error is OpenAI's envelope, `{"error": {"message", "type", "param", "code"}}`. Every answer carries
+`x-request-id`, the name of the request in the hub's log. `HEAD` answers as `GET` does, without the body, and is not
+listed.
+"""
 
 
-async def _no_pages(response: Response[Any]) -> Response[Any]:
-    """Litestar answers unknown paths beside the document with an HTML page of its own; here they are errors as all."""
-    if response.status_code == HTTPStatus.NOT_FOUND:
-        raise NotFound("The OpenAPI document is at /openapi/openapi.json.")
-    return response
+@dataclass(frozen=True)
+class Content:
+    """What a body may be in one media type: its JSON Schema, and the Structs that the schema refers to."""
+
+    media_type: str
+    schema: dict[str, Any]
+    kinds: tuple[type[Struct], ...] = ()
+    encoding: Mapping[str, str] = field(default_factory=dict)
+    """Of a form: the media types of the parts that are not text."""
 
 
-def openapi_config() -> OpenAPIConfig:
-    """GET /openapi/openapi.json."""
-    router = Router("/openapi", route_handlers=[], after_request=_no_pages, include_in_schema=False)
-    document = JsonRenderPlugin(path="/openapi.json")
-    return OpenAPIConfig(title="Hub", version=__version__, openapi_router=router, render_plugins=[document])
+@dataclass(frozen=True)
+class Answer:
+    """What one status brings: any of `contents` (none: an empty body), and headers with their descriptions."""
+
+    contents: tuple[Content, ...] = ()
+    description: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
-def json_body(kind: type[msgspec.Struct]) -> type[Operation]:
-    """An operation whose request body is `kind`, for handlers that decode their body strictly themselves."""
-    (definition,), components = msgspec.json.schema_components([kind], ref_template="#/$defs/{name}")
-    schema = components[kind.__name__] if "$ref" in definition else definition
+@dataclass(frozen=True)
+class Upload:
+    """A file in a form. With `most` above one the name may be repeated, also as `name[]`, as OpenAI's clients do."""
 
-    @dataclass
-    class JsonBodyOperation(Operation):
-        def __post_init__(self) -> None:
-            self.request_body = RequestBody(
-                content={"application/json": OpenAPIMediaType(schema=_plain_schema(schema))}, required=True
-            )
+    required: bool = True
+    most: int = 1
+    media_types: Sequence[str] = PICTURES
+    description: str = ""
 
-    return JsonBodyOperation
+
+def as_json(kind: type[Struct]) -> Content:
+    """JSON of this Struct."""
+    return Content("application/json", {"$ref": _REF + kind.__name__}, (kind,))
+
+
+def as_multipart(kind: type[Struct], **files: Upload) -> Content:
+    """A form whose text fields are this Struct's (scalars and lists of them), with files beside them."""
+    _, components = msgspec.json.schema_components([kind], ref_template=_REF + "{name}")
+    if len(components) != 1:
+        raise TypeError(f"{kind.__name__}: a form holds no objects")
+    schema = dict(components[kind.__name__])
+    fields = {name: _without_null(value) for name, value in schema["properties"].items()}
+    required = list(schema.get("required", []))
+    either: list[dict[str, Any]] = []
+    for name, upload in files.items():
+        one = {"type": "string", "format": "binary"}
+        described = {"description": upload.description} if upload.description else {}
+        if upload.most == 1:
+            fields[name] = {**one, **described}
+            required += [name] if upload.required else []
+            continue
+        fields[name] = fields[f"{name}[]"] = {
+            "type": "array",
+            "items": one,
+            "minItems": 1,
+            "maxItems": upload.most,
+            **described,
+        }
+        if upload.required:
+            either.append({"anyOf": [{"required": [name]}, {"required": [f"{name}[]"]}]})
+    schema["properties"] = fields
+    schema["required"] = required
+    if either:
+        schema["allOf"] = either
+    encoding = {
+        part: ", ".join(upload.media_types)
+        for name, upload in files.items()
+        for part in ((name,) if upload.most == 1 else (name, f"{name}[]"))
+    }
+    return Content("multipart/form-data", schema, encoding=encoding)
+
+
+def as_events(*kinds: type[Struct], description: str = "") -> Content:
+    """Server-sent events; the `data` of each is JSON of one of these Structs.
+
+    OpenAPI 3.1 has no word for a stream's items (3.2 says itemSchema): they stand under `x-events`.
+    """
+    names = ", ".join(f"`{kind.__name__}`" for kind in kinds)
+    events = [{"$ref": _REF + kind.__name__} for kind in kinds]
+    words = description or f"Server-sent events; the data of each is JSON: {names}."
+    return Content("text/event-stream", {"type": "string", "description": words, "x-events": events}, kinds)
+
+
+def as_bytes(media_type: str) -> Content:
+    """Bytes of a media type such as image/png."""
+    return Content(media_type, {"type": "string", "format": "binary"})
+
+
+def as_pictures() -> tuple[Content, ...]:
+    """Bytes of any of PICTURES: `answer(*as_pictures())`."""
+    return tuple(as_bytes(media_type) for media_type in PICTURES)
+
+
+def as_text(media_type: str = "text/plain") -> Content:
+    """Text of a media type."""
+    return Content(media_type, {"type": "string"})
+
+
+def answer(*contents: Content, description: str = "", headers: Mapping[str, str] | None = None) -> Answer:
+    """What a status brings; several contents are alternatives, as JSON or events."""
+    return Answer(contents, description, headers or {})
+
+
+def header(name: str, description: str, *, required: bool = False, **schema: Any) -> Parameter:
+    """A request header that the handler reads; `schema` holds keywords of JSON Schema, a string without."""
+    return _parameter(name, "header", description, required, schema)
+
+
+def query(name: str, description: str, *, required: bool = False, **schema: Any) -> Parameter:
+    """A query parameter that the handler reads itself."""
+    return _parameter(name, "query", description, required, schema)
+
+
+def path(name: str, description: str, **schema: Any) -> Parameter:
+    """Says more of a path parameter than Litestar does."""
+    return _parameter(name, "path", description, True, schema)
 
 
 class _RawSchema(Schema):
@@ -58,3 +216,317 @@ def _plain_schema(raw: dict[str, Any]) -> Schema:
     schema = _RawSchema()
     schema.raw = raw
     return schema
+
+
+def _parameter(name: str, place: str, description: str, required: bool, schema: dict[str, Any]) -> Parameter:
+    raw = _plain_schema({"type": "string", **schema})
+    return Parameter(name=name, param_in=place, schema=raw, description=description, required=required)
+
+
+IDEMPOTENCY_KEY = header(
+    "Idempotency-Key",
+    "Names this request, so that a repetition of it is answered alike and makes nothing twice.",
+    pattern=r"^[!-~]{1,255}$",
+)
+PREFER = header("Prefer", "`respond-async`: answer at once with a job.", examples=["respond-async"])
+LAST_EVENT_ID = header("Last-Event-ID", "The id of the last event that arrived: the stream goes on behind it.")
+
+
+def operation(
+    *bodies: Content, answers: Mapping[int, Answer | Content] | None = None, parameters: Sequence[Parameter] = ()
+) -> type[Operation]:
+    """The `operation_class` of a handler: the bodies it reads (each of another media type), what it answers when all
+    is well, where the annotation does not tell, and the parameters it reads from the request itself.
+    """
+    given = {
+        status: each if isinstance(each, Answer) else Answer((each,)) for status, each in dict(answers or {}).items()
+    }
+    every = (*bodies, *(content for each in given.values() for content in each.contents))
+
+    @dataclass
+    class HubOperation(Operation):
+        def __post_init__(self) -> None:
+            if bodies:
+                self.request_body = RequestBody(content=_content(bodies), required=True)
+            self.responses = {
+                **{status: each for status, each in (self.responses or {}).items() if not _replaced(status, given)},
+                **{str(status): _response(status, each) for status, each in given.items()},
+            }
+            mine = {(each.name, each.param_in) for each in parameters}
+            theirs = [each for each in self.parameters or [] if _key_of(each) not in mine]
+            self.parameters = [*theirs, *parameters] or None
+
+    HubOperation.kinds = tuple(kind for content in every for kind in content.kinds)  # type: ignore[attr-defined]
+    return HubOperation
+
+
+def json_body(
+    kind: type[Struct],
+    *,
+    answers: Mapping[int, Answer | Content] | None = None,
+    parameters: Sequence[Parameter] = (),
+) -> type[Operation]:
+    """An operation whose request body is JSON of `kind`, for handlers that decode their body strictly themselves."""
+    return operation(as_json(kind), answers=answers, parameters=parameters)
+
+
+def multipart_body(
+    kind: type[Struct],
+    *,
+    files: Mapping[str, Upload],
+    answers: Mapping[int, Answer | Content] | None = None,
+    parameters: Sequence[Parameter] = (),
+) -> type[Operation]:
+    """An operation whose request body is a form: `kind`'s fields and these files."""
+    return operation(as_multipart(kind, **files), answers=answers, parameters=parameters)
+
+
+def errors(*statuses: int) -> dict[int, ResponseSpec]:
+    """For `responses=`: errors, in the envelope, that a route has beyond those that `document` adds by itself."""
+    return {status: ResponseSpec(ErrorResponse, generate_examples=False) for status in statuses}
+
+
+class StructSchemas(OpenAPISchemaPlugin):
+    """Structs as references to components that msgspec, which decodes and encodes them, describes itself.
+
+    Litestar's own description leaves out `additionalProperties: false` and invents examples.
+    """
+
+    def __init__(self) -> None:
+        self.kinds: set[type[Struct]] = set()
+
+    def is_plugin_supported_field(self, field_definition: FieldDefinition) -> bool:
+        """Whether the field is a Struct."""
+        return not field_definition.is_union and field_definition.is_subclass_of(Struct)
+
+    def to_openapi_schema(self, field_definition: FieldDefinition, schema_creator: Any) -> Schema:  # noqa: ARG002
+        """The reference; `document` adds what it refers to."""
+        kind: type[Struct] = field_definition.type_
+        self.kinds.add(kind)
+        schema = _plain_schema({"$ref": _REF + kind.__name__})
+        schema.examples = [None]  # never seen; without any, Litestar loads faker (200 ms) to invent some
+        return schema
+
+
+class _DocumentPlugin(JsonRenderPlugin):
+    """The document as JSON, made on the first request for it."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/openapi.json")
+        self._made: bytes | None = None
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
+        if self._made is None:
+            self._made = msgspec.json.encode(document(request.app))
+        return self._made
+
+
+async def _no_pages(response: Response[Any]) -> Response[Any]:
+    """Litestar answers unknown paths beside the document with an HTML page of its own; here they are errors as all."""
+    if response.status_code == HTTPStatus.NOT_FOUND:
+        raise NotFound(f"The OpenAPI document is at {DOCUMENT_PATH}.")
+    return response
+
+
+def openapi_config() -> OpenAPIConfig:
+    """GET /openapi/openapi.json. Public: /docs needs it, and it says nothing that the hub's source does not."""
+    router = Router(
+        "/openapi", route_handlers=[], after_request=_no_pages, include_in_schema=False, opt={"public": True}
+    )
+    scheme = SecurityScheme(type="http", scheme="bearer", description="A key of this hub; see `hub keys`.")
+    return OpenAPIConfig(
+        title="Hub",
+        version=__version__,
+        description=_DESCRIPTION,
+        license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        components=Components(security_schemes={_BEARER: scheme}),
+        openapi_router=router,
+        render_plugins=[_DocumentPlugin()],
+    )
+
+
+def document(app: Litestar) -> dict[str, Any]:
+    """The whole OpenAPI document of a hub."""
+    made: dict[str, Any] = copy.deepcopy(app.openapi_schema.to_schema())  # parts of it are the handlers' own
+    plugin = app.plugins.get(StructSchemas)
+    kinds: set[type[Struct]] = {ErrorResponse, *plugin.kinds}
+    statuses: set[int] = set()
+    needs_key = bool(app.state.hub.keys)
+    for (where, method), handler in _handlers(app).items():
+        if method == HTTPMethod.HEAD:
+            made["paths"][where].pop("head", None)
+            continue
+        one = made["paths"][where][method.lower()]
+        kinds |= set(getattr(handler.operation_class, "kinds", ()))
+        public = bool(handler.opt.get("public"))
+        one["security"] = [] if public else [{_BEARER: []}] if needs_key else [{}, {_BEARER: []}]
+        one.setdefault("tags", [handler.fn.__module__.rpartition(".")[2]])
+        statuses |= _complete(one, where, public=public)
+    components = made["components"]
+    components["schemas"] = _schemas(kinds)
+    components["responses"] = {_name(status): _error(status) for status in sorted(statuses)}
+    components["headers"] = {
+        "x-request-id": {"description": "The request's name in the hub's log.", "schema": {"type": "string"}}
+    }
+    return made
+
+
+def _handlers(app: Litestar) -> dict[tuple[str, str], HTTPRouteHandler]:
+    """Every handler that the document tells of, by its path and method."""
+    return {
+        (route.path_format, method): handler
+        for route in app.routes
+        if isinstance(route, HTTPRoute)
+        for handler in route.route_handlers
+        if handler.resolve_include_in_schema()
+        for method in handler.http_methods
+    }
+
+
+def _complete(operation: dict[str, Any], where: str, *, public: bool) -> set[int]:
+    """Adds the answers that handlers do not list; returns the statuses that are errors in the envelope."""
+    answers: dict[str, Any] = operation["responses"]
+    expected = set(_OF_EVERY_ROUTE)
+    expected |= set() if public else _OF_CLOSED_ROUTES
+    expected |= _OF_ROUTES_WITH_BODY if "requestBody" in operation else set()
+    expected |= {404} if "{" in where else set()
+    litestars = {status for status, each in answers.items() if _is_litestars(status, each)}
+    listed = {int(status) for status, each in answers.items() if _is_envelope(each) and status not in litestars}
+    missing = {status for status in expected if str(status) not in answers or str(status) in litestars}
+    for each in litestars:
+        del answers[each]
+    for status in listed | missing:
+        answers[str(status)] = {"$ref": f"#/components/responses/{_name(status)}"}
+    for response in answers.values():
+        if "$ref" not in response:
+            response.setdefault("headers", {})["x-request-id"] = {"$ref": "#/components/headers/x-request-id"}
+    operation["responses"] = dict(sorted(answers.items()))
+    return listed | missing
+
+
+def _schema_of(response: dict[str, Any]) -> dict[str, Any]:
+    return dict(response.get("content", {}).get("application/json", {}).get("schema", {}))
+
+
+def _is_envelope(response: dict[str, Any]) -> bool:
+    return _schema_of(response) == {"$ref": _REF + ErrorResponse.__name__}
+
+
+def _is_litestars(status: str, response: dict[str, Any]) -> bool:
+    """Litestar lists a 400 of its own shape for every handler with parameters."""
+    return status == "400" and "status_code" in _schema_of(response).get("properties", {})
+
+
+def _schemas(kinds: set[type[Struct]]) -> dict[str, Any]:
+    """A component for each Struct, and for each that it holds."""
+    ordered = sorted(kinds, key=lambda kind: kind.__name__)
+    _, components = msgspec.json.schema_components(ordered, ref_template=_REF + "{name}")
+    for kind in _all_structs(ordered):
+        schema = components[kind.__name__]
+        schema["description"] = _plain_words(schema.get("description", ""))
+        config = kind.__struct_config__
+        if not config.forbid_unknown_fields and not config.omit_defaults:
+            # What is only written is written whole, defaults included.
+            unset = {info.encode_name for info in msgspec.structs.fields(kind) if info.default is msgspec.UNSET}
+            schema["required"] = [name for name in schema.get("properties", {}) if name not in unset]
+    return dict(sorted(components.items()))
+
+
+def _all_structs(kinds: Sequence[type[Struct]]) -> set[type[Struct]]:
+    """These Structs and all that stand in their fields."""
+    found: set[type[Struct]] = set()
+
+    def look(info: Any) -> None:
+        if isinstance(info, msgspec.inspect.StructType):
+            if info.cls in found:
+                return
+            found.add(info.cls)
+            for each in info.fields:
+                look(each.type)
+        for name in ("type", "item_type", "key_type", "value_type"):
+            if hasattr(info, name):
+                look(getattr(info, name))
+        for name in ("types", "item_types"):
+            for each in getattr(info, name, ()):
+                look(each)
+
+    for info in msgspec.inspect.multi_type_info(kinds):
+        look(info)
+    return found
+
+
+def _name(status: int) -> str:
+    return re.sub(r"[^A-Za-z]", "", HTTPStatus(status).phrase.title())
+
+
+def _error(status: int) -> dict[str, Any]:
+    """The shared description of an error's status: its codes, from the errors themselves."""
+    codes = {kind.code: (kind.__doc__ or "").partition("\n")[0] for kind in _error_kinds() if kind.status == status}
+    words = "\n".join(f"- `{code}`: {text}" for code, text in codes.items())
+    headers: dict[str, Any] = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+    if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
+        headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = {"description": "Always `Bearer`.", "schema": {"type": "string"}}
+    return {
+        "description": words or HTTPStatus(status).phrase,
+        "headers": headers,
+        "content": {"application/json": {"schema": {"$ref": _REF + ErrorResponse.__name__}}},
+    }
+
+
+def _error_kinds() -> Iterator[type[HubError]]:
+    waiting = [HubError]
+    while waiting:
+        kind = waiting.pop(0)
+        yield kind
+        waiting += kind.__subclasses__()
+
+
+def _content(contents: Sequence[Content]) -> dict[str, OpenAPIMediaType]:
+    return {
+        each.media_type: OpenAPIMediaType(
+            schema=_plain_schema(each.schema),
+            encoding={name: Encoding(content_type=types) for name, types in each.encoding.items()} or None,
+        )
+        for each in contents
+    }
+
+
+def _response(status: int, each: Answer) -> OpenAPIResponse:
+    headers: dict[str, OpenAPIHeader | Reference] = {
+        name: OpenAPIHeader(description=words, schema=_plain_schema({"type": "string"}))
+        for name, words in each.headers.items()
+    }
+    return OpenAPIResponse(
+        description=each.description or HTTPStatus(status).phrase,
+        content=_content(each.contents) or None,
+        headers=headers or None,
+    )
+
+
+def _replaced(status: str, given: Mapping[int, Answer]) -> bool:
+    """Whether Litestar's guess at the good answer goes: a handler that lists its answers lists all of them."""
+    return bool(given) and int(status) < HTTPStatus.BAD_REQUEST and int(status) not in given
+
+
+def _key_of(each: Any) -> tuple[Any, Any]:
+    return getattr(each, "name", None), getattr(each, "param_in", None)
+
+
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """A field of a form is absent, never null."""
+    kept = {key: value for key, value in schema.items() if key != "default" or value is not None}
+    if "enum" in kept:
+        kept["enum"] = [value for value in kept["enum"] if value is not None]
+    options = [option for option in kept.get("anyOf", ()) if option != {"type": "null"}]
+    if len(options) == 1:
+        del kept["anyOf"]
+        return {**kept, **options[0]}
+    return {**kept, "anyOf": options} if options else kept
+
+
+def _plain_words(text: str) -> str:
+    """A docstring as one paragraph of Markdown for each of its own."""
+    paragraphs = re.split(r"\n\s*\n", text.strip())
+    return "\n\n".join(" ".join(part.split()) for part in paragraphs)

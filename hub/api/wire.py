@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import msgspec
 from litestar import Request, Response
 from litestar.exceptions import HTTPException
-from litestar.types import Message, Scope
+from litestar.types import Message, Receive, Scope
 from msgspec import Struct
 
 from hub.errors import BodyTooLarge, HubError, InvalidRequest, UnsupportedMedia
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 KEY_NAME = "hub_key_name"
 """Where the guard leaves the name of the caller's key in the scope's state."""
+
+JOB_ID = "hub_job_id"
+"""Where a handler leaves the id of the job that its request has become."""
 
 BODY_TIMEOUT = 60.0
 LARGE_BODY = 1 << 18
@@ -67,19 +70,28 @@ def request_id(scope: Scope) -> str:
     return str(state.setdefault("hub_request_id", f"req_{secrets.token_hex(12)}"))
 
 
+def owner_of(request: AnyRequest) -> str | None:
+    """The name of the key that the request came with; None on an open hub."""
+    name: str | None = request.scope["state"].get(KEY_NAME)
+    return name
+
+
 def log_label(request: AnyRequest) -> str:
     """The request's id, and the name of the key that it came with, for the log."""
-    name = request.scope["state"].get(KEY_NAME)
+    name = owner_of(request)
     return request_id(request.scope) + (f" ({name})" if name else "")
 
 
 async def add_common_headers(message: Message, scope: Scope) -> None:
-    """Puts x-request-id and nosniff on every answer, the framework's own errors included."""
+    """Puts x-request-id and nosniff on every answer, the framework's own errors included, and x-job-id where the
+    request became a job."""
     if message["type"] == "http.response.start":
+        job = scope.get("state", {}).get(JOB_ID)
         message["headers"] = [
             *message["headers"],
             (b"x-request-id", request_id(scope).encode()),
             (b"x-content-type-options", b"nosniff"),
+            *([(b"x-job-id", job.encode())] if job else []),
         ]
 
 
@@ -118,29 +130,38 @@ def on_exception(request: AnyRequest, error: Exception) -> Response[Any]:
     return _envelope(500, ErrorBody(words, "server_error", None, "internal_error"))
 
 
-async def read_json(request: AnyRequest, kind: type[T]) -> T:
-    """The body as a `kind`, strictly: no coercion, no unknown field. Raises HubError naming the parameter.
+def media_type_of(request: AnyRequest) -> str:
+    """The Content-Type without its options, in small letters; empty where there is none."""
+    return str(request.headers.get("content-type", "")).partition(";")[0].strip().lower()
 
-    Litestar's own `data` parameter is not used since it coerces (`"2"` becomes 2).
-    """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise UnsupportedMedia("Send the body as JSON, with the header 'Content-Type: application/json'.")
+
+async def read_body(request: AnyRequest) -> bytes:
+    """The whole body. Raises HubError where it is too large or does not arrive."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
-            body = await request.body()
+            return await request.body()
     except HTTPException as error:
         if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise BodyTooLarge("The body is larger than this hub takes (setting max_body_mb).") from None
         raise
     except TimeoutError:
         raise InvalidRequest("The body did not arrive in time.", code="request_timeout") from None
+
+
+async def read_json(request: AnyRequest, kind: type[T]) -> T:
+    """The body as a `kind`, strictly: no coercion, no unknown field. Raises HubError naming the parameter.
+
+    Litestar's own `data` parameter is not used since it coerces (`"2"` becomes 2).
+    """
+    if media_type_of(request) != "application/json":
+        raise UnsupportedMedia("Send the body as JSON, with the header 'Content-Type: application/json'.")
+    body = await read_body(request)
     try:
         if len(body) < LARGE_BODY:
             return msgspec.json.decode(body, type=kind)
         return await asyncio.to_thread(msgspec.json.decode, body, type=kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error), kind) from None
+        raise invalid(str(error), kind) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise InvalidRequest("The body is not valid JSON.", code="invalid_json") from None
     except RecursionError:
@@ -154,7 +175,7 @@ def _choices(kind: Any, name: str) -> list[str]:
     return [option for option in options if isinstance(option, str)]
 
 
-def _invalid(words: str, kind: Any) -> InvalidRequest:
+def invalid(words: str, kind: Any) -> InvalidRequest:
     """msgspec's message as an error that names the parameter."""
     at = _PATH.search(words)
     path = re.split(r"[.\[]", at["path"])[0] if at else ""
@@ -170,6 +191,13 @@ def _invalid(words: str, kind: Any) -> InvalidRequest:
         plain = f"it must be one of {', '.join(choices)}"
     named = f"Invalid '{path}': {plain}." if path else f"Invalid body: {plain}."
     return InvalidRequest(named, param=path or None, code="invalid_type" if ", got " in plain else "invalid_value")
+
+
+def etag_matches(header: str | None, etag: str) -> bool:
+    """Whether an If-None-Match header names this entity tag (RFC 9110, section 13.1.2)."""
+    if header is None:
+        return False
+    return header.strip() == "*" or etag in (part.strip().removeprefix("W/") for part in header.split(",", 64))
 
 
 def own_hosts(request: AnyRequest, settings: Settings) -> set[str]:
@@ -209,18 +237,17 @@ def _bracketed(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-async def unless_client_leaves(request: AnyRequest, work: Coroutine[Any, Any, T]) -> T:
+async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """Runs `work`, and cancels it when the client closes the connection; then raises ClientGone.
 
     Litestar and uvicorn let a handler run on after its client has gone. Call it after the body was read.
     """
     task = asyncio.create_task(work)
-    gone = asyncio.create_task(_disconnected(request))
+    gone = asyncio.create_task(_disconnected(receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
-        log.info("%s: the client has gone; its work is cancelled", request_id(request.scope))
         raise ClientGone
     finally:
         for each in (task, gone):
@@ -228,6 +255,6 @@ async def unless_client_leaves(request: AnyRequest, work: Coroutine[Any, Any, T]
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _disconnected(request: AnyRequest) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

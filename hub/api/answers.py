@@ -1,0 +1,109 @@
+"""What a finished job becomes on the wire."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pybase64
+from msgspec import UNSET, Struct, UnsetType
+
+from hub.api.params import ResponseFormat
+from hub.hub import Hub
+from hub.jobs import Job, JobResult
+from hub.types import Effort, OutputFormat, Usage
+
+
+class Rendering(Struct, frozen=True, kw_only=True):
+    """How a request wants its answer; kept with its job. `extended`: with the resolved values and the usage that
+    OpenAI's gpt-image models add. `warnings` are the API's own."""
+
+    response_format: ResponseFormat
+    extended: bool
+    warnings: list[str]
+
+
+class Image(Struct, omit_defaults=True, kw_only=True):
+    """One picture: exactly one of `url` and `b64_json`."""
+
+    url: str | UnsetType = UNSET
+    b64_json: str | UnsetType = UNSET
+
+
+class InputTokens(Struct, kw_only=True):
+    """What the input's tokens were spent on."""
+
+    text_tokens: int
+    image_tokens: int
+
+
+class ImagesUsage(Struct, kw_only=True):
+    """OpenAI's usage of images. For local models the counts follow one rule, docs/usage.md."""
+
+    input_tokens: int
+    output_tokens: int
+    total_tokens: int
+    input_tokens_details: InputTokens
+
+
+class ImagesResponse(Struct, omit_defaults=True, kw_only=True):
+    """`created`: unix seconds. `seed`: of the first picture; picture k used seed + k. `warnings`: what was asked
+    for and could not be honoured, each beginning with the parameter's name. Resolved values and usage are left out
+    for dall-e models, as OpenAI's are."""
+
+    created: int
+    data: list[Image]
+    background: str | UnsetType = UNSET
+    output_format: OutputFormat | UnsetType = UNSET
+    quality: Effort | UnsetType = UNSET
+    size: str | UnsetType = UNSET
+    usage: ImagesUsage | UnsetType = UNSET
+    seed: int
+    warnings: list[str] = msgspec.field(default_factory=list)
+
+
+BACKGROUND = "opaque"
+"""No model draws transparent pictures yet, so this is what every background resolves to."""
+
+
+def rendering_of(job: Job) -> Rendering:
+    """The note that the request left with its job."""
+    return msgspec.json.decode(job.row.rendering, type=Rendering)
+
+
+async def images_response(job: Job, hub: Hub, origin: str) -> ImagesResponse:
+    """The answer of a completed job, with links under `origin` or base64, as its request asked."""
+    result, how = await job.finished(), rendering_of(job)
+    if how.response_format == "url":
+        data = [Image(url=origin + hub.files.link(name)) for name in result.files]
+    else:
+        data = [Image(b64_json=spliced(image)) for image in await hub.jobs.images(job)]
+    answer = ImagesResponse(
+        created=int(job.row.created_at), data=data, seed=result.seed, warnings=warnings_of(how, result)
+    )
+    if how.extended:
+        answer.background, answer.output_format = BACKGROUND, result.output_format
+        answer.quality, answer.size = result.quality, str(result.size)
+        answer.usage = usage_body(result.usage)
+    return answer
+
+
+def warnings_of(how: Rendering, result: JobResult) -> list[str]:
+    """The API's warnings and the provider's."""
+    return [*how.warnings, *result.warnings]
+
+
+def usage_body(usage: Usage) -> ImagesUsage:
+    """OpenAI's shape of a usage."""
+    inputs = usage.text_tokens + usage.image_tokens
+    return ImagesUsage(
+        input_tokens=inputs,
+        output_tokens=usage.output_tokens,
+        total_tokens=inputs + usage.output_tokens,
+        input_tokens_details=InputTokens(text_tokens=usage.text_tokens, image_tokens=usage.image_tokens),
+    )
+
+
+def spliced(image: bytes) -> Any:
+    """base64 that the JSON encoder copies as it is: escaping a string of megabytes costs eight milliseconds."""
+    return msgspec.Raw(b'"' + pybase64.b64encode(image) + b'"')

@@ -1,0 +1,183 @@
+"""Server-sent events: a picture that is being made, as OpenAI streams it, and a response that frees what it held."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any
+
+import msgspec
+from litestar import Response
+from litestar.types import Receive, Scope, Send
+from msgspec import Struct
+
+from hub.api.answers import BACKGROUND, ImagesUsage, rendering_of, spliced, usage_body, warnings_of
+from hub.api.wire import ClientGone, ErrorBody, ErrorResponse, unless_client_leaves
+from hub.errors import HubError
+from hub.hub import Hub
+from hub.jobs import Job
+from hub.types import Effort, Event, OutputFormat, Preview, Usage
+
+log = logging.getLogger("hub.api")
+
+KEEP_ALIVE = 10.0
+"""Seconds of silence after which a comment is sent, so that proxies and clients see a living connection."""
+_STREAMED = {"image_generation": "image_generation", "image_edit": "image_edit", "image_variation": "image_edit"}
+
+
+class PartialImageEvent(Struct, kw_only=True):
+    """OpenAI's event of a preview: `image_generation.partial_image` or `image_edit.partial_image`. `image_index` tells
+    the pictures of one request apart (an extension)."""
+
+    type: str
+    b64_json: str
+    created_at: int
+    size: str
+    quality: Effort
+    background: str
+    output_format: OutputFormat
+    partial_image_index: int
+    image_index: int
+
+
+class CompletedEvent(Struct, kw_only=True):
+    """OpenAI's event of a finished picture: `image_generation.completed` or `image_edit.completed`, one per picture.
+    The usage of several adds up to the request's. `seed`, `warnings` and `image_index` are extensions."""
+
+    type: str
+    b64_json: str
+    created_at: int
+    size: str
+    quality: Effort
+    background: str
+    output_format: OutputFormat
+    usage: ImagesUsage
+    image_index: int
+    seed: int
+    warnings: list[str]
+
+
+class EventStream(Response[bytes]):
+    """Sends events as they come. The headers leave at once; when the client leaves, and at the end, `held` is closed.
+
+    Litestar's own streaming response would not run a generator's `finally` if the client left before its first step.
+    """
+
+    def __init__(self, events: AsyncGenerator[bytes, None], held: contextlib.ExitStack) -> None:
+        super().__init__(b"", media_type="text/event-stream")
+        self._events = events
+        self._held = held
+
+    def to_asgi_response(self, *_: Any, **__: Any) -> Any:
+        """Litestar's hook: the ASGI application that answers."""
+        return self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # nginx would collect the events
+        ]
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            with contextlib.suppress(ClientGone):
+                await unless_client_leaves(receive, self._send_all(send))
+        finally:
+            self._held.close()
+
+    async def _send_all(self, send: Send) -> None:
+        async with contextlib.aclosing(self._events) as events:
+            await send({"type": "http.response.body", "body": b": stream\n\n", "more_body": True})
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def encode_event(name: str, data: Struct) -> bytes:
+    """One event; JSON has no line breaks, so its data is one line."""
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
+
+
+async def or_silence(queue: asyncio.Queue[Event | None], seconds: float = KEEP_ALIVE) -> AsyncIterator[Event | bytes]:
+    """A job's events until its last; in between comments, when nothing has happened for some time."""
+    while True:
+        try:
+            async with asyncio.timeout(seconds):
+                event = await queue.get()
+        except TimeoutError:
+            yield b": keep-alive\n\n"
+            continue
+        if event is None:
+            return
+        yield event
+
+
+async def image_events(hub: Hub, job: Job, queue: asyncio.Queue[Event | None]) -> AsyncGenerator[bytes, None]:
+    """A job as OpenAI streams it: previews, then its pictures; or an error, which can come late."""
+    prefix = _STREAMED[job.row.kind]
+    try:
+        async for event in or_silence(queue):
+            if isinstance(event, bytes):
+                yield event
+            elif isinstance(event, Preview):
+                yield encode_event(f"{prefix}.partial_image", partial_image(job, event))
+        for completed in await completed_events(hub, job):
+            yield encode_event(completed.type, completed)
+        hub.jobs.collect(job)
+    except HubError as error:
+        body = ErrorBody(error.message, error.type, error.param, error.code)
+        yield encode_event("error", ErrorResponse(body))
+    except Exception:
+        log.exception("%s: streaming it failed", job.row.id)
+        words = f"The hub failed on this request. Its log tells why, under {job.row.id}."
+        yield encode_event("error", ErrorResponse(ErrorBody(words, "server_error", None, "internal_error")))
+
+
+def partial_image(job: Job, preview: Preview) -> PartialImageEvent:
+    """A preview's event; comes only after the job was accepted, so its plan is known."""
+    if job.plan is None:
+        raise RuntimeError("a preview came before its request was accepted")
+    return PartialImageEvent(
+        type=f"{_STREAMED[job.row.kind]}.partial_image",
+        b64_json=spliced(preview.image),
+        created_at=int(job.row.created_at),
+        size=str(job.plan.size),
+        quality=job.plan.quality,
+        background=BACKGROUND,
+        output_format=job.plan.output_format,
+        partial_image_index=preview.partial,
+        image_index=preview.index,
+    )
+
+
+async def completed_events(hub: Hub, job: Job) -> list[CompletedEvent]:
+    """One event per picture; raises the job's error where it failed."""
+    result = await job.finished()
+    images = await hub.jobs.images(job)
+    each = result.usage.output_tokens // max(1, len(images))
+    events = []
+    for index, image in enumerate(images):
+        first = index == 0
+        usage = Usage(
+            text_tokens=result.usage.text_tokens if first else 0,
+            image_tokens=result.usage.image_tokens if first else 0,
+            output_tokens=each,
+        )
+        events.append(
+            CompletedEvent(
+                type=f"{_STREAMED[job.row.kind]}.completed",
+                b64_json=spliced(image),
+                created_at=int(job.row.created_at),
+                size=str(result.size),
+                quality=result.quality,
+                background=BACKGROUND,
+                output_format=result.output_format,
+                usage=usage_body(usage),
+                image_index=index,
+                seed=result.seed + index,
+                warnings=warnings_of(rendering_of(job), result),
+            )
+        )
+    return events

@@ -1,0 +1,126 @@
+"""One request, three modes: wait for the answer, follow it as a stream, or take a job and come back for it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from typing import Literal
+
+import msgspec
+from litestar import Response
+
+from hub.api.answers import Rendering, images_response
+from hub.api.events import EventStream, image_events
+from hub.api.job_body import job_body
+from hub.api.params import ResponseFormat, Wanted, choose_response_format
+from hub.api.wire import (
+    JOB_ID,
+    AnyRequest,
+    log_label,
+    origin_for_links,
+    own_origins,
+    owner_of,
+    unless_client_leaves,
+)
+from hub.errors import InvalidRequest
+from hub.hub import Hub
+from hub.jobs import Ask, Job, JobResult
+from hub.types import ImageResult, OnEvent
+
+Mode = Literal["wait", "stream", "job"]
+
+_KEY = re.compile(r"[!-~]{1,255}")
+
+
+async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
+    """Answers a request for images on OpenAI's paths, in the mode that it asks for."""
+    hub: Hub = request.app.state.hub
+    mode = mode_of(request, wanted)
+    is_v1 = request.scope["path"].startswith("/v1/")
+    job = await submit(request, wanted, choose_response_format(wanted.params, hub, is_v1=is_v1), mode)
+    with contextlib.ExitStack() as held:
+        held.enter_context(hub.jobs.watching(job))
+        if mode == "wait":
+            await wait_for(request, job)
+            answer = await images_response(job, hub, origin_for_links(request, hub.settings))
+            return Response(msgspec.json.encode(answer), media_type="application/json")
+        queue = held.enter_context(job.events())
+        await unless_client_leaves(request.receive, job.accepted())  # what is wrong with it is told by a status
+        if mode == "stream":
+            return EventStream(image_events(hub, job, queue), held.pop_all())
+    headers = {"Location": f"/v1/images/jobs/{job.row.id}"}
+    if "prefer" in request.headers:
+        headers["Preference-Applied"] = "respond-async"
+    body = await job_body(job, hub, origin_for_links(request, hub.settings))
+    return Response(msgspec.json.encode(body), status_code=202, media_type="application/json", headers=headers)
+
+
+async def submit(
+    request: AnyRequest, wanted: Wanted, response_format: ResponseFormat, mode: Mode, *, client_retries: bool = False
+) -> Job:
+    """The job that a request becomes, or joins. `client_retries`: this client is known to repeat a request that is
+    slow, so that identical ones are joined and go on alone. Raises HubError; an unknown model is told before any
+    picture is read."""
+    hub: Hub = request.app.state.hub
+    wanted.check()
+    params = wanted.params
+    model = params.model or hub.settings.default_model
+    hub.registry.get(model)
+    ignored = wanted.warnings(partial_images_reach_somebody=mode != "wait")
+    if params.strict and ignored:
+        raise InvalidRequest(f"strict: {ignored[0]}.", param=ignored[0].partition(":")[0], code="unsupported_value")
+    key = idempotency_key(request)
+    comes_back = client_retries or key is not None
+    policy = params.on_disconnect or ("finish" if comes_back else hub.settings.on_disconnect)
+    extended = not model.startswith("dall-e-")
+    rendering = Rendering(response_format=response_format, extended=extended, warnings=ignored)
+    ask = Ask(
+        owner=owner_of(request),
+        kind=wanted.kind,
+        model=model,
+        rendering=msgspec.json.encode(rendering),
+        output_format=params.output_format or "png",
+        fingerprint=await wanted.fingerprint() if comes_back or params.seed is not None else None,
+        idempotency_key=key,
+        goes_on=mode == "job" or policy == "finish",
+    )
+    origins, label = own_origins(request, hub.settings), log_label(request)
+    partial_images = 0 if mode == "wait" else params.partial_images or 0
+
+    async def work(on_event: OnEvent) -> ImageResult:
+        return await hub.generate(model, await wanted.to_domain(hub, origins, label, partial_images), on_event)
+
+    job = await hub.jobs.submit(ask, work)
+    request.scope["state"][JOB_ID] = job.row.id
+    return job
+
+
+async def wait_for(request: AnyRequest, job: Job) -> JobResult:
+    """The job's result, or its error; ClientGone when the client leaves before. Call it inside `watching`."""
+    hub: Hub = request.app.state.hub
+    result = await unless_client_leaves(request.receive, job.finished())
+    hub.jobs.collect(job)
+    return result
+
+
+def mode_of(request: AnyRequest, wanted: Wanted) -> Mode:
+    """`stream` in the body; `?async=true` or `Prefer: respond-async` for a job; else the client waits."""
+    text = request.query_params.get("async")
+    if text not in (None, "true", "false", "1", "0"):
+        raise InvalidRequest("Invalid 'async': it must be true or false.", param="async")
+    preferences = {part.strip().lower() for part in request.headers.get("prefer", "").split(",")}
+    wants_job = text in ("true", "1") or (text is None and "respond-async" in preferences)
+    if wanted.params.stream and wants_job:
+        raise InvalidRequest("'stream' and 'async' exclude each other; a job has events of its own.", param="stream")
+    if wanted.params.stream:
+        return "stream"
+    return "job" if wants_job else "wait"
+
+
+def idempotency_key(request: AnyRequest) -> str | None:
+    """The header's value, checked; None where it was not sent."""
+    key = request.headers.get("idempotency-key")
+    if key is not None and not _KEY.fullmatch(key):
+        words = "The header Idempotency-Key must be 1 to 255 visible ASCII characters."
+        raise InvalidRequest(words, param="Idempotency-Key")
+    return key

@@ -1,0 +1,236 @@
+"""The bodies of requests for images, and what they mean to the domain."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from hub.errors import InvalidRequest
+from hub.hub import Hub
+from hub.jobs import Kind
+from hub.registry import SIZE, parse_size
+from hub.types import MAX_SEED, ImageRequest, OutputFormat, Quality, Size, Style
+
+DEFAULT_SIZE = Size(1024, 1024)
+MAX_IMAGES = 16
+GPT_IMAGE = ("gpt-image-", "chatgpt-image-")
+
+ResponseFormat = Literal["url", "b64_json"]
+Prompt = Annotated[str, Meta(min_length=1, max_length=32_000)]
+SizeText = Annotated[str, Meta(description="WIDTHxHEIGHT in pixels, or auto", examples=["1024x1024"])]
+Source = bytes | str
+"""A picture of a request: an uploaded file's bytes, or a URL, data URL or base64."""
+
+
+class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What generations, edits and variations have in common. `null` means absent.
+
+    Extensions of OpenAI's: seed, num_inference_steps, guidance_scale, negative_prompt, strength; `strict`, which turns
+    warnings into errors; `on_disconnect`, cancel or finish. `user`, `safety_identifier` and `moderation` are accepted
+    and mean nothing here: the hub neither reports nor moderates.
+    """
+
+    model: str | None = None
+    n: Annotated[int, Meta(ge=1, le=10)] | None = None
+    size: SizeText | None = None
+    response_format: ResponseFormat | None = None
+    response_format_camel: ResponseFormat | None = msgspec.field(default=None, name="responseFormat")
+    quality: Quality | None = None
+    style: Style | None = None
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)] | None = None
+    num_inference_steps: Annotated[int, Meta(ge=1, le=1000)] | None = None
+    guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
+    negative_prompt: Annotated[str, Meta(max_length=32_000)] | None = None
+    strength: Annotated[float, Meta(gt=0, le=1)] | None = None
+    background: Literal["auto", "opaque", "transparent"] | None = None
+    output_format: OutputFormat | None = None
+    output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
+    stream: bool | None = None
+    partial_images: Annotated[int, Meta(ge=0, le=3)] | None = None
+    moderation: Literal["auto", "low"] | None = None
+    user: Annotated[str, Meta(max_length=1024)] | None = None
+    safety_identifier: Annotated[str, Meta(max_length=1024)] | None = None
+    strict: bool | None = None
+    on_disconnect: Literal["cancel", "finish"] | None = None
+
+    @property
+    def asked_format(self) -> ResponseFormat | None:
+        """`response_format`, in either spelling."""
+        return self.response_format or self.response_format_camel
+
+
+class CreateImageRequest(ImageParams, kw_only=True):
+    """OpenAI's body of an image generation. With `image` it is an edit, as the documented endpoint offers it; `mask`
+    may then say where."""
+
+    prompt: Prompt
+    image: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
+    mask: str | None = None
+
+
+class ImageReference(Struct, forbid_unknown_fields=True, kw_only=True):
+    """A picture in a JSON body. `image_url`: an http(s) URL or a data URL. `file_id` is OpenAI's; the hub has no
+    Files API and refuses it."""
+
+    image_url: str | None = None
+    file_id: str | None = None
+
+
+class EditImageRequest(ImageParams, kw_only=True):
+    """OpenAI's JSON body of an edit; `image` may stand for `images`, as in a form."""
+
+    prompt: Prompt
+    images: Annotated[list[ImageReference | str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
+    image: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
+    mask: ImageReference | str | None = None
+    input_fidelity: Literal["high", "low"] | None = None
+
+
+class EditImageForm(ImageParams, kw_only=True):
+    """The text fields of an edit's form; its files are `image`, `image[]` and `mask`."""
+
+    prompt: Prompt
+    input_fidelity: Literal["high", "low"] | None = None
+
+
+class VariationForm(ImageParams, kw_only=True):
+    """The text fields of a variation's form; its file is `image`. A variation has no prompt."""
+
+
+class Wanted(Struct, frozen=True, kw_only=True):
+    """A request for images, however it came: the parameters, and its pictures as bytes or references."""
+
+    kind: Kind
+    params: ImageParams
+    prompt: str
+    images: tuple[Source, ...] = ()
+    mask: Source | None = None
+    default_size: Size | None = None
+
+    def warnings(self, *, partial_images_reach_somebody: bool) -> list[str]:
+        """What the wire accepts, because clients send it, and what changes nothing here."""
+        params, found = self.params, []
+        if params.output_compression not in (None, 100) and params.output_format in (None, "png"):
+            found.append("output_compression: png is lossless; it was not used")
+        if params.partial_images and not partial_images_reach_somebody:
+            found.append("partial_images: without stream there are none")
+        if params.stream and params.asked_format == "url":
+            found.append("response_format: streamed pictures are always base64; url was not used")
+        if params.moderation == "low":
+            found.append("moderation: this hub does not moderate; it was not used")
+        if getattr(params, "input_fidelity", None) == "high":
+            found.append("input_fidelity: local models have no such switch; lower `strength` to stay nearer")
+        return found
+
+    def check(self) -> None:
+        """Raises InvalidRequest, by name, for values that are known and that this hub cannot honour."""
+        if not self.prompt.strip() and self.kind != "image_variation":
+            raise InvalidRequest("Invalid 'prompt': it is blank.", param="prompt")
+        if self.params.background == "transparent":
+            words = "background: no model of this hub draws transparent pictures."
+            raise InvalidRequest(words, param="background", code="unsupported_value")
+        if self.params.size is not None:
+            wanted_size(self.params.size)
+
+    async def fingerprint(self) -> str:
+        """A digest that is equal for equal requests."""
+        digest = hashlib.sha256(self.kind.encode() + b"\0" + msgspec.json.encode(self.params))
+        for source in (*self.images, self.mask):
+            if isinstance(source, bytes):  # texts stand in the parameters already
+                digest.update((await asyncio.to_thread(hashlib.sha256, source)).digest())
+        return digest.hexdigest()
+
+    async def to_domain(self, hub: Hub, origins: Sequence[str], label: str, partial_images: int) -> ImageRequest:
+        """The domain's request; pictures are read here. Raises InvalidRequest."""
+        params = self.params
+        images = [await read_source(hub, source, origins, "image") for source in self.images]
+        mask = await read_source(hub, self.mask, origins, "mask") if self.mask is not None else None
+        return ImageRequest(
+            prompt=self.prompt,
+            n=params.n or 1,
+            size=wanted_size(params.size) if params.size else self.default_size,
+            images=tuple(images),
+            mask=mask,
+            variation=self.kind == "image_variation",
+            quality=params.quality,
+            style=params.style,
+            seed=params.seed,
+            num_inference_steps=params.num_inference_steps,
+            guidance_scale=params.guidance_scale,
+            negative_prompt=params.negative_prompt or None,
+            strength=params.strength,
+            output_format=params.output_format or "png",
+            output_compression=100 if params.output_compression is None else params.output_compression,
+            partial_images=partial_images,
+            strict=bool(params.strict),
+            label=label,
+        )
+
+
+def of_generation(body: CreateImageRequest) -> Wanted:
+    """A generation, or an edit by the documented endpoint."""
+    sources = [body.image] if isinstance(body.image, str) else body.image or []
+    return Wanted(
+        kind="image_edit" if sources else "image_generation",
+        params=body,
+        prompt=body.prompt,
+        images=tuple(sources),
+        mask=body.mask,
+        default_size=DEFAULT_SIZE,
+    )
+
+
+def of_edit(body: EditImageRequest) -> Wanted:
+    """An edit by JSON. Raises InvalidRequest where it names no picture, or one that cannot be had."""
+    if body.images is not None and body.image is not None:
+        raise InvalidRequest("Give 'images' or 'image', not both.", param="image")
+    single = [body.image] if isinstance(body.image, str) else body.image
+    sources = [_reference(each, "images") for each in body.images or single or []]
+    if not sources:
+        words = "Missing required parameter: 'images'."
+        raise InvalidRequest(words, param="images", code="missing_required_parameter")
+    mask = _reference(body.mask, "mask") if body.mask is not None else None
+    return Wanted(kind="image_edit", params=body, prompt=body.prompt, images=tuple(sources), mask=mask)
+
+
+def _reference(source: ImageReference | str, param: str) -> str:
+    if isinstance(source, str):
+        return source
+    if source.file_id is not None:
+        words = f"{param}: this hub has no Files API; send the picture as an image_url, which may be a data URL."
+        raise InvalidRequest(words, param=param, code="unsupported_value")
+    if source.image_url is None:
+        words = f"Missing required parameter: '{param}.image_url'."
+        raise InvalidRequest(words, param=param, code="missing_required_parameter")
+    return source.image_url
+
+
+async def read_source(hub: Hub, source: Source, origins: Sequence[str], param: str) -> bytes:
+    """The encoded file behind a source."""
+    return source if isinstance(source, bytes) else await hub.inputs.read(source, origins, param)
+
+
+def wanted_size(text: str) -> Size | None:
+    """`size` as pixels; None for `auto`. SIZE takes ASCII digits only, where `int` takes other scripts' too."""
+    if text == "auto":
+        return None
+    if not SIZE.fullmatch(text):
+        raise InvalidRequest("Invalid 'size': write it as WIDTHxHEIGHT, for example 1024x1024.", param="size")
+    return parse_size(text)
+
+
+def choose_response_format(params: ImageParams, hub: Hub, *, is_v1: bool) -> ResponseFormat:
+    """What the body says; else url, as documented, except that under /v1 OpenAI's gpt-image models answer with
+    base64 and other models as their manifest says."""
+    if params.asked_format:
+        return params.asked_format
+    if not is_v1 or params.model is None or params.model.startswith("dall-e-"):
+        return "url"
+    if params.model.startswith(GPT_IMAGE):
+        return "b64_json"
+    return hub.registry.get(params.model).manifest.defaults.response_format

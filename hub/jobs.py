@@ -1,0 +1,402 @@
+"""Jobs: every request is one, whether its client waits for the answer, follows it as a stream, or comes back for it.
+
+A job runs once, for any number of clients that watch it. Identical requests that are in flight share one (see
+`Ask.fingerprint`), and a finished `Idempotency-Key` leads back to its job. When the last watcher leaves, the work is
+cancelled, unless the job `goes_on` alone. What a job made lies in files before it counts as completed, and its state
+lies in the store, so that it can be fetched after its client has gone and after the hub was restarted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from hub.errors import HubError, IdempotencyKeyReuse, JobCancelled, NotFound, QueueFull
+from hub.files import Files
+from hub.store import JobRow, Store
+from hub.types import Accepted, Effort, Event, ImageResult, OnEvent, OutputFormat, Progress, Size, Usage
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["image_generation", "image_edit", "image_variation"]
+Work = Callable[[OnEvent], Awaitable[ImageResult]]
+
+UNCOLLECTED = 600.0
+"""Seconds for which a finished picture that nobody took is handed to the next identical request."""
+SWEEP_INTERVAL = 60.0
+
+
+class JobError(Struct, frozen=True, kw_only=True):
+    """Why a job has failed: OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+    @classmethod
+    def of(cls, error: HubError) -> JobError:
+        """The public words of an error."""
+        return cls(message=error.message, type=error.type, param=error.param, code=error.code)
+
+
+RESTARTED = JobError(
+    message="The hub was stopped while it worked on this job. Send the request again.",
+    type="server_error",
+    param=None,
+    code="hub_restarted",
+)
+
+
+class JobResult(Struct, frozen=True, kw_only=True):
+    """What a completed job has made: names of stored files, and all that an answer tells of them."""
+
+    files: list[str]
+    seed: int
+    size: Size
+    quality: Effort
+    output_format: OutputFormat
+    usage: Usage
+    warnings: list[str]
+
+
+class Ask(Struct, frozen=True, kw_only=True):
+    """A request as the jobs see it.
+
+    `owner` is the name of the caller's key. `rendering` is opaque here: the API's own note of how to answer.
+    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. `goes_on`: the
+    work is finished even when nobody waits for it any more.
+    """
+
+    owner: str | None
+    kind: Kind
+    model: str
+    rendering: bytes
+    output_format: OutputFormat
+    fingerprint: str | None = None
+    idempotency_key: str | None = None
+    goes_on: bool = False
+
+
+class Job:
+    """One job: its row, and while this process runs it also its events, its watchers and its pictures."""
+
+    def __init__(self, row: JobRow, *, goes_on: bool = False) -> None:
+        self.row = row
+        self.goes_on = goes_on
+        self.result = msgspec.json.decode(row.result, type=JobResult) if row.result else None
+        self.error: HubError | None = None
+        self.images: tuple[bytes, ...] = ()
+        """The encoded pictures, while there may be a client to send them to; later they are read from files."""
+        self.plan: Accepted | None = None
+        """What the pictures will be like; known once the request was accepted."""
+        self.collected = False
+        """Whether some client was given the result."""
+        self.watchers = 0
+        self.task: asyncio.Task[None] | None = None
+        self._accepted = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._listeners: list[asyncio.Queue[Event | None]] = []
+        if row.status in ("completed", "failed", "cancelled"):
+            self._ended.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing about it will change any more."""
+        return self._ended.is_set()
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until its last step, reckoned from those done so far; None where that cannot be known yet."""
+        row = self.row
+        if self.ended or row.started_at is None or row.step < 2:
+            return None
+        return (time.time() - row.started_at) / (row.step - 1) * (row.steps - row.step)
+
+    async def accepted(self) -> None:
+        """Returns once the request is known to be good; raises its error where it is not."""
+        accepted, ended = asyncio.ensure_future(self._accepted.wait()), asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({accepted, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            accepted.cancel()
+            ended.cancel()
+        if self.error is not None:
+            raise self.error
+
+    async def finished(self) -> JobResult:
+        """The result; raises the HubError that the job ended with."""
+        await self._ended.wait()
+        if self.error is not None:
+            raise self.error
+        if self.result is None:
+            raise NotFound("This job has no result.")
+        return self.result
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[asyncio.Queue[Event | None]]:
+        """A queue of the events from now on; None is the last."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        if self.ended:
+            queue.put_nowait(None)
+        self._listeners.append(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.remove(queue)
+
+    def hear(self, event: Event) -> None:
+        """Notes an event of the provider and passes it on to all that listen."""
+        if isinstance(event, Accepted):
+            self.plan = event
+            self._accepted.set()
+        if isinstance(event, Progress):
+            if self.row.started_at is None:
+                self.row.started_at, self.row.status = time.time(), "in_progress"
+            self.row.step, self.row.steps = event.step, event.steps
+        for queue in self._listeners:
+            queue.put_nowait(event)
+
+    def end(self) -> None:
+        """Wakes all that wait for the end."""
+        self._ended.set()
+        for queue in self._listeners:
+            queue.put_nowait(None)
+
+
+class Jobs:
+    """All jobs of this hub."""
+
+    def __init__(self, store: Store, files: Files, ttl: float, max_running: int) -> None:
+        """`ttl`: seconds for which a finished job is kept. `max_running`: jobs that may wait or run at once."""
+        self._store = store
+        self._files = files
+        self._ttl = ttl
+        self._max_running = max_running
+        self._live: dict[str, Job] = {}
+        self._keyed: dict[tuple[str | None, str], Job] = {}
+        self._alike: dict[tuple[str | None, str], Job] = {}
+        self._closing = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Sweeps expired jobs, as long as the context; at its end, jobs that still run fail."""
+        sweeper = asyncio.create_task(self._sweep_forever())
+        try:
+            yield
+        finally:
+            self._closing = True
+            sweeper.cancel()
+            tasks = [job.task for job in self._live.values() if job.task]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(sweeper, *tasks, return_exceptions=True)
+
+    async def submit(self, ask: Ask, work: Work) -> Job:
+        """The job that answers a request: a new one, or one that an identical request has started.
+
+        `work` makes the pictures. Raises QueueFull and IdempotencyKeyReuse.
+        """
+        job = self._started(ask)
+        if job is None and ask.idempotency_key is not None:
+            row = await self._store.with_idempotency_key(ask.owner, ask.idempotency_key)
+            job = await self._replayed(row, ask) if row else None
+            job = job or self._started(ask)  # by another request, while this one looked
+        if job is None:
+            job = self._start(ask, work)
+        job.goes_on = job.goes_on or ask.goes_on
+        return job
+
+    async def get(self, job_id: str, owner: str | None) -> Job:
+        """A job by id; raises NotFound for one that is unknown, expired, or another key's."""
+        job = self._live.get(job_id)
+        if job is None:
+            row = await self._store.get(job_id)
+            job = Job(row) if row else None
+        if job is None or job.row.owner != owner:
+            raise NotFound("There is no such job, or it has expired.", param="job_id")
+        return job
+
+    async def list(self, owner: str | None, limit: int) -> list[Job]:
+        """The newest jobs of a key, newest first."""
+        rows = await self._store.newest(owner, limit)
+        return [self._live.get(row.id) or Job(row) for row in rows]
+
+    def position(self, job: Job) -> int | None:
+        """How many jobs start before this one, and itself: 1 is next. None for a job that does not wait."""
+        if job.ended or job.row.status != "queued":
+            return None
+        waiting = [each for each in self._live.values() if not each.ended and each.row.status == "queued"]
+        return waiting.index(job) + 1 if job in waiting else None
+
+    async def images(self, job: Job) -> tuple[bytes, ...]:
+        """The pictures of a completed job; raises NotFound where their files are gone."""
+        if job.images:
+            return job.images
+        result = await job.finished()
+        return tuple(await asyncio.gather(*(self._files.read_stored(name) for name in result.files)))
+
+    async def cancel(self, job: Job) -> None:
+        """Ends a job, for all that wait for it, and returns when it has ended."""
+        if job.task is None or job.ended:
+            return
+        self._forget(job)
+        job.task.cancel()
+        await asyncio.wait({job.task})
+
+    async def delete(self, job: Job) -> None:
+        """Deletes a job that has ended, and its pictures."""
+        self._forget(job)
+        self._live.pop(job.row.id, None)
+        if job.result:
+            await self._files.delete(job.result.files)
+        await self._store.delete(job.row.id)
+
+    @contextlib.contextmanager
+    def watching(self, job: Job) -> Iterator[None]:
+        """A client waits for the job as long as the context; when the last one leaves, the work may be cancelled."""
+        job.watchers += 1
+        try:
+            yield
+        finally:
+            job.watchers -= 1
+            if not job.watchers:
+                self._left_alone(job)
+
+    def collect(self, job: Job) -> None:
+        """Notes that a client was given the result."""
+        job.collected = True
+        if job.ended:
+            self._forget(job)
+
+    def _left_alone(self, job: Job) -> None:
+        if job.ended:
+            job.images = ()
+            self._live.pop(job.row.id, None)
+        elif not job.goes_on and job.task is not None:
+            log.info("%s: its client has gone; its work is cancelled", job.row.id)
+            self._forget(job)
+            job.task.cancel()
+
+    def _started(self, ask: Ask) -> Job | None:
+        """The job of an identical request that is in flight, or that has ended and whose result nobody took."""
+        if ask.idempotency_key is not None:
+            job = self._keyed.get((ask.owner, ask.idempotency_key))
+            if job is not None and job.row.fingerprint != ask.fingerprint:
+                raise IdempotencyKeyReuse("This Idempotency-Key is in use for another request. Use a new one.")
+            return job
+        return self._alike.get((ask.owner, ask.fingerprint)) if ask.fingerprint else None
+
+    async def _replayed(self, row: JobRow, ask: Ask) -> Job | None:
+        """The completed job of an Idempotency-Key. A key whose job failed, or whose files are gone, starts anew."""
+        if row.status != "completed":
+            return None
+        if row.fingerprint != ask.fingerprint:
+            raise IdempotencyKeyReuse("This Idempotency-Key has answered another request. Use a new one.")
+        job = Job(row)
+        if job.result is None or not await self._files.hold(job.result.files):
+            return None
+        log.info("%s: answered again, for its Idempotency-Key", row.id)
+        return job
+
+    def _start(self, ask: Ask, work: Work) -> Job:
+        if sum(not job.ended for job in self._live.values()) >= self._max_running:
+            raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
+        now = time.time()
+        row = JobRow(
+            id=f"job_{secrets.token_hex(12)}",
+            owner=ask.owner,
+            kind=ask.kind,
+            model=ask.model,
+            status="queued",
+            created_at=now,
+            expires_at=now + self._ttl,
+            fingerprint=ask.fingerprint,
+            idempotency_key=ask.idempotency_key,
+            rendering=ask.rendering,
+        )
+        job = self._live[row.id] = Job(row)
+        if ask.idempotency_key is not None:
+            self._keyed[ask.owner, ask.idempotency_key] = job
+        elif ask.fingerprint is not None:
+            self._alike[ask.owner, ask.fingerprint] = job
+        job.task = asyncio.create_task(self._run(job, ask, work), name=row.id)
+        return job
+
+    async def _run(self, job: Job, ask: Ask, work: Work) -> None:
+        """A job's life; never raises."""
+        try:
+            await self._store.add(job.row)
+            made = await work(job.hear)
+            await self._complete(job, ask, made)
+        except asyncio.CancelledError:
+            job.row.status = "failed" if self._closing else "cancelled"
+            job.row.error = msgspec.json.encode(RESTARTED) if self._closing else None
+            job.error = JobCancelled()
+        except HubError as error:
+            self._fail(job, error)
+        except Exception:
+            log.exception("%s failed", job.row.id)
+            self._fail(job, HubError("The hub failed on this job; its log tells why."))
+        await self._close(job)
+
+    async def _complete(self, job: Job, ask: Ask, made: ImageResult) -> None:
+        keep_until = time.time() + self._ttl
+        saved = (self._files.save(image, ask.output_format, keep_until) for image in made.images)
+        job.images = made.images
+        job.result = JobResult(
+            files=list(await asyncio.gather(*saved)),
+            seed=made.seed,
+            size=made.size,
+            quality=made.quality,
+            output_format=ask.output_format,
+            usage=made.usage or Usage(text_tokens=0, image_tokens=0, output_tokens=0),
+            warnings=list(made.warnings),
+        )
+        job.row.result = msgspec.json.encode(job.result)
+        job.row.status, job.row.expires_at = "completed", keep_until
+
+    @staticmethod
+    def _fail(job: Job, error: HubError) -> None:
+        job.error = error
+        job.row.status, job.row.error = "failed", msgspec.json.encode(JobError.of(error))
+
+    async def _close(self, job: Job) -> None:
+        """Writes the end down, then tells it."""
+        job.row.completed_at = time.time()
+        try:
+            await self._store.save(job.row)
+        except Exception as error:
+            log.exception("%s: its end could not be stored", job.row.id)
+            if job.row.status == "completed":
+                self._fail(job, error if isinstance(error, HubError) else HubError("The job could not be stored."))
+        job.end()
+        uncollected = job.row.status == "completed" and not job.row.idempotency_key and not job.collected
+        if not uncollected:
+            self._forget(job)
+        elif job.row.fingerprint:
+            asyncio.get_running_loop().call_later(UNCOLLECTED, self._forget, job)
+        if not job.watchers:
+            self._left_alone(job)
+
+    def _forget(self, job: Job) -> None:
+        """Nobody joins it any more."""
+        for index, name in ((self._keyed, job.row.idempotency_key), (self._alike, job.row.fingerprint)):
+            if name is not None and index.get((job.row.owner, name)) is job:
+                del index[job.row.owner, name]
+
+    async def _sweep_forever(self) -> None:
+        while True:
+            try:
+                await self._store.delete_expired()
+            except Exception:
+                log.exception("sweeping expired jobs failed; trying again")
+            await asyncio.sleep(SWEEP_INTERVAL)

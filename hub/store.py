@@ -1,0 +1,531 @@
+"""The hub's SQLite database, `cache_dir/hub.db`: jobs that outlive the process that took them.
+
+One connection on one thread. An idle hub pays nothing for it: the file is made when the first row is, and SQLAlchemy
+(0.2 s, 13 MiB) is imported for the first statement. Before that, opening and housekeeping speak through the DBAPI.
+
+The cache may be deleted at any time, and several hubs may share one:
+
+- before each operation four `stat` calls notice files that are gone or were replaced; then all is opened anew;
+- opening, migrating and setting a damaged file aside happen under a lock between processes;
+- each running hub holds a lock on `instances/<id>.lock`, and its rows bear the id. Where the lock can be taken, the
+  hub is dead, and what it had not finished has failed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import functools
+import logging
+import os
+import re
+import secrets
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from hub import migrations
+from hub.errors import ConfigurationError, StorageFull
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Table
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BUSY_TIMEOUT = 15.0
+"""Seconds for which a statement waits while another hub writes."""
+
+ATTEMPTS = 3
+
+INSTANCE = re.compile(r"(?P<id>[0-9a-f]{16})\.lock")
+SUFFIXES = ("", "-wal", "-shm")
+MUTABLE = ("status", "expires_at", "started_at", "completed_at", "step", "steps", "result", "error")
+UNFINISHED = ("queued", "in_progress")
+PRAGMAS = ("journal_mode = WAL", "synchronous = NORMAL", "trusted_schema = OFF")
+
+DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# SQLite says FULL for ENOSPC alone; quotas and size limits end as failed writes, or as a missing piece of shared memory
+FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class JobRow(Struct, kw_only=True):
+    """One row of `jobs`. Times are unix seconds."""
+
+    id: str
+    owner: str | None
+    """Name of the API key; None on an open hub."""
+    kind: str
+    """image_generation, image_edit or image_variation."""
+    model: str
+    """As the client named it."""
+    status: str
+    """queued, in_progress, completed, failed or cancelled."""
+    created_at: float
+    expires_at: float
+    """From then on the row, and its files, may be deleted."""
+    started_at: float | None = None
+    completed_at: float | None = None
+    step: int = 0
+    steps: int = 0
+    fingerprint: str | None = None
+    idempotency_key: str | None = None
+    rendering: bytes
+    """JSON, opaque here as are `result` and `error`: how the answer is rendered."""
+    result: bytes | None = None
+    error: bytes | None = None
+
+
+@functools.cache
+def jobs_table() -> Table:
+    """The table for SQLAlchemy; a function, because the import is slow."""
+    from sqlalchemy import Column, Float, Index, Integer, LargeBinary, MetaData, Table, Text, text
+
+    return Table(
+        "jobs",
+        MetaData(),
+        Column("id", Text, primary_key=True),
+        Column("hub", Text, nullable=False),
+        Column("owner", Text),
+        Column("kind", Text, nullable=False),
+        Column("model", Text, nullable=False),
+        Column("status", Text, nullable=False),
+        Column("created_at", Float, nullable=False),
+        Column("expires_at", Float, nullable=False),
+        Column("started_at", Float),
+        Column("completed_at", Float),
+        Column("step", Integer, nullable=False),
+        Column("steps", Integer, nullable=False),
+        Column("fingerprint", Text),
+        Column("idempotency_key", Text),
+        Column("rendering", LargeBinary, nullable=False),
+        Column("result", LargeBinary),
+        Column("error", LargeBinary),
+        Index("jobs_by_expiry", "expires_at"),
+        Index(
+            "jobs_by_idempotency_key",
+            "idempotency_key",
+            "owner",
+            "created_at",
+            sqlite_where=text("idempotency_key IS NOT NULL"),
+        ),
+        Index("jobs_unfinished", "hub", sqlite_where=text("status IN ('queued', 'in_progress')")),
+    )
+
+
+class Store:
+    """Keeps jobs. Used from one event loop, inside `running`. Every method may raise StorageFull."""
+
+    def __init__(self, cache_dir: Path, now: Callable[[], float] = time.time) -> None:
+        """Opens nothing. `now`: unix seconds, for tests."""
+        self._path = cache_dir / "hub.db"
+        self._instances = cache_dir / "instances"
+        self._now = now
+        self._id = ""
+        self._executor: ThreadPoolExecutor | None = None
+        self._lock: _Lock | None = None
+        self._database: _Database | None = None
+
+    @contextlib.asynccontextmanager
+    async def running(self, orphan_error: bytes) -> AsyncIterator[None]:
+        """The store can be used, as long as the context. Jobs of hubs that died fail with `orphan_error`.
+
+        Raises ConfigurationError where the folder cannot be used or a newer hub has made the database.
+        """
+        self._id = secrets.token_hex(8)
+        self._executor = executor = ThreadPoolExecutor(1, thread_name_prefix="hub-store")
+        try:
+            await self._on_thread(self._start, orphan_error)
+            yield
+        finally:
+            ended = self._on_thread(self._end)
+            self._executor = None
+            executor.shutdown(wait=False)  # what was asked for before is still done
+            await ended
+
+    async def add(self, job: JobRow) -> None:
+        """Stores a new job, as one that this process works on."""
+
+        def insert(database: _Database) -> None:
+            values = {**msgspec.structs.asdict(job), "hub": self._id}
+            database.core.execute(jobs_table().insert(), values)
+
+        await self._do(insert)
+
+    async def save(self, job: JobRow) -> None:
+        """Stores what may change of a job (`MUTABLE`). One that was deleted meanwhile stays deleted."""
+
+        def update(database: _Database) -> None:
+            table = jobs_table()
+            values = {name: getattr(job, name) for name in MUTABLE}
+            database.core.execute(table.update().where(table.c.id == job.id), values)
+
+        await self._do(update)
+
+    async def get(self, job_id: str) -> JobRow | None:
+        """The job, as long as it was not deleted; it may be expired."""
+
+        def select(database: _Database) -> JobRow | None:
+            return next(iter(_newest(database.core, jobs_table().c.id == job_id)), None)
+
+        return await self._do(select)
+
+    async def with_idempotency_key(self, owner: str | None, key: str) -> JobRow | None:
+        """The owner's newest job with this key that has not expired."""
+
+        def select(database: _Database) -> JobRow | None:
+            c = jobs_table().c
+            same_owner = c.owner.is_not_distinct_from(owner)  # NULL, the owner on an open hub, equals nothing
+            found = _newest(database.core, c.idempotency_key == key, same_owner, c.expires_at > self._now())
+            return next(iter(found), None)
+
+        return await self._do(select)
+
+    async def newest(self, owner: str | None, limit: int) -> list[JobRow]:
+        """The owner's jobs that have not expired, the newest first."""
+
+        def select(database: _Database) -> list[JobRow]:
+            c = jobs_table().c
+            own = c.owner.is_not_distinct_from(owner)
+            return _newest(database.core, own, c.expires_at > self._now(), limit=limit)
+
+        return await self._do(select, make=False) or []
+
+    async def delete(self, job_id: str) -> None:
+        """Deletes a job; one that is gone already is no error."""
+
+        def delete(database: _Database) -> None:
+            table = jobs_table()
+            database.core.execute(table.delete().where(table.c.id == job_id))
+
+        await self._do(delete, make=False)
+
+    async def delete_expired(self) -> list[str]:
+        """Deletes jobs whose time is over; returns their ids. Makes no database where there is none."""
+
+        def delete(database: _Database) -> list[str]:
+            now = self._now()
+            if not database.raw.execute("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", (now,)).fetchall():
+                return []
+            table = jobs_table()
+            gone = table.delete().where(table.c.expires_at <= now).returning(table.c.id)
+            return list(database.core.execute(gone).scalars())
+
+        return await self._do(delete, make=False) or []
+
+    async def fail_orphans(self, error: bytes) -> int:
+        """Fails the unfinished jobs of hubs that are dead; returns how many.
+
+        `running` does this at the start. Called again now and then, it also ends the jobs of siblings that died.
+        """
+        return await self._do(functools.partial(self._fail_orphans, error=error), make=False) or 0
+
+    def _fail_orphans(self, database: _Database, error: bytes) -> int:
+        # The rows before the locks: whoever has a row held its lock before.
+        unfinished = "SELECT DISTINCT hub FROM jobs WHERE status IN ('queued', 'in_progress')"
+        suspects = {hub for (hub,) in database.raw.execute(unfinished)}
+        dead = suspects - _living(self._instances) - {self._id}
+        if not dead:
+            return 0
+        table = jobs_table()
+        orphans = table.update().where(table.c.hub.in_(dead), table.c.status.in_(UNFINISHED))
+        failed = {"status": "failed", "error": error, "completed_at": self._now()}
+        count = database.core.execute(orphans, failed).rowcount
+        log.warning("%d unfinished jobs of a hub that ended were marked as failed", count)
+        return count
+
+    def _start(self, orphan_error: bytes) -> None:
+        try:
+            self._perform(functools.partial(self._fail_orphans, error=orphan_error), make=False)
+        except StorageFull:
+            words = "its disk is full"
+        except OSError as error:
+            words = error.strerror or str(error)
+        except sqlite3.Error as error:
+            words = f"{self._path.name}: {error}"
+        else:
+            return
+        raise ConfigurationError(f"cache_dir: {self._path.parent} cannot be used: {words}")
+
+    def _end(self) -> None:
+        self._close()
+        if self._lock is not None:
+            self._lock.release(delete=True)
+            self._lock = None
+
+    async def _do(self, work: Callable[[_Database], T], make: bool = True) -> T | None:
+        return await self._on_thread(self._perform, work, make)
+
+    def _on_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
+        if self._executor is None:
+            raise RuntimeError("the store is not running")
+        return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def _perform(self, work: Callable[[_Database], T], make: bool) -> T | None:
+        """Does one operation; None where there is no database and `make` is false.
+
+        What fails is tried again with all opened anew: that mends what happened to the files meanwhile.
+        """
+        for attempts_left in reversed(range(ATTEMPTS)):
+            try:
+                database = self._opened(make)
+                return None if database is None else work(database)
+            except Exception as error:
+                cause = getattr(error, "orig", error)  # SQLAlchemy wraps, and is not imported here
+                if _is_full(cause):
+                    raise StorageFull("The hub's disk is full; the job could not be stored.") from None
+                if not attempts_left or not _is_mendable(cause):
+                    raise cause from None
+                log.warning("%s: %s; opening it again", self._path.name, cause)
+                self._close()
+                time.sleep(0.02)  # the store's own thread; somebody may be deleting the folder right now
+        raise AssertionError
+
+    def _opened(self, make: bool) -> _Database | None:
+        """The database; it and this process's lock are made anew where they are not, or no longer, in place."""
+        if self._lock is None or not self._lock.in_place():
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+            self._instances.mkdir(parents=True, exist_ok=True)
+            self._lock = _Lock(self._instances / f"{self._id}.lock")
+        if self._database is not None and not self._database.in_place():
+            self._close()
+        if self._database is None and (make or self._path.exists()):
+            opening = _Lock(self._instances / "opening.lock")
+            try:
+                self._database = _open(self._path)
+            finally:
+                opening.release()
+        return self._database
+
+    def _close(self) -> None:
+        if self._database is not None:
+            self._database.close()
+            self._database = None
+
+
+def _newest(core: Connection, *conditions: Any, limit: int = 1) -> list[JobRow]:
+    table = jobs_table()
+    columns = [table.c[name] for name in JobRow.__struct_fields__]
+    newest = table.select().with_only_columns(*columns).where(*conditions).order_by(table.c.created_at.desc())
+    return [JobRow(**row._mapping) for row in core.execute(newest.limit(limit))]
+
+
+class _Damaged(Exception):
+    """The file is no database of a hub."""
+
+
+def _code(error: BaseException) -> int:
+    return getattr(error, "sqlite_errorcode", 0)
+
+
+def _is_full(error: BaseException) -> bool:
+    return _code(error) in FULL or (isinstance(error, OSError) and error.errno in NO_ROOM)
+
+
+def _is_mendable(error: BaseException) -> bool:
+    if isinstance(error, sqlite3.Error):
+        return not isinstance(error, sqlite3.IntegrityError) and _code(error) & 0xFF != sqlite3.SQLITE_BUSY
+    return isinstance(error, FileNotFoundError)
+
+
+class _Database:
+    """An open hub.db. SQLite writes its log back into the file when the last hub closes it."""
+
+    def __init__(self, path: Path) -> None:
+        """Makes an empty file where there is none. Raises sqlite3.Error or OSError."""
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
+        except FileExistsError:
+            # Not opened here: closing a descriptor would end the locks that SQLite has on the file in this process.
+            if path.is_file():
+                os.chmod(path, 0o600)
+        self.path = path
+        self.raw = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
+        self._core: Connection | None = None
+        self._identities: dict[str, tuple[int, int] | None] = {}
+
+    @property
+    def core(self) -> Connection:
+        """SQLAlchemy over the same connection. Each statement is a transaction of its own; such a one never starts
+        from an old snapshot, which SQLite would refuse at once instead of waiting for the other hub."""
+        if self._core is None:
+            from sqlalchemy import StaticPool, create_engine
+
+            self._core = create_engine(
+                "sqlite://",
+                creator=lambda: self.raw,
+                poolclass=StaticPool,
+                isolation_level="AUTOCOMMIT",
+                hide_parameters=True,  # errors are logged, prompts are not
+            ).connect()
+        return self._core
+
+    def remember_files(self) -> None:
+        """Call when the database is ready: its log and shared memory exist then, and stay while it is open."""
+        self._identities = {name: _identity(name) for name in (f"{self.path}{suffix}" for suffix in SUFFIXES)}
+
+    def in_place(self) -> bool:
+        """Whether the files at the path are still the open ones."""
+        return all(_identity(name) == identity for name, identity in self._identities.items())
+
+    def close(self) -> None:
+        """Safe for a new file at the old path: SQLite knows by the inode that it is not its own."""
+        if self._core is not None:
+            self._core.close()
+            self._core.engine.dispose()
+        self.raw.close()
+
+
+def _identity(path: str | int) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name."""
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _open(path: Path) -> _Database:
+    """Opens, checks and migrates, or makes the database. A damaged one is set aside."""
+    try:
+        return _open_sound(path)
+    except (_Damaged, sqlite3.Error) as error:
+        if not isinstance(error, _Damaged) and _code(error) & 0xFF not in DAMAGED:
+            raise
+        log.warning("%s is damaged (%s): set aside as %s; its jobs are forgotten", path.name, error, _set_aside(path))
+    return _open_sound(path)
+
+
+def _open_sound(path: Path) -> _Database:
+    database = _Database(path)
+    try:
+        for pragma in PRAGMAS:
+            database.raw.execute(f"PRAGMA {pragma}").fetchall()
+        verdicts = database.raw.execute("PRAGMA quick_check(1)").fetchall()
+        if verdicts != [("ok",)]:
+            raise _Damaged("its check failed")
+        version = _version(database.raw)
+        if version > migrations.HEAD:
+            raise ConfigurationError(
+                f"{path}: made by a newer hub (schema {version}; this one knows {migrations.HEAD}). "
+                "Update this hub, or delete the file; its jobs are then forgotten."
+            )
+        if version < migrations.HEAD:
+            _migrate(database, version)
+        database.remember_files()
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _version(raw: sqlite3.Connection) -> str:
+    """The schema's revision; empty for an empty database."""
+    tables = {name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables:
+        return ""
+    rows = raw.execute("SELECT version_num FROM alembic_version").fetchall() if "alembic_version" in tables else []
+    if len(rows) != 1:
+        raise _Damaged("it was not made by a hub")
+    return str(rows[0][0])
+
+
+def _migrate(database: _Database, version: str) -> None:
+    """To HEAD in one transaction. What was there before stays as a copy."""
+    if version:
+        _copy(database.raw, f"{database.path}.before-{migrations.HEAD}")
+    try:
+        database.core.exec_driver_sql("BEGIN IMMEDIATE")
+        migrations.upgrade(database.core)
+        database.raw.commit()
+    except BaseException as error:
+        database.raw.rollback()
+        raise getattr(error, "orig", error) from None
+
+
+def _copy(raw: sqlite3.Connection, target: str) -> None:
+    part = f"{target}.tmp"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(part)
+    os.close(os.open(part, os.O_CREAT | os.O_EXCL, 0o600))
+    copy = sqlite3.connect(part)
+    try:
+        raw.backup(copy)
+    finally:
+        copy.close()
+    os.replace(part, target)
+
+
+def _set_aside(path: Path) -> str:
+    """Renames the file and its companions; returns the file's new name."""
+    number = 1
+    while os.path.lexists(target := f"{path}.damaged-{number}"):
+        number += 1
+    for suffix in SUFFIXES:
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{path}{suffix}", f"{target}{suffix}")
+    return os.path.basename(target)
+
+
+class _Lock:
+    """A lock between processes, on a file that is made for it. It ends with the process, however that ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Waits until it has the lock of the file that is at the path."""
+        self._path = path
+        while True:
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            try:
+                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            except BaseException:
+                os.close(self._descriptor)
+                raise
+            if self.in_place():
+                return
+            os.close(self._descriptor)  # while this waited, another hub deleted the file, or the owner the cache
+
+    def in_place(self) -> bool:
+        """Whether others who look at the path find this lock."""
+        return _identity(self._descriptor) == _identity(str(self._path))
+
+    def release(self, delete: bool = False) -> None:
+        """Lets go; `delete` only where nobody waits for the file."""
+        if delete and self.in_place():
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+
+def _living(instances: Path) -> set[str]:
+    """The ids of hubs that hold their lock. The lock files of dead ones are deleted."""
+    living = set()
+    for entry in os.scandir(instances):
+        match = INSTANCE.fullmatch(entry.name)
+        if match is None:
+            continue
+        try:
+            descriptor = os.open(entry.path, os.O_RDWR)
+        except FileNotFoundError:
+            continue  # it ended meanwhile
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _identity(descriptor) == _identity(entry.path):
+                os.unlink(entry.path)
+            else:
+                living.add(match["id"])  # it has just made its file anew
+        except BlockingIOError:
+            living.add(match["id"])
+        finally:
+            os.close(descriptor)
+    return living
