@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from hub.api import docs, files, health, images, jobs, models, openapi, wire
+from hub.api import aigne, docs, files, health, images, jobs, models, openapi, wire
 from hub.api.auth import require_key
 from hub.errors import HubError
 from hub.hub import Hub
@@ -39,6 +39,11 @@ def create_app(settings: Settings) -> Litestar:
             files.download,
             health.health,
             health.ready,
+            aigne.blocklet,
+            aigne.invoke,
+            aigne.generations,
+            aigne.catalogue,
+            aigne.hub_status,
             *docs.handlers,
         ],
         state=State({"hub": hub}),

@@ -120,6 +120,11 @@ def as_json(kind: type[Struct]) -> Content:
     return Content("application/json", {"$ref": _REF + kind.__name__}, (kind,))
 
 
+def as_json_list(kind: type[Struct]) -> Content:
+    """A JSON array of this Struct."""
+    return Content("application/json", {"type": "array", "items": {"$ref": _REF + kind.__name__}}, (kind,))
+
+
 def as_multipart(kind: type[Struct], **files: Upload) -> Content:
     """A form whose text fields are this Struct's (scalars and lists of them), with files beside them."""
     _, components = msgspec.json.schema_components([kind], ref_template=_REF + "{name}")
