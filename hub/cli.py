@@ -17,10 +17,12 @@ from hub.errors import ConfigurationError, HubError
 
 if TYPE_CHECKING:
     from hub.settings import Settings
-    from hub.types import Event, ImageRequest, ImageResult
+    from hub.types import Event, ImageRequest, ImageResult, OutputFormat, Size
 
 DRAIN = 5.0
 """Seconds that running requests have to finish when the server is told to end."""
+
+FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 config_option = click.option(
     "--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (default: ./hub.toml, if any)."
@@ -106,11 +108,11 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
     type=click.Path(path_type=Path, dir_okay=False),
     default="image.png",
     show_default=True,
-    help="Ends in .png; with -n, a number is added.",
+    help="Its ending chooses the format: .png, .jpg or .webp. With -n, a number is added.",
 )
 @click.option("-m", "--model", help="Model id or alias (default: the setting default_model).")
 @click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
-@click.option("--size", default="1024x1024", show_default=True, metavar="WxH")
+@click.option("--size", metavar="WxH", help="Default: that of the picture to edit, else 1024x1024.")
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Picture k uses seed + k (default: a random one).")
 @click.option("--steps", type=click.IntRange(min=1, max=1000), help="Denoising steps.")
 @click.option("--guidance", type=click.FloatRange(0, 100), help="Guidance scale.")
@@ -119,43 +121,75 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
 @click.option("--style", type=click.Choice(["vivid", "natural"]))
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far an edit may leave its source.")
 @click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A picture to edit.")
+@click.option(
+    "--mask",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="Which part of it may change: transparent, or white on black.",
+)
+@click.option(
+    "--compression", type=click.IntRange(0, 100), default=100, show_default=True, help="Quality of .jpg and .webp."
+)
 def generate(
-    config: Path | None, prompt: str, output: Path, model: str | None, image: Path | None, **wish: Any
+    *,
+    config: Path | None,
+    prompt: str,
+    output: Path,
+    model: str | None,
+    image: Path | None,
+    mask: Path | None,
+    **wish: Any,
 ) -> None:
-    """Make pictures from PROMPT and write them as PNG, without a server."""
-    from hub.registry import SIZE, parse_size
+    """Make pictures from PROMPT and write them to files, without a server."""
     from hub.types import ImageRequest
 
-    if not SIZE.fullmatch(wish["size"]):
-        raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
     if not prompt.strip():
         raise click.BadParameter("say what to draw", param_hint="PROMPT")
-    if output.suffix.lower() != ".png":
-        raise click.BadParameter("pictures are PNG files; let the name end in .png", param_hint="--output")
     if not output.parent.is_dir():
         raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
+    request = ImageRequest(
+        prompt=prompt,
+        n=wish["n"],
+        size=_size(wish["size"], editing=image is not None),
+        seed=wish["seed"],
+        num_inference_steps=wish["steps"],
+        guidance_scale=wish["guidance"],
+        negative_prompt=wish["negative"],
+        quality=wish["quality"],
+        style=wish["style"],
+        strength=wish["strength"],
+        images=(image.read_bytes(),) if image else (),
+        mask=mask.read_bytes() if mask else None,
+        output_format=_format(output),
+        output_compression=wish["compression"],
+    )
     with _told_plainly():
         settings = _settings(config, log_level="warning")
-        request = ImageRequest(
-            prompt=prompt,
-            n=wish["n"],
-            size=parse_size(wish["size"]),
-            seed=wish["seed"],
-            num_inference_steps=wish["steps"],
-            guidance_scale=wish["guidance"],
-            negative_prompt=wish["negative"],
-            quality=wish["quality"],
-            style=wish["style"],
-            strength=wish["strength"],
-            images=(image.read_bytes(),) if image else (),
-        )
         result = asyncio.run(_generate(settings, model or settings.default_model, request))
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
-    for index, png in enumerate(result.images):
+    for index, picture in enumerate(result.images):
         path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
-        path.write_bytes(png)
+        path.write_bytes(picture)
         click.echo(f"{path} (seed {result.seed + index})")
+
+
+def _size(text: str | None, *, editing: bool) -> Size | None:
+    """The size in pixels; None for the source picture's own."""
+    from hub.registry import SIZE, parse_size
+
+    if text is None:
+        return None if editing else parse_size("1024x1024")
+    if not SIZE.fullmatch(text):
+        raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
+    return parse_size(text)
+
+
+def _format(output: Path) -> OutputFormat:
+    """The format that a file's ending names."""
+    found = FORMATS.get(output.suffix.lower())
+    if found is None:
+        raise click.BadParameter(f"let the name end in one of {', '.join(FORMATS)}", param_hint="--output")
+    return found
 
 
 async def _generate(settings: Settings, model: str, request: ImageRequest) -> ImageResult:

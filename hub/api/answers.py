@@ -38,7 +38,7 @@ class InputTokens(Struct, kw_only=True):
 
 
 class ImagesUsage(Struct, kw_only=True):
-    """OpenAI's usage of images. For local models the counts follow one rule, docs/usage.md."""
+    """OpenAI's usage of images. For local models the counts follow one rule (docs/api.md)."""
 
     input_tokens: int
     output_tokens: int

@@ -75,6 +75,10 @@ _REF = "#/components/schemas/"
 _OF_EVERY_ROUTE = {500}
 _OF_CLOSED_ROUTES = {401, 403, 429, 503}
 _OF_ROUTES_WITH_BODY = {400, 413, 415}
+_HEADERS = {
+    "x-request-id": {"description": "The request's name in the hub's log.", "schema": {"type": "string"}},
+    "x-job-id": {"description": "The job that the request has become.", "schema": {"type": "string"}},
+}
 _DESCRIPTION = """\
 OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer KEY`; a hub without keys answers
 this machine's own programs only.
@@ -343,6 +347,7 @@ def openapi_config() -> OpenAPIConfig:
         title="Hub",
         version=__version__,
         description=_DESCRIPTION,
+        use_handler_docstrings=True,
         license=License(name="Apache-2.0", identifier="Apache-2.0"),
         components=Components(security_schemes={_BEARER: scheme}),
         openapi_router=router,
@@ -366,13 +371,13 @@ def document(app: Litestar) -> dict[str, Any]:
         public = bool(handler.opt.get("public"))
         one["security"] = [] if public else [{_BEARER: []}] if needs_key else [{}, {_BEARER: []}]
         one.setdefault("tags", [handler.fn.__module__.rpartition(".")[2]])
+        one["description"] = _plain_words(one.get("description", "")).partition("\n\n")[0]
         statuses |= _complete(one, where, public=public)
     components = made["components"]
     components["schemas"] = _schemas(kinds)
     components["responses"] = {_name(status): _error(status) for status in sorted(statuses)}
-    components["headers"] = {
-        "x-request-id": {"description": "The request's name in the hub's log.", "schema": {"type": "string"}}
-    }
+    components["headers"] = _HEADERS
+    made["paths"] = dict(sorted(made["paths"].items()))  # Litestar's order is that of a set
     return made
 
 
@@ -402,11 +407,19 @@ def _complete(operation: dict[str, Any], where: str, *, public: bool) -> set[int
         del answers[each]
     for status in listed | missing:
         answers[str(status)] = {"$ref": f"#/components/responses/{_name(status)}"}
-    for response in answers.values():
-        if "$ref" not in response:
-            response.setdefault("headers", {})["x-request-id"] = {"$ref": "#/components/headers/x-request-id"}
+    for code, response in answers.items():
+        if "$ref" in response:
+            continue
+        shared = ("x-request-id", "x-job-id") if "requestBody" in operation else ("x-request-id",)
+        response.setdefault("headers", {}).update(_header_refs(*shared))
+        if response["description"] == ResponseSpec.description:
+            response["description"] = HTTPStatus(int(code)).phrase
     operation["responses"] = dict(sorted(answers.items()))
     return listed | missing
+
+
+def _header_refs(*names: str) -> dict[str, Any]:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
 
 
 def _schema_of(response: dict[str, Any]) -> dict[str, Any]:
@@ -468,7 +481,7 @@ def _error(status: int) -> dict[str, Any]:
     """The shared description of an error's status: its codes, from the errors themselves."""
     codes = {kind.code: (kind.__doc__ or "").partition("\n")[0] for kind in _error_kinds() if kind.status == status}
     words = "\n".join(f"- `{code}`: {text}" for code, text in codes.items())
-    headers: dict[str, Any] = {"x-request-id": {"$ref": "#/components/headers/x-request-id"}}
+    headers = _header_refs(*_HEADERS)
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
     if status == HTTPStatus.UNAUTHORIZED:
