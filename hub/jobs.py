@@ -19,7 +19,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, IdempotencyKeyReuse, JobCancelled, NotFound, QueueFull
+from hub.errors import EngineUnavailable, HubError, IdempotencyKeyReuse, JobCancelled, NotFound, QueueFull
 from hub.files import Files
 from hub.store import JobRow, Store
 from hub.types import Accepted, Effort, Event, ImageResult, OnEvent, OutputFormat, Progress, Size, Usage
@@ -101,6 +101,8 @@ class Job:
         self.collected = False
         """Whether some client was given the result."""
         self.watchers = 0
+        self.closing = False
+        """Whether the work is over and its end is being written down; then it cannot be cancelled any more."""
         self.task: asyncio.Task[None] | None = None
         self._accepted = asyncio.Event()
         self._ended = asyncio.Event()
@@ -195,9 +197,9 @@ class Jobs:
         finally:
             self._closing = True
             sweeper.cancel()
+            for job in self._live.values():
+                self._stop(job)
             tasks = [job.task for job in self._live.values() if job.task]
-            for task in tasks:
-                task.cancel()
             await asyncio.gather(sweeper, *tasks, return_exceptions=True)
 
     async def submit(self, ask: Ask, work: Work) -> Job:
@@ -246,11 +248,10 @@ class Jobs:
 
     async def cancel(self, job: Job) -> None:
         """Ends a job, for all that wait for it, and returns when it has ended."""
-        if job.task is None or job.ended:
-            return
         self._forget(job)
-        job.task.cancel()
-        await asyncio.wait({job.task})
+        self._stop(job)
+        if job.task is not None:
+            await asyncio.wait({job.task})
 
     async def delete(self, job: Job) -> None:
         """Deletes a job that has ended, and its pictures."""
@@ -281,9 +282,14 @@ class Jobs:
         if job.ended:
             job.images = ()
             self._live.pop(job.row.id, None)
-        elif not job.goes_on and job.task is not None:
+        elif not job.goes_on and not job.closing:
             log.info("%s: its client has gone; its work is cancelled", job.row.id)
             self._forget(job)
+            self._stop(job)
+
+    @staticmethod
+    def _stop(job: Job) -> None:
+        if job.task is not None and not job.closing:
             job.task.cancel()
 
     def _started(self, ask: Ask) -> Job | None:
@@ -329,7 +335,15 @@ class Jobs:
         elif ask.fingerprint is not None:
             self._alike[ask.owner, ask.fingerprint] = job
         job.task = asyncio.create_task(self._run(job, ask, work), name=row.id)
+        job.task.add_done_callback(lambda _: self._ended(job))
         return job
+
+    def _ended(self, job: Job) -> None:
+        """A task that is cancelled before its first step never runs; its job has to end all the same."""
+        if not job.ended:
+            job.error, job.row.status = JobCancelled(), "cancelled"
+            job.end()
+            self._live.pop(job.row.id, None)
 
     async def _run(self, job: Job, ask: Ask, work: Work) -> None:
         """A job's life; never raises."""
@@ -338,9 +352,10 @@ class Jobs:
             made = await work(job.hear)
             await self._complete(job, ask, made)
         except asyncio.CancelledError:
-            job.row.status = "failed" if self._closing else "cancelled"
-            job.row.error = msgspec.json.encode(RESTARTED) if self._closing else None
-            job.error = JobCancelled()
+            if self._closing:
+                self._fail(job, EngineUnavailable(RESTARTED.message, code=RESTARTED.code))
+            else:
+                job.error, job.row.status = JobCancelled(), "cancelled"
         except HubError as error:
             self._fail(job, error)
         except Exception:
@@ -371,6 +386,7 @@ class Jobs:
 
     async def _close(self, job: Job) -> None:
         """Writes the end down, then tells it."""
+        job.closing = True
         job.row.completed_at = time.time()
         try:
             await self._store.save(job.row)
@@ -397,6 +413,7 @@ class Jobs:
         while True:
             try:
                 await self._store.delete_expired()
+                await self._store.fail_orphans(msgspec.json.encode(RESTARTED))
             except Exception:
                 log.exception("sweeping expired jobs failed; trying again")
             await asyncio.sleep(SWEEP_INTERVAL)

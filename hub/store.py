@@ -45,7 +45,7 @@ T = TypeVar("T")
 BUSY_TIMEOUT = 15.0
 """Seconds for which a statement waits while another hub writes."""
 
-ATTEMPTS = 3
+ATTEMPTS = 5
 
 INSTANCE = re.compile(r"(?P<id>[0-9a-f]{16})\.lock")
 SUFFIXES = ("", "-wal", "-shm")
@@ -112,6 +112,7 @@ def jobs_table() -> Table:
         Column("result", LargeBinary),
         Column("error", LargeBinary),
         Index("jobs_by_expiry", "expires_at"),
+        Index("jobs_by_owner", "owner", "created_at"),
         Index(
             "jobs_by_idempotency_key",
             "idempotency_key",
@@ -241,7 +242,8 @@ class Store:
         orphans = table.update().where(table.c.hub.in_(dead), table.c.status.in_(UNFINISHED))
         failed = {"status": "failed", "error": error, "completed_at": self._now()}
         count = database.core.execute(orphans, failed).rowcount
-        log.warning("%d unfinished jobs of a hub that ended were marked as failed", count)
+        if count:
+            log.warning("%d unfinished jobs of a hub that ended were marked as failed", count)
         return count
 
     def _start(self, orphan_error: bytes) -> None:
@@ -288,7 +290,7 @@ class Store:
                     raise cause from None
                 log.warning("%s: %s; opening it again", self._path.name, cause)
                 self._close()
-                time.sleep(0.02)  # the store's own thread; somebody may be deleting the folder right now
+                time.sleep(0.02 * (ATTEMPTS - attempts_left))  # somebody may be deleting the folder right now
         raise AssertionError
 
     def _opened(self, make: bool) -> _Database | None:
@@ -411,8 +413,6 @@ def _open(path: Path) -> _Database:
 def _open_sound(path: Path) -> _Database:
     database = _Database(path)
     try:
-        for pragma in PRAGMAS:
-            database.raw.execute(f"PRAGMA {pragma}").fetchall()
         verdicts = database.raw.execute("PRAGMA quick_check(1)").fetchall()
         if verdicts != [("ok",)]:
             raise _Damaged("its check failed")
@@ -422,6 +422,8 @@ def _open_sound(path: Path) -> _Database:
                 f"{path}: made by a newer hub (schema {version}; this one knows {migrations.HEAD}). "
                 "Update this hub, or delete the file; its jobs are then forgotten."
             )
+        for pragma in PRAGMAS:  # not before: the first one changes the file
+            database.raw.execute(f"PRAGMA {pragma}").fetchall()
         if version < migrations.HEAD:
             _migrate(database, version)
         database.remember_files()
@@ -510,22 +512,21 @@ class _Lock:
 def _living(instances: Path) -> set[str]:
     """The ids of hubs that hold their lock. The lock files of dead ones are deleted."""
     living = set()
-    for entry in os.scandir(instances):
-        match = INSTANCE.fullmatch(entry.name)
-        if match is None:
-            continue
+    with os.scandir(instances) as entries:
+        found = [(entry.path, match["id"]) for entry in entries if (match := INSTANCE.fullmatch(entry.name))]
+    for path, instance in found:
         try:
-            descriptor = os.open(entry.path, os.O_RDWR)
+            descriptor = os.open(path, os.O_RDWR)
         except FileNotFoundError:
             continue  # it ended meanwhile
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _identity(descriptor) == _identity(entry.path):
-                os.unlink(entry.path)
+            if _identity(descriptor) == _identity(path):
+                os.unlink(path)
             else:
-                living.add(match["id"])  # it has just made its file anew
+                living.add(instance)  # it has just made its file anew
         except BlockingIOError:
-            living.add(match["id"])
+            living.add(instance)
         finally:
             os.close(descriptor)
     return living

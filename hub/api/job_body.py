@@ -42,12 +42,13 @@ async def job_body(job: Job, hub: Hub, origin: str, *, with_result: bool = True)
     """A job as it is now; links are new each time and begin with `origin`. Raises NotFound where the pictures that
     are to be in the result are gone."""
     row = job.row
-    completed = row.status == "completed"
+    completed = row.status == "completed" and job.ended
+    status = "in_progress" if row.status == "completed" and not job.ended else row.status  # it is being stored
     return ImageJob(
         id=row.id,
         kind=row.kind,  # type: ignore[arg-type]  # the column holds what a Kind was
         model=row.model,
-        status=row.status,  # type: ignore[arg-type]
+        status=status,  # type: ignore[arg-type]
         created_at=int(row.created_at),
         started_at=_seconds(row.started_at),
         completed_at=_seconds(row.completed_at),
@@ -57,7 +58,7 @@ async def job_body(job: Job, hub: Hub, origin: str, *, with_result: bool = True)
         steps=row.steps,
         progress=100 if completed else 100 * row.step // max(1, row.steps),
         eta=None if job.eta is None else round(job.eta, 2),
-        result=await images_response(job, hub, origin) if completed and job.ended and with_result else None,
+        result=await images_response(job, hub, origin) if completed and with_result else None,
         error=msgspec.json.decode(row.error, type=JobError) if row.error else None,
     )
 

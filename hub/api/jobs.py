@@ -26,6 +26,9 @@ MAX_LISTED = 100
 NEWS_INTERVAL = 0.1
 """Seconds between two events of progress, at least."""
 
+ELSEWHERE_INTERVAL = 1.0
+"""Seconds between two looks at a job of another process."""
+
 JOB_ID_PATH = path("job_id", "The job's id: in `x-job-id` of every answer, and in the job itself.")
 
 
@@ -145,6 +148,13 @@ async def job_events(
 
     if not job.ended:
         yield await event("job.progress")
+    while not job.ended and job.task is None:  # another hub process on this cache runs it
+        await asyncio.sleep(ELSEWHERE_INTERVAL)
+        job = await hub.jobs.get(job.row.id, job.row.owner)
+        if job.ended:
+            queue.put_nowait(None)
+        else:
+            yield await event("job.progress")
     told = time.monotonic()
     async for news in or_silence(queue):
         if isinstance(news, bytes):

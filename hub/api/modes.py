@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 from typing import Literal
@@ -80,7 +81,7 @@ async def submit(
         model=model,
         rendering=msgspec.json.encode(rendering),
         output_format=params.output_format or "png",
-        fingerprint=await wanted.fingerprint() if comes_back or params.seed is not None else None,
+        fingerprint=await asyncio.to_thread(wanted.fingerprint) if comes_back or params.seed is not None else None,
         idempotency_key=key,
         goes_on=mode == "job" or policy == "finish",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -137,12 +136,14 @@ class Wanted(Struct, frozen=True, kw_only=True):
         if self.params.size is not None:
             wanted_size(self.params.size)
 
-    async def fingerprint(self) -> str:
-        """A digest that is equal for equal requests."""
+    def fingerprint(self) -> str:
+        """A digest that is equal for equal requests. Reads all of its pictures: not for the event loop."""
         digest = hashlib.sha256(self.kind.encode() + b"\0" + msgspec.json.encode(self.params))
-        for source in (*self.images, self.mask):
-            if isinstance(source, bytes):  # texts stand in the parameters already
-                digest.update((await asyncio.to_thread(hashlib.sha256, source)).digest())
+        for name, source in (*(("image", image) for image in self.images), ("mask", self.mask)):
+            if isinstance(source, bytes):
+                digest.update(name.encode() + hashlib.sha256(source).digest())
+            elif source is not None:
+                digest.update(name.encode() + hashlib.sha256(source.encode()).digest())
         return digest.hexdigest()
 
     async def to_domain(self, hub: Hub, origins: Sequence[str], label: str, partial_images: int) -> ImageRequest:

@@ -1,19 +1,24 @@
-"""A request on the worker's side: from its frame to pipeline calls, and from their tensors to PNG bytes."""
+"""A request on the worker's side: from its frame to pipeline calls, and from their tensors to encoded files."""
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from PIL import Image
 
-from hub.engine.protocol import Failed, Finished, Generate, Notice
-from hub.imaging.decode import fit
-from hub.imaging.png import encode_png
-from hub.pipelines.auto import LoadedPipeline, to_picture
-from hub.types import Size
+from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed
+from hub.imaging.encode import Finisher
+from hub.pipelines.auto import LoadedPipeline, to_mask, to_picture
+from hub.pipelines.estimates import Estimate, watch_steps
+from hub.pipelines.previews import preview_steps
+from hub.types import Task
+
+log = logging.getLogger("hub.worker")
+
+NO_PREVIEWS = Notice("partial_images", "this model's unfinished pictures cannot be shown; there are none")
 
 
 class Refused(Exception):
@@ -25,23 +30,87 @@ class Refused(Exception):
         self.message = message
 
 
+CANNOT: dict[Task, tuple[str, str]] = {
+    "text-to-image": ("image", "This model only edits pictures; give it one."),
+    "image-to-image": ("image", "This model cannot edit pictures as a whole."),
+    "inpainting": ("mask", "This model cannot change only a part of a picture."),
+}
+"""For tasks that a pipeline does not have: the parameter at fault, and the words."""
+
+
 class Blocked(Exception):
     """The model's own safety checker hid the picture: diffusers would answer with a black one."""
+
+
+class Outbox:
+    """What a request still has to say, in the order of tickets, whichever encoder's thread is done first.
+
+    A ticket is drawn when the work for a message begins; the message leaves when all earlier ones have. No thread
+    ever waits for another. After `close` nothing leaves.
+    """
+
+    def __init__(self, send: Callable[[FromWorker], None]) -> None:
+        self._send = send
+        self._lock = threading.Lock()
+        self._drawn = self._next = 0
+        self._ready: dict[int, Callable[[], FromWorker | None]] = {}
+        self.closed = False
+
+    def ticket(self) -> int:
+        """The next place in the order. From the device thread."""
+        self._drawn += 1
+        return self._drawn - 1
+
+    def put(self, ticket: int, message: Callable[[], FromWorker | None]) -> None:
+        """Redeems a ticket, once. `message` is called when its turn has come; it may have nothing to say."""
+        with self._lock:
+            self._ready[ticket] = message
+            while not self.closed and self._next in self._ready:
+                said = self._ready.pop(self._next)()
+                self._next += 1
+                if said is not None:
+                    self.closed = isinstance(said, Finished)
+                    self._send(said)
+
+    def close(self, last: FromWorker | None = None) -> None:
+        """Says `last`, unless it is closed already, and then nothing more."""
+        with self._lock:
+            if not self.closed and last is not None:
+                self._send(last)
+            self.closed = True
+
+
+OnPreview = Callable[["Job", int, int, Any], None]
 
 
 class Job:
     """A request whose pictures are being made: counts steps, gathers encoded pictures, answers once."""
 
-    def __init__(self, request: Generate, pipeline: LoadedPipeline, send: Callable[[Finished | Failed], None]) -> None:
-        """Raises Refused where the pipeline cannot do what was asked, strictly or at all."""
+    def __init__(
+        self,
+        request: Generate,
+        pipeline: LoadedPipeline,
+        send: Callable[[FromWorker], None],
+        on_preview: OnPreview,
+    ) -> None:
+        """`on_preview(job, picture, partial, pixels)` is called within a run, and should have `encode_preview` called
+        on another thread. Raises Refused where the pipeline cannot do what was asked, strictly or at all."""
         self.request = request
+        self.outbox = Outbox(send)
         self._pipeline = pipeline
-        self._send = send
-        self._images: list[bytes | None] = [None] * len(request.seeds)
+        self._on_preview = on_preview
+        self._images: list[bytes] = [b""] * len(request.seeds)
+        self._made = 0
         self._steps: dict[int, int] = {}
-        self._answered = False
-        self._lock = threading.Lock()
         self._arguments, self._notices = arguments_for(request, pipeline)
+        self._viewer = pipeline.viewer if request.partial_images else None
+        self._finisher = Finisher(
+            request.output,
+            request.output_format,
+            request.output_compression,
+            original=request.original,
+            mask=request.original_mask,
+        )
 
     def body(self, index: int) -> tuple[Callable[[], Any], Callable[[], int]]:
         """For picture `index`: the call that makes it, and the number of its denoising steps once it runs."""
@@ -59,34 +128,67 @@ class Job:
                 raise Blocked
             return to_uint8(result.images[0])
 
+        if self._viewer is not None:
+            watch_steps(own.scheduler, lambda done, estimate: self._look(index, done, steps(), estimate))
         return draw, steps
+
+    def _look(self, index: int, done: int, steps: int, estimate: Estimate) -> None:
+        """Within a run, after each step: shows the picture so far where a preview is due. Its failure is no failure
+        of the picture."""
+        due = preview_steps(self.request.partial_images, steps)
+        if done not in due or self._viewer is None:
+            return
+        try:
+            latents = estimate()
+            if not self._viewer.can_show(latents):
+                self._say_no_previews()
+                return
+            pixels = to_uint8(self._viewer.show(latents))
+        except Exception:
+            log.exception("%s: a preview failed; the picture goes on", self.request.label or self.request.id)
+            return
+        self._on_preview(self, index, due.index(done), pixels)
+
+    def _say_no_previews(self) -> None:
+        if NO_PREVIEWS not in self._notices:
+            self._notices.append(NO_PREVIEWS)
 
     def stepped(self, index: int, done: int, total: int) -> tuple[int, int]:
         """Notes a picture's progress; returns the request's own: steps done, steps in all."""
         self._steps[index] = done
         return sum(self._steps.values()), total * len(self._images)
 
-    def encode(self, index: int, pixels: Any) -> None:
-        """Resamples and encodes picture `index` (uint8, height x width x 3); the last one answers the request.
+    def encode(self, ticket: int, index: int, pixels: Any) -> None:
+        """Finishes picture `index` (uint8, height x width x 3); the last one answers the request.
 
         Runs on the encoders' threads, beside the next forward.
         """
-        png = encode_picture(pixels, self.request.output, self._text(index))
-        with self._lock:
-            self._images[index] = png
-            images = [image for image in self._images if image is not None]
-            if len(images) < len(self._images) or self._answered:
-                return
-            self._answered = True
-        self._send(Finished(self.request.id, images, self._notices))
+        if self.outbox.closed:
+            return
+        self._images[index] = self._finisher.encode(pixels, self._text(index))
+
+        def answer() -> Finished | None:
+            self._made += 1
+            if self._made < len(self._images):
+                return None
+            return Finished(self.request.id, self._images, self._notices)
+
+        self.outbox.put(ticket, answer)
+
+    def encode_preview(self, ticket: int, index: int, partial: int, pixels: Any) -> None:
+        """The same for a preview, which is finished like the picture. Its failure is logged and forgotten."""
+        preview = None
+        try:
+            if not self.outbox.closed:
+                image = self._finisher.encode(pixels, self._text(index))
+                preview = Previewed(self.request.id, index, partial, image)
+        except Exception:
+            log.exception("%s: a preview could not be encoded", self.request.label or self.request.id)
+        self.outbox.put(ticket, lambda: preview)
 
     def fail(self, error: BaseException) -> None:
-        """Answers with a failure, once."""
-        with self._lock:
-            if self._answered:
-                return
-            self._answered = True
-        self._send(failed_by(self.request.id, error))
+        """Answers with a failure, unless the request has its answer."""
+        self.outbox.close(failed_by(self.request.id, error))
 
     def _text(self, index: int) -> dict[str, str]:
         return {"Software": "hub", "Model": self.request.model.id, "Seed": str(self.request.seeds[index])}
@@ -113,7 +215,7 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
     Raises Refused for a task that the model does not have, and for any notice when the request is strict.
     """
     if request.task not in pipeline.tasks:
-        raise Refused("image", "This model cannot edit pictures.")
+        raise Refused(*CANNOT[request.task])
     wanted: dict[str, Any] = {
         "prompt": request.prompt,
         "negative_prompt": request.negative_prompt,
@@ -125,7 +227,12 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
     }
     if request.image is not None:
         wanted["image"] = to_picture(request.image, request.native.width, request.native.height)
+    if request.mask is not None:
+        cell = pipeline.mask_cell
+        wanted["mask_image"] = to_mask(request.mask, request.native.width, request.native.height, cell)
     accepted = pipeline.accepts(request.task)
+    if not {"image", "mask_image"} & set(wanted) <= accepted:
+        raise Refused(*CANNOT[request.task])
     implied = {"width", "height"} if request.image is not None else set()
     arguments = {name: value for name, value in wanted.items() if value is not None and name in accepted}
     notices = [
@@ -137,6 +244,8 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
         overflow = pipeline.prompt_overflow(text) if text else 0
         if overflow:
             notices.append(Notice(name, f"too long for this model's text encoder; its last {overflow} tokens were cut"))
+    if request.partial_images and pipeline.viewer is None:
+        notices.append(NO_PREVIEWS)
     if notices and request.strict:
         raise Refused(notices[0].param, f"strict: {notices[0].message}.")
     return arguments, notices
@@ -152,13 +261,3 @@ def to_uint8(picture: torch.Tensor) -> Any:
         raise ArithmeticError("the model produced pixels that are not numbers")
     scaled = picture.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return scaled.permute(1, 2, 0).contiguous().cpu().numpy()
-
-
-def encode_picture(pixels: Any, output: Size, text: dict[str, str]) -> bytes:
-    """PNG bytes of exactly the output size."""
-    height, width = pixels.shape[:2]
-    if (width, height) != (output.width, output.height):
-        import numpy as np
-
-        pixels = np.asarray(fit(Image.fromarray(pixels), output))
-    return encode_png(pixels, text)

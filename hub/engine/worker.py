@@ -1,7 +1,8 @@
 """The worker process: `python -m hub.engine.worker --socket PATH`. Started by the supervisor, never by hand.
 
 Four kinds of thread. The reader takes frames off the socket; the device thread (this process's main one) owns every
-model and runs the weave; the loader reads weights; the encoders make PNG files. They meet at one queue, the inbox.
+model and runs the weave; the loader reads weights; the encoders turn pixels into files. They meet at one queue, the
+inbox.
 """
 
 from __future__ import annotations
@@ -133,7 +134,7 @@ class Worker:
 
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
-            job = Job(request, pipeline, self.send)
+            job = Job(request, pipeline, self.send, self._on_preview)
         except Refused as refusal:
             self.send(failed_by(request.id, refusal))
             return
@@ -147,10 +148,12 @@ class Worker:
             self._weave.start(number, *job.body(index))
 
     def _cancel(self, request_id: int) -> None:
-        """Ends a request wherever it is: waiting for weights, or in the weave."""
+        """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
         for waiting in self._loading.values():
             waiting[:] = [request for request in waiting if request.id != request_id]
-        self._jobs.pop(request_id, None)
+        job = self._jobs.pop(request_id, None)
+        if job is not None:
+            job.outbox.close()
         for number in [n for n, (job, _) in self._pictures.items() if job.request.id == request_id]:
             del self._pictures[number]
             self._weave.cancel(number)
@@ -166,16 +169,18 @@ class Worker:
             self._fail(job, outcome)
             self._cancel(job.request.id)
             return
-        if not any(other is job for other, _ in self._pictures.values()):
-            self._jobs.pop(job.request.id, None)
-        self._encoders.submit(self._encode, job, index, outcome)
+        self._encoders.submit(self._encode, job, job.outbox.ticket(), index, outcome)
 
-    def _encode(self, job: Job, index: int, pixels: Any) -> None:
-        """On an encoder's thread."""
+    def _on_preview(self, job: Job, index: int, partial: int, pixels: Any) -> None:
+        self._encoders.submit(job.encode_preview, job.outbox.ticket(), index, partial, pixels)
+
+    def _encode(self, job: Job, ticket: int, index: int, pixels: Any) -> None:
+        """On an encoder's thread. A request that has its answer leaves nothing behind."""
         try:
-            job.encode(index, pixels)
+            job.encode(ticket, index, pixels)
         except Exception as error:
             self._fail(job, error)
+        if job.outbox.closed:
             self.inbox.put(Cancel(job.request.id))
 
     def _fail(self, job: Job, error: BaseException) -> None:

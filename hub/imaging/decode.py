@@ -21,10 +21,21 @@ _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 
 
 class Decoded(NamedTuple):
-    """An upright RGB picture, and whether its file had transparent parts, which are white now."""
+    """An upright RGB picture, in which what was transparent is white now; and its alpha ("L", of the same size), None
+    where every pixel is opaque, whatever the file declares."""
 
     picture: Image.Image
-    transparent: bool
+    alpha: Image.Image | None = None
+
+    @property
+    def size(self) -> Size:
+        """In pixels, upright."""
+        return Size(*self.picture.size)
+
+    @property
+    def transparent(self) -> bool:
+        """Whether any pixel was."""
+        return self.alpha is not None
 
 
 def decode_image(data: bytes, param: str = "image") -> Decoded:
@@ -45,8 +56,7 @@ def decode_image(data: bytes, param: str = "image") -> Decoded:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             _check_dimensions(picture, param)
             picture.load()
-            transparent = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
-            return Decoded(_to_rgb(ImageOps.exif_transpose(picture)), transparent)
+            return _on_white(ImageOps.exif_transpose(picture))
     except InvalidRequest:
         raise
     except Exception:  # every decoder fails in its own way; all of it means that the file is bad
@@ -68,16 +78,18 @@ def _has_few_chunks(data: bytes) -> bool:
     return True
 
 
-def fit(picture: Image.Image, size: Size) -> Image.Image:
-    """Scales and centre-crops a picture to exactly `size`, without distortion (Lanczos)."""
+def fit(picture: Image.Image, size: Size, *, is_mask: bool = False) -> Image.Image:
+    """Scales and centre-crops a picture to exactly `size`, without distortion: by Lanczos, and a mask linearly, since
+    Lanczos rings and would touch what the mask protects."""
     from PIL import Image, ImageOps
 
     if picture.size == (size.width, size.height):
         return picture
-    return ImageOps.fit(picture, (size.width, size.height), Image.Resampling.LANCZOS)
+    filtering = Image.Resampling.BILINEAR if is_mask else Image.Resampling.LANCZOS
+    return ImageOps.fit(picture, (size.width, size.height), filtering)
 
 
-def place(picture: Image.Image, native: Size, output: Size) -> Image.Image:
+def place(picture: Image.Image, native: Size, output: Size, *, is_mask: bool = False) -> Image.Image:
     """A source picture on a canvas of the native shape, such that scaling and centre-cropping the canvas to `output`
     (which is what `fit` does with the finished picture) shows the source at its place and whole.
 
@@ -86,7 +98,7 @@ def place(picture: Image.Image, native: Size, output: Size) -> Image.Image:
     from PIL import Image
 
     visible = visible_part(native, output)
-    inner = fit(picture, visible)
+    inner = fit(picture, visible, is_mask=is_mask)
     if visible == native:
         return inner
     canvas = inner.resize((native.width, native.height), Image.Resampling.BILINEAR)
@@ -110,17 +122,35 @@ def _check_dimensions(picture: Image.Image, param: str) -> None:
         )
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
+def _on_white(picture: Image.Image) -> Decoded:
+    """Any mode that the three formats have, as RGB on white and alpha."""
     from PIL import Image
 
     if picture.mode.startswith("I;16") or picture.mode in ("I", "F"):
-        # 16-bit greyscale: Pillow's own conversion clips at 255 instead of scaling.
-        import numpy as np
+        return _sixteen_bit(picture)
+    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
+        return Decoded(picture.convert("RGB"))
+    layer = picture.convert("RGBA")
+    alpha = layer.getchannel("A")
+    colours = layer.convert("RGB")
+    if alpha.getextrema() == (255, 255):
+        return Decoded(colours)
+    white = Image.new("RGB", layer.size, (255, 255, 255))
+    white.paste(colours, mask=alpha)
+    return Decoded(white, alpha)
 
-        grey = np.asarray(picture, dtype=np.float32) / 65535.0
-        picture = Image.fromarray((grey.clip(0, 1) * 255).round().astype("uint8"), "L")
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        over = picture.convert("RGBA")
-        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, over).convert("RGB")
-    return picture.convert("RGB")
+
+def _sixteen_bit(picture: Image.Image) -> Decoded:
+    """16-bit greyscale, in which one value may mean transparent: Pillow's own conversion clips at 255 instead of
+    scaling, and forgets that value."""
+    import numpy as np
+    from PIL import Image
+
+    levels = np.asarray(picture, dtype=np.float32)
+    grey = ((levels / 65535.0).clip(0, 1) * 255).round().astype("uint8")
+    clear = picture.info.get("transparency")
+    hidden = levels == clear if isinstance(clear, int) else np.zeros((1, 1), bool)
+    if not hidden.any():
+        return Decoded(Image.fromarray(grey, "L").convert("RGB"))
+    grey[hidden] = 255
+    return Decoded(Image.fromarray(grey, "L").convert("RGB"), Image.fromarray(np.uint8(255) * ~hidden, "L"))

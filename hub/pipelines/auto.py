@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -13,12 +14,22 @@ import transformers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    AUTO_INPAINT_PIPELINES_MAPPING,
     AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
 )
 from msgspec import Struct
 from PIL import Image
+from torch.nn.functional import interpolate, max_pool2d
 
+from hub.pipelines.previews import LatentViewer, viewer_for
 from hub.types import Task
+
+PIPELINES: dict[Task, dict[str, type[DiffusionPipeline]]] = {
+    "text-to-image": AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
+    "image-to-image": AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
+    "inpainting": AUTO_INPAINT_PIPELINES_MAPPING,
+}
+"""For each task, diffusers' pipelines by family."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
@@ -65,10 +76,10 @@ class LoadedPipeline:
     """A model in memory: one pipeline per task that diffusers knows for its class."""
 
     def __init__(self, base: DiffusionPipeline) -> None:
-        self._tasks: dict[Task, DiffusionPipeline] = {"text-to-image": base}
-        sibling = _sibling(type(base), AUTO_IMAGE2IMAGE_PIPELINES_MAPPING)
-        if sibling is not None:
-            self._tasks["image-to-image"] = _over_same_modules(sibling, base)
+        self._base = base
+        self._tasks: dict[Task, DiffusionPipeline] = {}
+        for task, cls in _classes(base).items():
+            self._tasks[task] = base if cls is type(base) else _over_same_modules(cls, base)
 
     @property
     def tasks(self) -> frozenset[Task]:
@@ -77,7 +88,7 @@ class LoadedPipeline:
 
     def shared_methods(self) -> Iterator[SharedMethod]:
         """Every method that pipelines call on the modules that all requests share."""
-        for name, module in self._tasks["text-to-image"].components.items():
+        for name, module in self._base.components.items():
             if not isinstance(module, torch.nn.Module) or name == "safety_checker":  # its verdicts cannot be split
                 continue
             if hasattr(module, "decode") and hasattr(module, "encode"):
@@ -97,9 +108,20 @@ class LoadedPipeline:
         """The names of the arguments that the task's pipeline takes."""
         return frozenset(inspect.signature(type(self._tasks[task]).__call__).parameters)
 
+    @functools.cached_property
+    def viewer(self) -> LatentViewer | None:
+        """What shows this model's latents as previews; None where it has none. The first use may fit it to the VAE:
+        outside of a run."""
+        return viewer_for(self._base)
+
+    @property
+    def mask_cell(self) -> int:
+        """Side in pixels of the square that one latent stands for: no pipeline can change a part of it alone."""
+        return int(getattr(self._base, "vae_scale_factor", None) or 1)
+
     def prompt_overflow(self, prompt: str) -> int:
         """How many tokens of a prompt the text encoder cannot read (0 where all fit or the model has no limit)."""
-        tokenizer = getattr(self._tasks["text-to-image"], "tokenizer", None)
+        tokenizer = getattr(self._base, "tokenizer", None)
         limit = getattr(tokenizer, "model_max_length", None)
         if tokenizer is None or not limit or limit > 100_000:
             return 0
@@ -128,9 +150,40 @@ def to_picture(raw: bytes, width: int, height: int) -> Image.Image:
     return Image.frombytes("RGB", (width, height), raw)
 
 
-def _sibling(cls: type[DiffusionPipeline], mapping: dict[str, Any]) -> type[DiffusionPipeline] | None:
-    family = next((key for key, known in AUTO_TEXT2IMAGE_PIPELINES_MAPPING.items() if known is cls), None)
-    return mapping.get(family) if family else None
+def to_mask(raw: bytes, width: int, height: int, cell: int) -> Image.Image:
+    """A mask (one byte per pixel, 0 = must stay) as the pipelines take it, grown to whole cells of latents.
+
+    They look at one pixel of each cell: a thin mask would be missed, and beside an edge the old picture would show
+    through. What is repainted too much is covered by the original when the picture is finished.
+    """
+    touched = torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(1, 1, height, width).gt(0).float()
+    cells = max_pool2d(touched, cell, ceil_mode=True)
+    grown = interpolate(cells, scale_factor=cell)[0, 0, :height, :width]
+    return Image.fromarray(grown.mul(255).to(torch.uint8).numpy())
+
+
+def _classes(base: DiffusionPipeline) -> dict[Task, type[DiffusionPipeline]]:
+    """The class for each task that can run over the modules of `base`, itself among them.
+
+    A denoiser with more input channels than the latents have (2 x 4 + 1 in Stable Diffusion's inpainting models)
+    wants a mask with every call and can do nothing else.
+    """
+    cls = type(base)
+    family = next((key for known in PIPELINES.values() for key, member in known.items() if member is cls), None)
+    if family is None:
+        task: Task = "inpainting" if "mask_image" in inspect.signature(cls.__call__).parameters else "text-to-image"
+        return {task: cls}
+    classes = {task: known[family] for task, known in PIPELINES.items() if family in known}
+    if _wants_masks(base):
+        return {task: member for task, member in classes.items() if task == "inpainting"} or {"inpainting": cls}
+    return classes
+
+
+def _wants_masks(base: DiffusionPipeline) -> bool:
+    denoiser = next((getattr(base, name) for name in DENOISERS if getattr(base, name, None) is not None), None)
+    latents = getattr(getattr(getattr(base, "vae", None), "config", None), "latent_channels", None)
+    taken = getattr(getattr(denoiser, "config", None), "in_channels", None)
+    return latents is not None and taken == 2 * latents + 1
 
 
 def _over_same_modules(cls: type[DiffusionPipeline], base: DiffusionPipeline) -> DiffusionPipeline:

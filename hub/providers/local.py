@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import secrets
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hub.engine.protocol import EngineModel, Generate, Notice
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
-from hub.imaging.decode import Decoded, decode_image, place
+from hub.imaging.decode import Decoded, decode_image, fit, place
 from hub.imaging.geometry import nearest_shape, visible_part
+from hub.imaging.masks import mask_of_alpha, read_mask, without_white
 from hub.registry import ModelManifest, parse_size
 from hub.types import MAX_SEED, Accepted, Effort, ImageRequest, ImageResult, OnEvent, Quality, Size
 
@@ -23,6 +24,7 @@ CROP_NOTED = 0.97
 """Cropping that leaves less than this part of a picture is told."""
 MIN_OUTPUT = 16
 MAX_REQUEST_PIXELS = 64 * 1024 * 1024
+MAX_WEBP_SIDE = 16_383
 
 QUALITY: dict[Quality, Effort] = {
     "low": "low",
@@ -35,6 +37,24 @@ QUALITY: dict[Quality, Effort] = {
     "max": "high",
 }
 """What the names of all model generations mean in a manifest."""
+
+
+class Edit(NamedTuple):
+    """The source of an edit: the picture, its mask if only a part of it may change ("L", of its size, 255 = may
+    change), what stays where the mask says so, and what of the sources is not used."""
+
+    picture: Image.Image
+    mask: Image.Image | None
+    kept: Image.Image
+    notices: list[Notice]
+
+
+class Plan(NamedTuple):
+    """The engine's job, what of the request it does not honour, and the sizes of all source pictures."""
+
+    job: Generate
+    notices: list[Notice]
+    sources: tuple[Size, ...]
 
 
 class LocalProvider:
@@ -51,11 +71,12 @@ class LocalProvider:
         """See `Provider`."""
         if request.images:
             loop = asyncio.get_running_loop()
-            job, notices = await loop.run_in_executor(self._decoders, prepare, manifest, request)
+            job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
         else:
-            job, notices = prepare(manifest, request)
+            job, notices, sources = prepare(manifest, request)
         if on_event:
-            on_event(Accepted())
+            quality = QUALITY[request.quality or "auto"]
+            on_event(Accepted(size=job.output, quality=quality, output_format=job.output_format))
         finished = await self._engine.generate(job, on_event)
         warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
         return ImageResult(
@@ -63,23 +84,27 @@ class LocalProvider:
             seed=job.seeds[0],
             size=job.output,
             quality=QUALITY[request.quality or "auto"],
+            sources=sources,
             warnings=warnings,
         )
 
 
-def prepare(manifest: ModelManifest, request: ImageRequest) -> tuple[Generate, list[Notice]]:
-    """The engine's job, and what of the request it does not honour.
+def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
+    """What the engine has to do.
 
     Raises InvalidRequest for what the model cannot do, and when a strict request would not be honoured in full.
     """
     check_task(manifest, request)
-    source = decode_image(request.images[0]) if request.images else None
-    output = plan_output(manifest, request, source.picture if source else None)
+    first, sources = read_sources(request)
+    edit = plan_edit(manifest, request, first) if first else None
+    mask = edit.mask if edit else None
+    output = plan_output(manifest, request, edit.picture if edit else None)
     native = nearest_shape(output, manifest.size.shapes)
-    steps, strength = plan_steps(manifest, request)
+    steps, strength = plan_steps(manifest, request, inpainting=mask is not None)
     prompt, notices = plan_prompt(manifest, request)
     notices += size_notices(manifest, native, output) + quality_notices(manifest, request)
-    notices += source_notices(request, source, output) if source else []
+    if edit:
+        notices += edit.notices + crop_notices(Size(*edit.picture.size), output)
     notices += unused_notices(manifest, request)
     if request.strict and notices:
         raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
@@ -87,7 +112,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> tuple[Generate, l
         id=0,
         label=request.label,
         model=EngineModel(manifest.id, manifest.path, manifest.dtype),
-        task="image-to-image" if source else "text-to-image",
+        task="inpainting" if mask else "image-to-image" if edit else "text-to-image",
         prompt=prompt,
         seeds=plan_seeds(request),
         native=native,
@@ -95,21 +120,66 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> tuple[Generate, l
         num_inference_steps=steps,
         guidance_scale=plan_guidance(manifest, request),
         negative_prompt=request.negative_prompt,
-        strength=strength if source else None,
-        image=place(source.picture, native, output).tobytes() if source else None,
+        strength=strength if edit else None,
+        image=place(edit.picture, native, output).tobytes() if edit else None,
+        mask=place(mask, native, output, is_mask=True).tobytes() if mask else None,
+        original=fit(edit.kept, output).tobytes() if edit and mask else None,
+        original_mask=fit(mask, output, is_mask=True).tobytes() if mask else None,
+        output_format=request.output_format,
+        output_compression=request.output_compression,
+        partial_images=request.partial_images,
         strict=request.strict,
     )
-    return job, notices
+    return Plan(job, notices, sources)
 
 
 def check_task(manifest: ModelManifest, request: ImageRequest) -> None:
     """Raises InvalidRequest for a task that the manifest does not offer, even where the pipeline could do it."""
-    if request.images and "image-to-image" not in manifest.tasks:
-        words = f"image: {manifest.id} cannot edit pictures."
-        raise InvalidRequest(words, param="image", code="unsupported_value")
+    code = "unsupported_value"
+    if request.mask is not None and not request.images:
+        raise InvalidRequest("mask: it needs an image, whose part it selects.", param="mask")
+    if request.mask is not None and "inpainting" not in manifest.tasks:
+        raise InvalidRequest(f"mask: {manifest.id} cannot change only a part of a picture.", param="mask", code=code)
+    if request.images and not {"image-to-image", "inpainting"} & set(manifest.tasks):
+        raise InvalidRequest(f"image: {manifest.id} cannot edit pictures.", param="image", code=code)
     if not request.images and "text-to-image" not in manifest.tasks:
         words = f"image: {manifest.id} only edits pictures; give it one."
-        raise InvalidRequest(words, param="image", code="unsupported_value")
+        raise InvalidRequest(words, param="image", code=code)
+
+
+def read_sources(request: ImageRequest) -> tuple[Decoded | None, tuple[Size, ...]]:
+    """The first source picture, and the sizes of all. Each is decoded, so that none is taken unchecked."""
+    first, sizes = None, []
+    for data in request.images:
+        decoded = decode_image(data)
+        first = first or decoded
+        sizes.append(decoded.size)
+    return first, tuple(sizes)
+
+
+def plan_edit(manifest: ModelManifest, request: ImageRequest, source: Decoded) -> Edit:
+    """Which part of the source may change: what the mask says, or its own alpha, or all of it.
+
+    Raises InvalidRequest for a bad mask, and where the model can only change a part and none is selected.
+    """
+    notices = []
+    if len(request.images) > 1:
+        notices.append(Notice("image", f"only the first of {len(request.images)} images was used"))
+    if request.mask is None and not request.variation and "inpainting" in manifest.tasks:
+        own = mask_of_alpha(source.alpha)
+        if own is not None and source.alpha is not None:
+            return Edit(source.picture, own.picture, without_white(source.picture, source.alpha), notices)
+    if source.transparent:
+        notices.append(Notice("image", "its transparent parts were filled with white"))
+    if request.mask is None:
+        if "image-to-image" not in manifest.tasks:
+            words = f"mask: {manifest.id} only changes the part of a picture that a mask selects; give it one."
+            raise InvalidRequest(words, param="mask", code="unsupported_value")
+        return Edit(source.picture, None, source.picture, notices)
+    mask = read_mask(request.mask, source.size)
+    if mask.remark:
+        notices.append(Notice("mask", mask.remark))
+    return Edit(source.picture, mask.picture, source.picture, notices)
 
 
 def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Image | None) -> Size:
@@ -128,6 +198,9 @@ def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Im
         output = Size(*(max(MIN_OUTPUT, round(side * scale)) for side in source.size))
     else:
         output = parse_size(manifest.defaults.size)
+    if request.output_format == "webp" and max(output.width, output.height) > MAX_WEBP_SIDE:
+        words = f"size: {output} is too large for webp, whose sides are at most {MAX_WEBP_SIDE} pixels."
+        raise InvalidRequest(words, param="size")
     if output.width * output.height * request.n > MAX_REQUEST_PIXELS:
         raise InvalidRequest(
             f"size: {request.n} pictures of {output} are more than the {MAX_REQUEST_PIXELS >> 20} million pixels "
@@ -137,8 +210,9 @@ def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Im
     return output
 
 
-def plan_steps(manifest: ModelManifest, request: ImageRequest) -> tuple[int, float]:
-    """Denoising steps and strength.
+def plan_steps(manifest: ModelManifest, request: ImageRequest, *, inpainting: bool = False) -> tuple[int, float]:
+    """Denoising steps and strength. The manifest's default strength is for edits of the whole picture: what a mask
+    selects is made anew unless the request says otherwise.
 
     Raises InvalidRequest for more steps than the manifest allows, and where an edit would not get a single one.
     """
@@ -151,7 +225,8 @@ def plan_steps(manifest: ModelManifest, request: ImageRequest) -> tuple[int, flo
         or (manifest.quality.get(effort) if effort else None)
         or manifest.defaults.num_inference_steps
     )
-    strength = request.strength if request.strength is not None else manifest.defaults.strength
+    default = 1.0 if inpainting else manifest.defaults.strength
+    strength = request.strength if request.strength is not None else default
     if request.images and int(steps * strength) < 1:
         words = f"strength: {strength:g} of {steps} steps is less than one step. Raise strength or num_inference_steps."
         raise InvalidRequest(words, param="strength")
@@ -170,7 +245,11 @@ def plan_seeds(request: ImageRequest) -> list[int]:
 
 
 def plan_prompt(manifest: ModelManifest, request: ImageRequest) -> tuple[str, list[Notice]]:
-    """The prompt with the style's words added."""
+    """The prompt with the style's words added. A variation has none, and the style's words alone would be one."""
+    if request.variation:
+        ignored = [Notice("prompt", "a variation follows its image alone; it was not used")] if request.prompt else []
+        ignored += [Notice("style", "a variation has no prompt to add it to; it was not used")] if request.style else []
+        return "", ignored
     if request.style is None:
         return request.prompt, []
     words = manifest.style.get(request.style)
@@ -201,18 +280,12 @@ def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Noti
     return []
 
 
-def source_notices(request: ImageRequest, source: Decoded, output: Size) -> list[Notice]:
-    """Says what of the source pictures is not used."""
-    notices = []
-    if len(request.images) > 1:
-        notices.append(Notice("image", f"only the first of {len(request.images)} images was used"))
-    if source.transparent:
-        notices.append(Notice("image", "its transparent parts were filled with white"))
-    size = Size(*source.picture.size)
-    visible = visible_part(size, output)
-    if visible.width * visible.height < CROP_NOTED * size.width * size.height:
-        notices.append(Notice("image", f"it was cropped from {size} to {visible}, the shape of {output}"))
-    return notices
+def crop_notices(source: Size, output: Size) -> list[Notice]:
+    """Says when the answer's shape costs a part of the source picture."""
+    visible = visible_part(source, output)
+    if visible.width * visible.height >= CROP_NOTED * source.width * source.height:
+        return []
+    return [Notice("image", f"it was cropped from {source} to {visible}, the shape of {output}")]
 
 
 def unused_notices(manifest: ModelManifest, request: ImageRequest) -> list[Notice]:

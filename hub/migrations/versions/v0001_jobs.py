@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("error", sa.LargeBinary),
     )
     op.create_index("jobs_by_expiry", "jobs", ["expires_at"])
+    op.create_index("jobs_by_owner", "jobs", ["owner", "created_at"])
     op.create_index(
         "jobs_by_idempotency_key",
         "jobs",
