@@ -15,12 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import fcntl
 import functools
 import logging
-import os
-import re
 import secrets
 import sqlite3
 import time
@@ -32,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub import migrations
+from hub.database import Database, Lock, is_full, is_mendable, living, open_database
 from hub.errors import ConfigurationError, StorageFull
 
 if TYPE_CHECKING:
@@ -42,21 +38,10 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-BUSY_TIMEOUT = 15.0
-"""Seconds for which a statement waits while another hub writes."""
-
 ATTEMPTS = 5
 
-INSTANCE = re.compile(r"(?P<id>[0-9a-f]{16})\.lock")
-SUFFIXES = ("", "-wal", "-shm")
 MUTABLE = ("status", "expires_at", "started_at", "completed_at", "step", "steps", "result", "error")
 UNFINISHED = ("queued", "in_progress")
-PRAGMAS = ("journal_mode = WAL", "synchronous = NORMAL", "trusted_schema = OFF")
-
-DAMAGED = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-# SQLite says FULL for ENOSPC alone; quotas and size limits end as failed writes, or as a missing piece of shared memory
-FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE}
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class JobRow(Struct, kw_only=True):
@@ -134,8 +119,8 @@ class Store:
         self._now = now
         self._id = ""
         self._executor: ThreadPoolExecutor | None = None
-        self._lock: _Lock | None = None
-        self._database: _Database | None = None
+        self._lock: Lock | None = None
+        self._database: Database | None = None
 
     @contextlib.asynccontextmanager
     async def running(self, orphan_error: bytes) -> AsyncIterator[None]:
@@ -157,7 +142,7 @@ class Store:
     async def add(self, job: JobRow) -> None:
         """Stores a new job, as one that this process works on."""
 
-        def insert(database: _Database) -> None:
+        def insert(database: Database) -> None:
             values = {**msgspec.structs.asdict(job), "hub": self._id}
             database.core.execute(jobs_table().insert(), values)
 
@@ -166,7 +151,7 @@ class Store:
     async def save(self, job: JobRow) -> None:
         """Stores what may change of a job (`MUTABLE`). One that was deleted meanwhile stays deleted."""
 
-        def update(database: _Database) -> None:
+        def update(database: Database) -> None:
             table = jobs_table()
             values = {name: getattr(job, name) for name in MUTABLE}
             database.core.execute(table.update().where(table.c.id == job.id), values)
@@ -176,7 +161,7 @@ class Store:
     async def get(self, job_id: str) -> JobRow | None:
         """The job, as long as it was not deleted; it may be expired."""
 
-        def select(database: _Database) -> JobRow | None:
+        def select(database: Database) -> JobRow | None:
             return next(iter(_newest(database.core, jobs_table().c.id == job_id)), None)
 
         return await self._do(select)
@@ -184,7 +169,7 @@ class Store:
     async def with_idempotency_key(self, owner: str | None, key: str) -> JobRow | None:
         """The owner's newest job with this key that has not expired."""
 
-        def select(database: _Database) -> JobRow | None:
+        def select(database: Database) -> JobRow | None:
             c = jobs_table().c
             same_owner = c.owner.is_not_distinct_from(owner)  # NULL, the owner on an open hub, equals nothing
             found = _newest(database.core, c.idempotency_key == key, same_owner, c.expires_at > self._now())
@@ -195,7 +180,7 @@ class Store:
     async def newest(self, owner: str | None, limit: int) -> list[JobRow]:
         """The owner's jobs that have not expired, the newest first."""
 
-        def select(database: _Database) -> list[JobRow]:
+        def select(database: Database) -> list[JobRow]:
             c = jobs_table().c
             own = c.owner.is_not_distinct_from(owner)
             return _newest(database.core, own, c.expires_at > self._now(), limit=limit)
@@ -205,7 +190,7 @@ class Store:
     async def delete(self, job_id: str) -> None:
         """Deletes a job; one that is gone already is no error."""
 
-        def delete(database: _Database) -> None:
+        def delete(database: Database) -> None:
             table = jobs_table()
             database.core.execute(table.delete().where(table.c.id == job_id))
 
@@ -214,7 +199,7 @@ class Store:
     async def delete_expired(self) -> list[str]:
         """Deletes jobs whose time is over; returns their ids. Makes no database where there is none."""
 
-        def delete(database: _Database) -> list[str]:
+        def delete(database: Database) -> list[str]:
             now = self._now()
             if not database.raw.execute("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", (now,)).fetchall():
                 return []
@@ -231,11 +216,11 @@ class Store:
         """
         return await self._do(functools.partial(self._fail_orphans, error=error), make=False) or 0
 
-    def _fail_orphans(self, database: _Database, error: bytes) -> int:
+    def _fail_orphans(self, database: Database, error: bytes) -> int:
         # The rows before the locks: whoever has a row held its lock before.
         unfinished = "SELECT DISTINCT hub FROM jobs WHERE status IN ('queued', 'in_progress')"
         suspects = {hub for (hub,) in database.raw.execute(unfinished)}
-        dead = suspects - _living(self._instances) - {self._id}
+        dead = suspects - living(self._instances) - {self._id}
         if not dead:
             return 0
         table = jobs_table()
@@ -265,7 +250,7 @@ class Store:
             self._lock.release(delete=True)
             self._lock = None
 
-    async def _do(self, work: Callable[[_Database], T], make: bool = True) -> T | None:
+    async def _do(self, work: Callable[[Database], T], make: bool = True) -> T | None:
         return await self._on_thread(self._perform, work, make)
 
     def _on_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
@@ -273,7 +258,7 @@ class Store:
             raise RuntimeError("the store is not running")
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    def _perform(self, work: Callable[[_Database], T], make: bool) -> T | None:
+    def _perform(self, work: Callable[[Database], T], make: bool) -> T | None:
         """Does one operation; None where there is no database and `make` is false.
 
         What fails is tried again with all opened anew: that mends what happened to the files meanwhile.
@@ -284,29 +269,29 @@ class Store:
                 return None if database is None else work(database)
             except Exception as error:
                 cause = getattr(error, "orig", error)  # SQLAlchemy wraps, and is not imported here
-                if _is_full(cause):
+                if is_full(cause):
                     raise StorageFull("The hub's disk is full; the job could not be stored.") from None
-                if not attempts_left or not _is_mendable(cause):
+                if not attempts_left or not is_mendable(cause):
                     raise cause from None
                 log.warning("%s: %s; opening it again", self._path.name, cause)
                 self._close()
                 time.sleep(0.02 * (ATTEMPTS - attempts_left))  # somebody may be deleting the folder right now
         raise AssertionError
 
-    def _opened(self, make: bool) -> _Database | None:
+    def _opened(self, make: bool) -> Database | None:
         """The database; it and this process's lock are made anew where they are not, or no longer, in place."""
         if self._lock is None or not self._lock.in_place():
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
             self._instances.mkdir(parents=True, exist_ok=True)
-            self._lock = _Lock(self._instances / f"{self._id}.lock")
+            self._lock = Lock(self._instances / f"{self._id}.lock")
         if self._database is not None and not self._database.in_place():
             self._close()
         if self._database is None and (make or self._path.exists()):
-            opening = _Lock(self._instances / "opening.lock")
+            opening = Lock(self._instances / "opening.lock")
             try:
-                self._database = _open(self._path)
+                self._database = open_database(self._path)
             finally:
                 opening.release()
         return self._database
@@ -322,211 +307,3 @@ def _newest(core: Connection, *conditions: Any, limit: int = 1) -> list[JobRow]:
     columns = [table.c[name] for name in JobRow.__struct_fields__]
     newest = table.select().with_only_columns(*columns).where(*conditions).order_by(table.c.created_at.desc())
     return [JobRow(**row._mapping) for row in core.execute(newest.limit(limit))]
-
-
-class _Damaged(Exception):
-    """The file is no database of a hub."""
-
-
-def _code(error: BaseException) -> int:
-    return getattr(error, "sqlite_errorcode", 0)
-
-
-def _is_full(error: BaseException) -> bool:
-    return _code(error) in FULL or (isinstance(error, OSError) and error.errno in NO_ROOM)
-
-
-def _is_mendable(error: BaseException) -> bool:
-    if isinstance(error, sqlite3.Error):
-        return not isinstance(error, sqlite3.IntegrityError) and _code(error) & 0xFF != sqlite3.SQLITE_BUSY
-    return isinstance(error, FileNotFoundError)
-
-
-class _Database:
-    """An open hub.db. SQLite writes its log back into the file when the last hub closes it."""
-
-    def __init__(self, path: Path) -> None:
-        """Makes an empty file where there is none. Raises sqlite3.Error or OSError."""
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-        except FileExistsError:
-            # Not opened here: closing a descriptor would end the locks that SQLite has on the file in this process.
-            if path.is_file():
-                os.chmod(path, 0o600)
-        self.path = path
-        self.raw = sqlite3.connect(path, timeout=BUSY_TIMEOUT, isolation_level=None)
-        self._core: Connection | None = None
-        self._identities: dict[str, tuple[int, int] | None] = {}
-
-    @property
-    def core(self) -> Connection:
-        """SQLAlchemy over the same connection. Each statement is a transaction of its own; such a one never starts
-        from an old snapshot, which SQLite would refuse at once instead of waiting for the other hub."""
-        if self._core is None:
-            from sqlalchemy import StaticPool, create_engine
-
-            self._core = create_engine(
-                "sqlite://",
-                creator=lambda: self.raw,
-                poolclass=StaticPool,
-                isolation_level="AUTOCOMMIT",
-                hide_parameters=True,  # errors are logged, prompts are not
-            ).connect()
-        return self._core
-
-    def remember_files(self) -> None:
-        """Call when the database is ready: its log and shared memory exist then, and stay while it is open."""
-        self._identities = {name: _identity(name) for name in (f"{self.path}{suffix}" for suffix in SUFFIXES)}
-
-    def in_place(self) -> bool:
-        """Whether the files at the path are still the open ones."""
-        return all(_identity(name) == identity for name, identity in self._identities.items())
-
-    def close(self) -> None:
-        """Safe for a new file at the old path: SQLite knows by the inode that it is not its own."""
-        if self._core is not None:
-            self._core.close()
-            self._core.engine.dispose()
-        self.raw.close()
-
-
-def _identity(path: str | int) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-def _open(path: Path) -> _Database:
-    """Opens, checks and migrates, or makes the database. A damaged one is set aside."""
-    try:
-        return _open_sound(path)
-    except (_Damaged, sqlite3.Error) as error:
-        if not isinstance(error, _Damaged) and _code(error) & 0xFF not in DAMAGED:
-            raise
-        log.warning("%s is damaged (%s): set aside as %s; its jobs are forgotten", path.name, error, _set_aside(path))
-    return _open_sound(path)
-
-
-def _open_sound(path: Path) -> _Database:
-    database = _Database(path)
-    try:
-        verdicts = database.raw.execute("PRAGMA quick_check(1)").fetchall()
-        if verdicts != [("ok",)]:
-            raise _Damaged("its check failed")
-        version = _version(database.raw)
-        if version > migrations.HEAD:
-            raise ConfigurationError(
-                f"{path}: made by a newer hub (schema {version}; this one knows {migrations.HEAD}). "
-                "Update this hub, or delete the file; its jobs are then forgotten."
-            )
-        for pragma in PRAGMAS:  # not before: the first one changes the file
-            database.raw.execute(f"PRAGMA {pragma}").fetchall()
-        if version < migrations.HEAD:
-            _migrate(database, version)
-        database.remember_files()
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _version(raw: sqlite3.Connection) -> str:
-    """The schema's revision; empty for an empty database."""
-    tables = {name for (name,) in raw.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if not tables:
-        return ""
-    rows = raw.execute("SELECT version_num FROM alembic_version").fetchall() if "alembic_version" in tables else []
-    if len(rows) != 1:
-        raise _Damaged("it was not made by a hub")
-    return str(rows[0][0])
-
-
-def _migrate(database: _Database, version: str) -> None:
-    """To HEAD in one transaction. What was there before stays as a copy."""
-    if version:
-        _copy(database.raw, f"{database.path}.before-{migrations.HEAD}")
-    try:
-        database.core.exec_driver_sql("BEGIN IMMEDIATE")
-        migrations.upgrade(database.core)
-        database.raw.commit()
-    except BaseException as error:
-        database.raw.rollback()
-        raise getattr(error, "orig", error) from None
-
-
-def _copy(raw: sqlite3.Connection, target: str) -> None:
-    part = f"{target}.tmp"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(part)
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL, 0o600))
-    copy = sqlite3.connect(part)
-    try:
-        raw.backup(copy)
-    finally:
-        copy.close()
-    os.replace(part, target)
-
-
-def _set_aside(path: Path) -> str:
-    """Renames the file and its companions; returns the file's new name."""
-    number = 1
-    while os.path.lexists(target := f"{path}.damaged-{number}"):
-        number += 1
-    for suffix in SUFFIXES:
-        with contextlib.suppress(FileNotFoundError):
-            os.rename(f"{path}{suffix}", f"{target}{suffix}")
-    return os.path.basename(target)
-
-
-class _Lock:
-    """A lock between processes, on a file that is made for it. It ends with the process, however that ends."""
-
-    def __init__(self, path: Path) -> None:
-        """Waits until it has the lock of the file that is at the path."""
-        self._path = path
-        while True:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-            try:
-                fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            except BaseException:
-                os.close(self._descriptor)
-                raise
-            if self.in_place():
-                return
-            os.close(self._descriptor)  # while this waited, another hub deleted the file, or the owner the cache
-
-    def in_place(self) -> bool:
-        """Whether others who look at the path find this lock."""
-        return _identity(self._descriptor) == _identity(str(self._path))
-
-    def release(self, delete: bool = False) -> None:
-        """Lets go; `delete` only where nobody waits for the file."""
-        if delete and self.in_place():
-            self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-
-def _living(instances: Path) -> set[str]:
-    """The ids of hubs that hold their lock. The lock files of dead ones are deleted."""
-    living = set()
-    with os.scandir(instances) as entries:
-        found = [(entry.path, match["id"]) for entry in entries if (match := INSTANCE.fullmatch(entry.name))]
-    for path, instance in found:
-        try:
-            descriptor = os.open(path, os.O_RDWR)
-        except FileNotFoundError:
-            continue  # it ended meanwhile
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _identity(descriptor) == _identity(path):
-                os.unlink(path)
-            else:
-                living.add(instance)  # it has just made its file anew
-        except BlockingIOError:
-            living.add(instance)
-        finally:
-            os.close(descriptor)
-    return living

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from hub import migrations, store
+from hub import database, migrations, store
 from hub.errors import ConfigurationError, StorageFull
 from hub.store import JobRow, Store
 from tests.conftest import ROOT
@@ -364,15 +364,15 @@ def test_a_lock_file_taken_for_a_dead_hubs_is_made_again(tmp_path: Path) -> None
     path.touch()
     with path.open("r+") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        taken: list[store._Lock] = []
-        starter = threading.Thread(target=lambda: taken.append(store._Lock(path)))
+        taken: list[database.Lock] = []
+        starter = threading.Thread(target=lambda: taken.append(database.Lock(path)))
         starter.start()
         time.sleep(0.1)
         path.unlink()
     starter.join(10)
-    assert store._living(tmp_path) == {"0123456789abcdef"}
+    assert database.living(tmp_path) == {"0123456789abcdef"}
     taken[0].release(delete=True)
-    assert store._living(tmp_path) == set()
+    assert database.living(tmp_path) == set()
 
 
 MIXED = """

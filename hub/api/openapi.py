@@ -166,15 +166,22 @@ def as_multipart(kind: type[Struct], **files: Upload) -> Content:
     return Content("multipart/form-data", schema, encoding=encoding)
 
 
-def as_events(*kinds: type[Struct], description: str = "") -> Content:
-    """Server-sent events; the `data` of each is JSON of one of these Structs.
-
-    OpenAPI 3.1 has no word for a stream's items (3.2 says itemSchema): they stand under `x-events`.
+def as_events(*kinds: type[Struct]) -> Content:
+    """Server-sent events; the `data` of each is JSON of one of these Structs. The schema is that of one event, as
+    OpenAPI 3.2 has it in `itemSchema`, which 3.1 does not know.
     """
-    names = ", ".join(f"`{kind.__name__}`" for kind in kinds)
-    events = [{"$ref": _REF + kind.__name__} for kind in kinds]
-    words = description or f"Server-sent events; the data of each is JSON: {names}."
-    return Content("text/event-stream", {"type": "string", "description": words, "x-events": events}, kinds)
+    data = {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"anyOf": [{"$ref": _REF + kind.__name__} for kind in kinds]},
+    }
+    schema = {
+        "type": "object",
+        "description": "One event of the stream; its `data` is JSON.",
+        "properties": {"event": {"type": "string"}, "data": data},
+        "required": ["event", "data"],
+    }
+    return Content("text/event-stream", schema, kinds)
 
 
 def as_bytes(media_type: str) -> Content:
@@ -502,12 +509,16 @@ def _error_kinds() -> Iterator[type[HubError]]:
 
 
 def _content(contents: Sequence[Content]) -> dict[str, OpenAPIMediaType]:
+    by_type: dict[str, list[Content]] = {}
+    for each in contents:
+        by_type.setdefault(each.media_type, []).append(each)
     return {
-        each.media_type: OpenAPIMediaType(
-            schema=_plain_schema(each.schema),
-            encoding={name: Encoding(content_type=types) for name, types in each.encoding.items()} or None,
+        media_type: OpenAPIMediaType(
+            schema=_plain_schema(same[0].schema if len(same) == 1 else {"anyOf": [each.schema for each in same]}),
+            encoding={name: Encoding(content_type=types) for each in same for name, types in each.encoding.items()}
+            or None,
         )
-        for each in contents
+        for media_type, same in by_type.items()
     }
 
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import secrets
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, TypeVar, get_args
 
@@ -88,11 +88,20 @@ async def add_common_headers(message: Message, scope: Scope) -> None:
     if message["type"] == "http.response.start":
         job = scope.get("state", {}).get(JOB_ID)
         message["headers"] = [
-            *message["headers"],
+            *(_methods_of(scope, message["headers"]) if scope.get("method") == "OPTIONS" else message["headers"]),
             (b"x-request-id", request_id(scope).encode()),
             (b"x-content-type-options", b"nosniff"),
             *([(b"x-job-id", job.encode())] if job else []),
         ]
+
+
+def _methods_of(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The headers of an answer to OPTIONS, with every method of the path in Allow: Litestar lists only those of the
+    handler that was registered first."""
+    here = scope.get("path_template")
+    methods = {method for route in scope["app"].routes if route.path_format == here for method in route.methods}
+    allowed = ", ".join(sorted(methods)).encode()
+    return [(name, allowed if methods and name.lower() == b"allow" else value) for name, value in headers]
 
 
 def _envelope(status: int, error: ErrorBody, headers: dict[str, str] | None = None) -> Response[Any]:
