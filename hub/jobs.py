@@ -208,6 +208,9 @@ class Jobs:
         `work` makes the pictures. Raises QueueFull and IdempotencyKeyReuse.
         """
         job = self._started(ask)
+        if job is not None and job.result and not await self._files.hold(job.result.files):
+            self._forget(job)  # somebody deleted its pictures
+            job = self._started(ask)
         if job is None and ask.idempotency_key is not None:
             row = await self._store.with_idempotency_key(ask.owner, ask.idempotency_key)
             job = await self._replayed(row, ask) if row else None
@@ -223,7 +226,7 @@ class Jobs:
         if job is None:
             row = await self._store.get(job_id)
             job = Job(row) if row else None
-        if job is None or job.row.owner != owner:
+        if job is None or job.row.owner != owner or (job.ended and job.row.expires_at <= time.time()):
             raise NotFound("There is no such job, or it has expired.", param="job_id")
         return job
 
@@ -343,6 +346,8 @@ class Jobs:
         if not job.ended:
             job.error, job.row.status = JobCancelled(), "cancelled"
             job.end()
+            if not job.watchers:
+                self._left_alone(job)
             self._live.pop(job.row.id, None)
 
     async def _run(self, job: Job, ask: Ask, work: Work) -> None:
@@ -406,7 +411,8 @@ class Jobs:
     def _forget(self, job: Job) -> None:
         """Nobody joins it any more."""
         for index, name in ((self._keyed, job.row.idempotency_key), (self._alike, job.row.fingerprint)):
-            if name is not None and index.get((job.row.owner, name)) is job:
+            known = index.get((job.row.owner, name)) if name is not None else None
+            if name is not None and known is not None and known.row.id == job.row.id:  # `job` may be read anew
                 del index[job.row.owner, name]
 
     async def _sweep_forever(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import resource
 import shutil
 import stat
@@ -11,13 +12,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
-from hub.files import ORPHAN_AGE, Files
+from hub.files import MEDIA_TYPES, ORPHAN_AGE, Files
 
 NOON = 1_800_000_000.0
 TTL = 60
@@ -43,11 +45,17 @@ def files(tmp_path: Path, clock: Clock) -> Files:
     return Files(tmp_path, TTL, clock)
 
 
-def save(files: Files, data: bytes = b"picture") -> tuple[str, str]:
-    """Signature and name of a stored file."""
-    _, root, signature, name = asyncio.run(files.save(data)).split("/")
-    assert root == "files"
-    return signature, name
+def save(files: Files, data: bytes = b"picture", **how: Any) -> tuple[str, str]:
+    """Signature and name of a stored file that was linked at once."""
+    name = asyncio.run(files.save(data, **how))
+    return link(files, name), name
+
+
+def link(files: Files, name: str) -> str:
+    """The signature of a new link."""
+    start, root, signature, linked = files.link(name).split("/")
+    assert (start, root, linked) == ("", "files", name)
+    return signature
 
 
 def read(files: Files, signature: str, name: str) -> bytes:
@@ -79,7 +87,7 @@ def replaced(text: str, index: int) -> str:
 
 def test_a_link_with_any_one_character_altered_is_forbidden(files: Files) -> None:
     signature, name = save(files)
-    assert len(signature.partition(".")[2]) >= 22, "128 bits in base64"
+    assert len(signature.split(".")[2]) >= 22, "128 bits in base64"
     for index in range(len(signature)):
         with pytest.raises(FileForbidden):
             read(files, replaced(signature, index), name)
@@ -88,12 +96,26 @@ def test_a_link_with_any_one_character_altered_is_forbidden(files: Files) -> Non
             read(files, signature, replaced(name, index))
 
 
+def later(signature: str) -> str:
+    """The same link with another end."""
+    key, expires, mac = signature.split(".")
+    return f"{key}.{int(expires) + 1}.{mac}"
+
+
 FORGERIES: list[Callable[[str, str], tuple[str, str]]] = [
     lambda signature, name: ("", name),
     lambda signature, name: (".", name),
     lambda signature, name: (signature.partition(".")[0], name),
     lambda signature, name: (signature.partition(".")[0] + ".", name),
     lambda signature, name: (signature.partition(".")[2], name),
+    lambda signature, name: (signature.rpartition(".")[2], name),
+    lambda signature, name: (signature.rpartition(".")[0], name),
+    lambda signature, name: (later(signature), name),
+    lambda signature, name: (signature.replace(".1", ".01", 1), name),
+    lambda signature, name: (signature.replace(".1", ".+1", 1), name),
+    lambda signature, name: (signature.replace(".1", ".\u0661", 1), name),
+    lambda signature, name: (signature, name.replace(".png", ".jpg")),
+    lambda signature, name: (signature, name.replace(".png", ".webp")),
     lambda signature, name: (signature + "=", name),
     lambda signature, name: (signature + "A", name),
     lambda signature, name: (signature + "\n", name),
@@ -124,10 +146,11 @@ def test_a_forged_link_is_forbidden(files: Files, forge: Callable[[str, str], tu
     assert caught.value.status == 403
 
 
-NAMES = st.from_regex(r"[0-9a-f]{32}-[0-9]{1,12}\.png", fullmatch=True) | st.text(max_size=80)
+NAMES = st.from_regex(r"[0-9a-f]{32}-[0-9]{1,12}\.(png|jpg|webp)", fullmatch=True) | st.text(max_size=80)
+SIGNATURES = st.from_regex(r"[0-9a-f]{8}\.[0-9]{1,12}\.[\w-]{32}", fullmatch=True) | st.text(max_size=80)
 
 
-@given(signature=st.text(max_size=80) | st.from_regex(r"[0-9a-f]{8}\.[\w-]{32}", fullmatch=True), name=NAMES)
+@given(signature=SIGNATURES, name=NAMES)
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 def test_nothing_made_up_is_ever_answered(files: Files, signature: str, name: str) -> None:
     with pytest.raises(FileForbidden):
@@ -150,10 +173,10 @@ def test_a_link_is_good_until_the_very_second_it_ends(files: Files, clock: Clock
     for time, left in ((end - 1, 1), (end - 0.001, 1)):
         clock.time = time
         assert read(files, signature, name) == b"picture"
-        assert files.seconds_left(name) == left
+        assert files.seconds_left(signature) == left
     for time in (end, end + 1):
         clock.time = time
-        assert files.seconds_left(name) == 0
+        assert files.seconds_left(signature) == 0
         with pytest.raises(FileExpired) as caught:
             read(files, signature, name)
         assert caught.value.status == 410
@@ -361,7 +384,7 @@ try:
     asyncio.run(files.save(bytes(3_000_000)))
 except StorageFull as error:
     print(error.status, os.listdir({str(tmp_path / "files")!r}), {str(tmp_path)!r} in error.message)
-_, _, signature, name = asyncio.run(files.save(b"small")).split("/")
+_, _, signature, name = files.link(asyncio.run(files.save(b"small"))).split("/")
 print(asyncio.run(files.read(signature, name)))
 """
     result = subprocess.run(
@@ -428,8 +451,91 @@ def test_a_deleted_cache_is_made_again_and_an_absent_one_is_swept_in_peace(tmp_p
     files = Files(tmp_path / "cache", 60)
     shutil.rmtree(tmp_path / "cache")
     assert files.sweep() == 0
-    link = asyncio.run(files.save(b"picture"))
-    _, _, signature, name = link.split("/")
-    assert asyncio.run(files.read(signature, name)) == b"picture"
+    signature, name = save(files)
+    assert read(files, signature, name) == b"picture"
     again = Files(tmp_path / "cache", 60)
     assert asyncio.run(again.read(signature, name)) == b"picture", "the secret was written again, too"
+
+
+def test_a_link_ends_before_its_file_which_can_be_linked_again(files: Files, tmp_path: Path, clock: Clock) -> None:
+    signature, name = save(files, keep_until=NOON + 10 * TTL)
+    assert signature.split(".")[1] == str(int(NOON) + TTL)
+    clock.time += TTL
+    assert files.sweep() == 0
+    with pytest.raises(FileExpired):
+        read(files, signature, name)
+    again = link(files, name)
+    assert again != signature
+    assert read(files, again, name) == b"picture"
+    assert files.seconds_left(again) == TTL
+    with pytest.raises(FileExpired):
+        read(files, signature, name)
+    assert listing(tmp_path) == [name]
+
+
+def test_no_link_outlives_its_file(files: Files, tmp_path: Path, clock: Clock) -> None:
+    _, name = save(files, keep_until=NOON + 1.5 * TTL)
+    clock.time += TTL
+    signature = link(files, name)
+    assert files.seconds_left(signature) == TTL / 2
+    clock.time += TTL / 2
+    with pytest.raises(FileExpired):
+        read(files, signature, name)
+    assert files.sweep() == 1
+    assert listing(tmp_path) == []
+    assert files.seconds_left(link(files, name)) == 0, "a link that is made too late is born dead"
+
+
+def test_a_file_is_kept_at_least_as_long_as_its_link_is_good(files: Files, clock: Clock) -> None:
+    for keep_until in (0, NOON, NOON + 1):
+        signature, name = save(files, keep_until=keep_until)
+        assert name.partition("-")[2] == f"{int(NOON) + TTL}.png"
+        assert files.seconds_left(signature) == TTL
+
+
+@pytest.mark.parametrize(("output_format", "extension"), [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")])
+def test_a_name_ends_in_its_formats_extension_and_its_link_is_whole_in_the_path(
+    files: Files, output_format: Any, extension: str
+) -> None:
+    signature, name = save(files, b"bytes", output_format=output_format)
+    assert re.fullmatch(rf"[0-9a-f]{{32}}-[0-9]+\.{extension}", name)
+    assert re.fullmatch(rf"/files/[0-9a-f]{{8}}\.[0-9]+\.[\w-]{{32}}/[0-9a-f-]+\.{extension}", files.link(name))
+    assert read(files, signature, name) == b"bytes"
+    assert MEDIA_TYPES[extension] == f"image/{output_format}"
+
+
+def test_a_stored_file_is_read_held_and_deleted_by_its_name(files: Files, tmp_path: Path) -> None:
+    names = [save(files, data)[1] for data in (b"one", b"two", b"three")]
+    assert asyncio.run(files.hold(names))
+    assert asyncio.run(files.read_stored(names[1])) == b"two"
+    asyncio.run(files.delete(names[:2]))
+    assert listing(tmp_path) == [names[2]]
+    assert not asyncio.run(files.hold(names))
+    assert asyncio.run(files.hold(names[2:]))
+    asyncio.run(files.delete(names))  # two are gone already
+    assert listing(tmp_path) == []
+    with pytest.raises(NotFound) as caught:
+        asyncio.run(files.read_stored(names[2]))
+    assert str(tmp_path) not in caught.value.message
+
+
+def test_a_deleted_file_is_not_found_by_its_link(files: Files) -> None:
+    signature, name = save(files)
+    asyncio.run(files.delete([name]))
+    with pytest.raises(NotFound):
+        read(files, signature, name)
+
+
+def test_a_planted_fifo_does_not_block_a_reader(files: Files, tmp_path: Path) -> None:
+    signature, name = save(files)
+    stored = tmp_path / "files" / name
+    stored.unlink()
+    os.mkfifo(stored)
+    with pytest.raises(NotFound):
+        read(files, signature, name)
+    assert not asyncio.run(files.hold([name]))
+
+
+def test_the_seconds_left_of_no_signature_are_none(files: Files) -> None:
+    assert files.seconds_left("x") == 0
+    assert files.seconds_left("") == 0

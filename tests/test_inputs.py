@@ -180,7 +180,7 @@ def test_other_schemes_are_refused(files: Files, scheme: str) -> None:
 
 
 def test_a_link_of_this_hub_is_read_from_the_disk_without_any_look_up(files: Files) -> None:
-    link = asyncio.run(files.save(PICTURE))
+    link = files.link(asyncio.run(files.save(PICTURE)))
     assert read(files, OWN + link) == PICTURE
     assert read(files, f"{OWN}{link}?w=100#top") == PICTURE
     assert read(files, "https://images.example.org" + link, own=[OWN, "https://images.example.org"]) == PICTURE
@@ -189,7 +189,7 @@ def test_a_link_of_this_hub_is_read_from_the_disk_without_any_look_up(files: Fil
 def test_a_link_of_this_hub_that_is_altered_expired_or_gone_says_so(tmp_path: Path) -> None:
     time = 1000.0
     files = Files(tmp_path, 60, lambda: time)
-    link = asyncio.run(files.save(PICTURE))
+    link = files.link(asyncio.run(files.save(PICTURE)))
     assert refused(files, OWN + link[:-5] + "1.png").code == "invalid_signature"
     (tmp_path / "files" / link.rpartition("/")[2]).unlink()
     assert refused(files, OWN + link).code == "not_found"
@@ -209,7 +209,7 @@ def test_a_link_of_this_hub_that_is_altered_expired_or_gone_says_so(tmp_path: Pa
     ],
 )
 def test_a_right_link_under_another_origin_is_not_this_hubs(files: Files, origin: str) -> None:
-    link = asyncio.run(files.save(PICTURE))
+    link = files.link(asyncio.run(files.save(PICTURE)))
     assert refused(files, origin + link).code == "image_host_not_allowed"
 
 

@@ -50,7 +50,7 @@ async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
         if mode == "stream":
             return EventStream(image_events(hub, job, queue), held.pop_all())
     headers = {"Location": f"/v1/images/jobs/{job.row.id}"}
-    if "prefer" in request.headers:
+    if "respond-async" in _preferences(request):
         headers["Preference-Applied"] = "respond-async"
     body = await job_body(job, hub, origin_for_links(request, hub.settings))
     return Response(msgspec.json.encode(body), status_code=202, media_type="application/json", headers=headers)
@@ -74,14 +74,16 @@ async def submit(
     comes_back = client_retries or key is not None
     policy = params.on_disconnect or ("finish" if comes_back else hub.settings.on_disconnect)
     extended = not model.startswith("dall-e-")
-    rendering = Rendering(response_format=response_format, extended=extended, warnings=ignored)
+    note = Rendering(response_format=response_format, extended=extended, warnings=ignored)
+    rendering = msgspec.json.encode(note)
+    identified = comes_back or params.seed is not None
     ask = Ask(
         owner=owner_of(request),
         kind=wanted.kind,
         model=model,
-        rendering=msgspec.json.encode(rendering),
+        rendering=rendering,
         output_format=params.output_format or "png",
-        fingerprint=await asyncio.to_thread(wanted.fingerprint) if comes_back or params.seed is not None else None,
+        fingerprint=await asyncio.to_thread(wanted.fingerprint, rendering) if identified else None,
         idempotency_key=key,
         goes_on=mode == "job" or policy == "finish",
     )
@@ -109,13 +111,16 @@ def mode_of(request: AnyRequest, wanted: Wanted) -> Mode:
     text = request.query_params.get("async")
     if text not in (None, "true", "false", "1", "0"):
         raise InvalidRequest("Invalid 'async': it must be true or false.", param="async")
-    preferences = {part.strip().lower() for part in request.headers.get("prefer", "").split(",")}
-    wants_job = text in ("true", "1") or (text is None and "respond-async" in preferences)
+    wants_job = text in ("true", "1") or (text is None and "respond-async" in _preferences(request))
     if wanted.params.stream and wants_job:
         raise InvalidRequest("'stream' and 'async' exclude each other; a job has events of its own.", param="stream")
     if wanted.params.stream:
         return "stream"
     return "job" if wants_job else "wait"
+
+
+def _preferences(request: AnyRequest) -> set[str]:
+    return {part.strip().lower() for part in request.headers.get("prefer", "").split(",")}
 
 
 def idempotency_key(request: AnyRequest) -> str | None:

@@ -136,9 +136,10 @@ class Wanted(Struct, frozen=True, kw_only=True):
         if self.params.size is not None:
             wanted_size(self.params.size)
 
-    def fingerprint(self) -> str:
-        """A digest that is equal for equal requests. Reads all of its pictures: not for the event loop."""
-        digest = hashlib.sha256(self.kind.encode() + b"\0" + msgspec.json.encode(self.params))
+    def fingerprint(self, rendering: bytes) -> str:
+        """A digest that is equal for equal requests that are answered alike: the same body means other answers on
+        other paths. Reads all of its pictures: not for the event loop."""
+        digest = hashlib.sha256(self.kind.encode() + b"\0" + rendering + b"\0" + msgspec.json.encode(self.params))
         for name, source in (*(("image", image) for image in self.images), ("mask", self.mask)):
             if isinstance(source, bytes):
                 digest.update(name.encode() + hashlib.sha256(source).digest())

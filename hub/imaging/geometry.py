@@ -8,6 +8,9 @@ from msgspec import Struct
 
 from hub.types import Size
 
+CROP_NOTED = 0.97
+"""Cropping that leaves less than this part of a picture is told."""
+
 
 class NativeShapes(Struct, frozen=True, kw_only=True):
     """What a model can draw itself: sides from `min` to `max` pixels that are multiples of `multiple`.
@@ -51,6 +54,12 @@ def visible_part(native: Size, output: Size) -> Size:
     """The centred part of a picture of `native` size that is left when it is scaled to cover `output` and cropped."""
     scale = max(output.width / native.width, output.height / native.height)
     return Size(max(1, round(output.width / scale)), max(1, round(output.height / scale)))
+
+
+def cropped_to(picture: Size, output: Size) -> Size | None:
+    """That part, where making `output` of a picture costs more of it than rounding does; else None."""
+    left = visible_part(picture, output)
+    return left if left.width * left.height < CROP_NOTED * picture.width * picture.height else None
 
 
 def _up(value: int, multiple: int) -> int:

@@ -71,10 +71,13 @@ def without_white(picture: Image.Image, alpha: Image.Image) -> Image.Image:
     import numpy as np
     from PIL import Image
 
-    share = np.asarray(alpha, np.float32)[..., None] / 255
-    dark = 255 - np.asarray(picture, np.float32)
-    straight = 255 - dark / np.maximum(share, 1 / 255)
-    return Image.fromarray(straight.clip(0, 255).round().astype(np.uint8))
+    colours, shares = np.array(picture), np.asarray(alpha)
+    for row in range(len(colours)):  # by rows, since floats of a whole picture are several of it
+        soft = shares[row] < 255
+        share = np.maximum(shares[row, soft, None].astype(np.float32), 1) / 255
+        straight = 255 - (255 - colours[row, soft]) / share
+        colours[row, soft] = straight.clip(0, 255).round()
+    return Image.fromarray(colours)
 
 
 def _white_part(picture: Image.Image) -> Image.Image:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,7 +12,7 @@ from hub.engine.protocol import EngineModel, Generate, Notice
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
 from hub.imaging.decode import Decoded, decode_image, fit, place
-from hub.imaging.geometry import nearest_shape, visible_part
+from hub.imaging.geometry import cropped_to, nearest_shape
 from hub.imaging.masks import mask_of_alpha, read_mask, without_white
 from hub.registry import ModelManifest, parse_size
 from hub.types import MAX_SEED, Accepted, Effort, ImageRequest, ImageResult, OnEvent, Quality, Size
@@ -19,9 +20,9 @@ from hub.types import MAX_SEED, Accepted, Effort, ImageRequest, ImageResult, OnE
 if TYPE_CHECKING:
     from PIL import Image
 
+log = logging.getLogger(__name__)
+
 DECODERS = 2
-CROP_NOTED = 0.97
-"""Cropping that leaves less than this part of a picture is told."""
 MIN_OUTPUT = 16
 MAX_REQUEST_PIXELS = 64 * 1024 * 1024
 MAX_WEBP_SIDE = 16_383
@@ -41,12 +42,17 @@ QUALITY: dict[Quality, Effort] = {
 
 class Edit(NamedTuple):
     """The source of an edit: the picture, its mask if only a part of it may change ("L", of its size, 255 = may
-    change), what stays where the mask says so, and what of the sources is not used."""
+    change), the picture's alpha where the mask is made of that, and what of the sources is not used."""
 
     picture: Image.Image
     mask: Image.Image | None
-    kept: Image.Image
+    alpha: Image.Image | None
     notices: list[Notice]
+
+    def kept(self, output: Size) -> Image.Image:
+        """The picture at the answer's size, of which the mask's other part stays."""
+        picture = fit(self.picture, output)
+        return without_white(picture, fit(self.alpha, output, is_mask=True)) if self.alpha else picture
 
 
 class Plan(NamedTuple):
@@ -74,16 +80,20 @@ class LocalProvider:
             job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
         else:
             job, notices, sources = prepare(manifest, request)
-        if on_event:
-            quality = QUALITY[request.quality or "auto"]
-            on_event(Accepted(size=job.output, quality=quality, output_format=job.output_format))
+        quality = QUALITY[request.quality or "auto"]
+        try:
+            if on_event:
+                on_event(Accepted(size=job.output, quality=quality, output_format=job.output_format))
+        except Exception:
+            log.exception("an event callback failed")
+            on_event = None
         finished = await self._engine.generate(job, on_event)
         warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
         return ImageResult(
             images=tuple(finished.images),
             seed=job.seeds[0],
             size=job.output,
-            quality=QUALITY[request.quality or "auto"],
+            quality=quality,
             sources=sources,
             warnings=warnings,
         )
@@ -123,7 +133,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
         strength=strength if edit else None,
         image=place(edit.picture, native, output).tobytes() if edit else None,
         mask=place(mask, native, output, is_mask=True).tobytes() if mask else None,
-        original=fit(edit.kept, output).tobytes() if edit and mask else None,
+        original=edit.kept(output).tobytes() if edit and mask else None,
         original_mask=fit(mask, output, is_mask=True).tobytes() if mask else None,
         output_format=request.output_format,
         output_compression=request.output_compression,
@@ -143,18 +153,14 @@ def check_task(manifest: ModelManifest, request: ImageRequest) -> None:
     if request.images and not {"image-to-image", "inpainting"} & set(manifest.tasks):
         raise InvalidRequest(f"image: {manifest.id} cannot edit pictures.", param="image", code=code)
     if not request.images and "text-to-image" not in manifest.tasks:
-        words = f"image: {manifest.id} only edits pictures; give it one."
-        raise InvalidRequest(words, param="image", code=code)
+        raise InvalidRequest(f"image: {manifest.id} only edits pictures; give it one.", param="image", code=code)
 
 
 def read_sources(request: ImageRequest) -> tuple[Decoded | None, tuple[Size, ...]]:
     """The first source picture, and the sizes of all. Each is decoded, so that none is taken unchecked."""
-    first, sizes = None, []
-    for data in request.images:
-        decoded = decode_image(data)
-        first = first or decoded
-        sizes.append(decoded.size)
-    return first, tuple(sizes)
+    first = decode_image(request.images[0]) if request.images else None
+    further = [decode_image(data).size for data in request.images[1:]]
+    return first, (first.size, *further) if first else ()
 
 
 def plan_edit(manifest: ModelManifest, request: ImageRequest, source: Decoded) -> Edit:
@@ -167,19 +173,18 @@ def plan_edit(manifest: ModelManifest, request: ImageRequest, source: Decoded) -
         notices.append(Notice("image", f"only the first of {len(request.images)} images was used"))
     if request.mask is None and not request.variation and "inpainting" in manifest.tasks:
         own = mask_of_alpha(source.alpha)
-        if own is not None and source.alpha is not None:
-            return Edit(source.picture, own.picture, without_white(source.picture, source.alpha), notices)
+        if own is not None:
+            return Edit(source.picture, own.picture, source.alpha, notices)
     if source.transparent:
         notices.append(Notice("image", "its transparent parts were filled with white"))
     if request.mask is None:
         if "image-to-image" not in manifest.tasks:
             words = f"mask: {manifest.id} only changes the part of a picture that a mask selects; give it one."
             raise InvalidRequest(words, param="mask", code="unsupported_value")
-        return Edit(source.picture, None, source.picture, notices)
+        return Edit(source.picture, None, None, notices)
     mask = read_mask(request.mask, source.size)
-    if mask.remark:
-        notices.append(Notice("mask", mask.remark))
-    return Edit(source.picture, mask.picture, source.picture, notices)
+    notices += [Notice("mask", mask.remark)] if mask.remark else []
+    return Edit(source.picture, mask.picture, None, notices)
 
 
 def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Image | None) -> Size:
@@ -199,8 +204,7 @@ def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Im
     else:
         output = parse_size(manifest.defaults.size)
     if request.output_format == "webp" and max(output.width, output.height) > MAX_WEBP_SIDE:
-        words = f"size: {output} is too large for webp, whose sides are at most {MAX_WEBP_SIDE} pixels."
-        raise InvalidRequest(words, param="size")
+        raise InvalidRequest(f"size: webp pictures have at most {MAX_WEBP_SIDE} pixels a side.", param="size")
     if output.width * output.height * request.n > MAX_REQUEST_PIXELS:
         raise InvalidRequest(
             f"size: {request.n} pictures of {output} are more than the {MAX_REQUEST_PIXELS >> 20} million pixels "
@@ -263,10 +267,8 @@ def size_notices(manifest: ModelManifest, native: Size, output: Size) -> list[No
     if native == output:
         return []
     words = f"{manifest.id} drew {native}; the picture was resampled from that to {output}"
-    visible = visible_part(native, output)
-    if visible.width * visible.height < CROP_NOTED * native.width * native.height:
-        words += f" and cropped: {visible} of it is left"
-    return [Notice("size", words)]
+    left = cropped_to(native, output)
+    return [Notice("size", f"{words} and cropped: {left} of it is left" if left else words)]
 
 
 def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Notice]:
@@ -282,10 +284,8 @@ def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Noti
 
 def crop_notices(source: Size, output: Size) -> list[Notice]:
     """Says when the answer's shape costs a part of the source picture."""
-    visible = visible_part(source, output)
-    if visible.width * visible.height >= CROP_NOTED * source.width * source.height:
-        return []
-    return [Notice("image", f"it was cropped from {source} to {visible}, the shape of {output}")]
+    left = cropped_to(source, output)
+    return [Notice("image", f"it was cropped from {source} to {left}, the shape of {output}")] if left else []
 
 
 def unused_notices(manifest: ModelManifest, request: ImageRequest) -> list[Notice]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +51,104 @@ def call(url: str, body: Any = None, *, method: str | None = None, **headers: st
 
 def generate(server: Server, path: str = "/v1/images/generations", **body: Any) -> Answer:
     return call(server.url + path, body)
+
+
+Part = tuple[str, bytes | str] | tuple[str, bytes | str, str | None] | tuple[str, bytes | str, str | None, str | None]
+"""Name and content, then file name and content type if it has them."""
+
+BOUNDARY = "----boundary7MA4YWxk"
+
+
+def multipart(*parts: Part, boundary: str = BOUNDARY) -> bytes:
+    """A form as programs send it; nothing is escaped, so that tests can be malicious."""
+    pieces = []
+    for name, content, *more in parts:
+        filename, kind = (*more, None, None)[:2]
+        head = f'Content-Disposition: form-data; name="{name}"'
+        head += f'; filename="{filename}"' if filename is not None else ""
+        head += f"\r\nContent-Type: {kind}" if kind is not None else ""
+        data = content.encode() if isinstance(content, str) else content
+        pieces.append(f"--{boundary}\r\n{head}\r\n\r\n".encode() + data + b"\r\n")
+    return b"".join(pieces) + f"--{boundary}--\r\n".encode()
+
+
+def upload(name: str, content: bytes) -> Part:
+    """A file as OpenAI's client sends raw bytes."""
+    return name, content, "upload", "application/octet-stream"
+
+
+def send_form(server: Server, *parts: Part, path: str = "/v1/images/edits", **headers: str) -> Answer:
+    """One form; a picture of few steps unless the parts say otherwise."""
+    headers = {"content_type": f"multipart/form-data; boundary={BOUNDARY}", **headers}
+    return call(server.url + path, multipart(*parts), **headers)
+
+
+def as_file(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def data_url(data: bytes, kind: str = "image/png") -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@dataclass
+class Event:
+    """A server-sent event, and when it came (seconds after the request was sent)."""
+
+    name: str
+    data: Any
+    at: float
+
+
+@dataclass
+class Stream:
+    """An answer whose body is read as it comes."""
+
+    status: int
+    headers: Any
+    at: float
+    connection: http.client.HTTPConnection
+    answer: http.client.HTTPResponse
+    start: float
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events; comments are left out, and anything else that is no event fails."""
+        name = None
+        for line in iter(self.answer.readline, b""):
+            text = line.decode().rstrip("\n")
+            if text.startswith("event: "):
+                name = text[7:]
+            elif text.startswith("data: "):
+                assert name is not None
+                yield Event(name, json.loads(text[6:]), time.monotonic() - self.start)
+                name = None
+            else:
+                assert text == "" or text.startswith(":"), text
+
+    def close(self) -> None:
+        """Leaves, whether the answer has ended or not."""
+        self.answer.close()
+        self.connection.close()
+
+
+@contextmanager
+def stream(
+    server: Server, body: Any = None, path: str = "/v1/images/generations", method: str = "POST", **headers: str
+) -> Iterator[Stream]:
+    """A request whose answer is a stream; `body` is sent as JSON unless it is bytes."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"content-type": "application/json"} | {key.replace("_", "-"): value for key, value in headers.items()}
+    start = time.monotonic()
+    connection.request(method, path, data, named)
+    answer = connection.getresponse()
+    opened = Stream(answer.status, answer.headers, time.monotonic() - start, connection, answer, start)
+    try:
+        yield opened
+    finally:
+        opened.close()
 
 
 def picture(png: bytes) -> Image.Image:

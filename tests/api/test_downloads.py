@@ -84,10 +84,12 @@ def test_a_range_outside_the_file_is_a_416_and_a_strange_one_is_ignored(link: st
 def altered(link: str) -> list[str]:
     origin, _, rest = link.partition("/files/")
     signature, _, name = rest.partition("/")
+    key, end, mac = signature.split(".")
     later = name[:33] + str(int(name[33:-4]) + 1) + ".png"
     flipped = signature[:-1] + ("A" if signature[-1] != "A" else "B")
     return [
         f"{origin}/files/{signature}/{later}",
+        f"{origin}/files/{key}.{int(end) + 1}.{mac}/{name}",
         f"{origin}/files/{flipped}/{name}",
         f"{origin}/files/x/{name}",
         f"{origin}/files/{signature[:-1]}/{name}",
@@ -104,7 +106,7 @@ def test_an_altered_or_forged_link_is_refused(link: str) -> None:
         answer = call(url)
         assert answer.status in (403, 404), url
         assert answer.json["error"]["code"] in ("invalid_signature", "not_found")
-    assert [call(url).status for url in altered(link)[:4]] == [403] * 4
+    assert [call(url).status for url in altered(link)[:5]] == [403] * 5
 
 
 def test_a_planted_symbolic_link_is_not_followed(server: Server, link: str, tmp_path: Path) -> None:
@@ -119,13 +121,16 @@ def test_a_planted_symbolic_link_is_not_followed(server: Server, link: str, tmp_
     stored.unlink()
 
 
-def test_links_survive_a_restart_and_expire_on_time(tmp_path: Path) -> None:
-    with run_server(tmp_path, HUB_FILE_TTL="20", HUB_PUBLIC_URL="https://images.example.org") as first:
+def test_links_survive_a_restart_and_expire_on_time_and_then_their_files_go(tmp_path: Path) -> None:
+    keeps = {"HUB_FILE_TTL": "15", "HUB_JOB_TTL": "1", "HUB_PUBLIC_URL": "https://images.example.org"}
+    with run_server(tmp_path, **keeps) as first:
         answer = generate(first, prompt="a red circle", size="64x64", num_inference_steps=1, n=2)
         urls = [item["url"] for item in answer.json["data"]]
         assert all(url.startswith("https://images.example.org/files/") for url in urls)
         paths = [url.removeprefix("https://images.example.org") for url in urls]
-        expires = int(paths[0].rpartition("-")[2].removesuffix(".png"))
+        expires = int(paths[0].split(".")[1])
+        kept = int(paths[0].rpartition("-")[2].removesuffix(".png"))
+        assert expires == kept, "a picture is kept as long as its link is good, although its job is not"
     with run_server(tmp_path, ready=False, HUB_API_KEYS=KEYS) as second:
         fetched = call(second.url + paths[0])
         if time.time() < expires - 1:

@@ -89,12 +89,22 @@ BAD_FIELDS: list[tuple[dict[str, Any], str]] = [
     ({"image": "http://169.254.169.254/latest/meta-data"}, "image"),
     ({"image": base64.b64encode(b"<svg/>").decode()}, "image"),
     ({"image": base64.b64encode(b"\x89PNG\r\n\x1a\nbroken").decode()}, "image"),
-    ({"stream": True}, "stream"),
     ({"stream": "yes"}, "stream"),
+    ({"stream": 1}, "stream"),
+    ({"stream": True, "size": "7x7"}, "size"),
     ({"partial_images": 4}, "partial_images"),
     ({"background": "transparent"}, "background"),
-    ({"output_format": "webp"}, "output_format"),
     ({"output_format": "tiff"}, "output_format"),
+    ({"output_format": "jpg"}, "output_format"),
+    ({"output_format": "PNG"}, "output_format"),
+    ({"output_compression": 101}, "output_compression"),
+    ({"output_compression": -1}, "output_compression"),
+    ({"on_disconnect": "stay"}, "on_disconnect"),
+    ({"mask": 3}, "mask"),
+    ({"mask": "/etc/passwd"}, "mask"),
+    ({"image": ["AAAA"] * 17}, "image"),
+    ({"strict": "true"}, "strict"),
+    ({"user": "x" * 1025}, "user"),
     ({"api_base": "http://127.0.0.1:1"}, "api_base"),
     ({"__proto__": {}}, "__proto__"),
 ]
@@ -206,8 +216,9 @@ def test_each_key_works_and_no_prefix_of_one(keyed_server: Server) -> None:
 
 def test_every_route_but_the_public_ones_wants_a_key(keyed_server: Server) -> None:
     document = call(f"{keyed_server.url}/openapi/openapi.json", authorization="Bearer sk-bob-1234567890").json
-    public = {"/health", "/ready", "/files/{signature}/{name}"}
+    public = {"/health", "/ready", "/files/{signature}/{name}", "/__blocklet__.js", "/api/ai/models"}
     assert public < set(document["paths"])
+    assert {"/v1/images/edits", "/v1/images/jobs/{job_id}", "/api/v2/image"} < set(document["paths"])
     for path, operations in document["paths"].items():
         for method in operations:
             url = keyed_server.url + re.sub(r"\{[^}]*\}", "x", path)
@@ -235,6 +246,7 @@ def test_the_openapi_document_says_that_unknown_fields_are_refused(server: Serve
     document = call(f"{server.url}/openapi/openapi.json").json
     body = document["paths"]["/v1/images/generations"]["post"]["requestBody"]
     schema = body["content"]["application/json"]["schema"]
+    schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["prompt"]
     assert "seed" in schema["properties"]

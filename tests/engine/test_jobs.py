@@ -1,13 +1,22 @@
 from __future__ import annotations
 
 import io
+import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from hub.engine.jobs import Blocked, Refused, encode_picture, failed_by, to_uint8
+from hub.engine.jobs import NO_PREVIEWS, Blocked, Job, Outbox, Refused, arguments_for, failed_by, to_uint8
+from hub.engine.protocol import EngineModel, Failed, Finished, FromWorker, Generate, Previewed, Stepped
+from hub.pipelines.auto import LoadedPipeline, load_pipeline
 from hub.types import Size
 
 
@@ -22,17 +31,6 @@ def test_pixels_that_are_not_numbers_are_an_error(bad: float) -> None:
         to_uint8(torch.tensor([[[0.5]], [[bad]], [[0.5]]]))
 
 
-@pytest.mark.parametrize("output", [Size(64, 64), Size(100, 60), Size(640, 320), Size(1, 1)])
-def test_an_encoded_picture_has_exactly_the_output_size_and_says_its_text(output: Size) -> None:
-    pixels = np.random.RandomState(0).randint(0, 256, (64, 64, 3), np.uint8)
-    with Image.open(io.BytesIO(encode_picture(pixels, output, {"Seed": "7"}))) as drawn:
-        drawn.load()
-        assert drawn.size == (output.width, output.height)
-        assert drawn.text == {"Seed": "7"}
-        if output == Size(64, 64):
-            assert np.array_equal(np.asarray(drawn), pixels)
-
-
 def test_what_a_client_reads_of_a_failure_never_holds_the_exceptions_own_words() -> None:
     secret = "/srv/weights at 0x7f00deadbeef"
     for error in (RuntimeError(secret), OSError(secret), ArithmeticError(secret), torch.OutOfMemoryError(secret)):
@@ -42,3 +40,199 @@ def test_what_a_client_reads_of_a_failure_never_holds_the_exceptions_own_words()
         assert "0x" not in failed.message
     assert failed_by(1, Refused("image", "No.")).param == "image"
     assert failed_by(1, Blocked()).kind == "blocked"
+
+
+# What leaves a request, and in which order
+
+
+def test_messages_leave_in_the_order_of_their_tickets_whichever_is_ready_first() -> None:
+    said: list[Any] = []
+    outbox = Outbox(said.append)
+    tickets = [outbox.ticket() for _ in range(5)]
+    for ticket in (3, 1, 4, 0):
+        outbox.put(tickets[ticket], lambda ticket=ticket: Stepped(ticket, 0, 0))
+    assert [each.id for each in said] == [0, 1]
+    outbox.put(tickets[2], lambda: None)  # one that has nothing to say holds nobody up
+    assert [each.id for each in said] == [0, 1, 3, 4]
+
+
+def test_nothing_leaves_after_the_answer_or_after_the_end() -> None:
+    said: list[Any] = []
+    outbox = Outbox(said.append)
+    first, second, third = (outbox.ticket() for _ in range(3))
+    outbox.put(third, lambda: Stepped(3, 0, 0))
+    outbox.put(second, lambda: Finished(1, [], []))
+    outbox.put(first, lambda: Stepped(1, 0, 0))
+    outbox.close(Failed(1, "failed", "too late"))
+    assert said == [Stepped(1, 0, 0), Finished(1, [], [])]
+    cancelled = Outbox(said.append)
+    ticket = cancelled.ticket()
+    cancelled.close()
+    cancelled.put(ticket, lambda: Stepped(9, 0, 0))
+    cancelled.close(Failed(1, "failed", "too late"))
+    assert len(said) == 2
+
+
+def test_two_threads_that_take_turns_at_random_neither_reorder_nor_wait_for_each_other() -> None:
+    said: list[Any] = []
+    outbox = Outbox(said.append)
+    chance = random.Random(0)
+
+    def work(ticket: int, pause: float) -> None:
+        time.sleep(pause)
+        outbox.put(ticket, lambda: Stepped(ticket, 0, 0))
+
+    with ThreadPoolExecutor(2) as encoders:
+        for _ in range(300):
+            encoders.submit(work, outbox.ticket(), chance.random() / 500)
+    assert [each.id for each in said] == list(range(300))
+
+
+@pytest.fixture(scope="module")
+def loaded(small_stable_diffusion: Path) -> LoadedPipeline:
+    return load_pipeline(str(small_stable_diffusion), "float32", torch.device("cpu"))
+
+
+def wish(**changes: Any) -> Generate:
+    plain = Generate(
+        id=1,
+        model=EngineModel("small", "", "float32"),
+        task="text-to-image",
+        prompt="a",
+        seeds=[3],
+        native=Size(64, 64),
+        output=Size(64, 64),
+        num_inference_steps=8,
+        guidance_scale=3.0,
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def run(job: Job, said: list[FromWorker], index: int = 0) -> Any:
+    """One picture alone, without a weave, its previews encoded on the spot."""
+    draw, _ = job.body(index)
+    with torch.no_grad():
+        pixels = draw()
+    job.encode(job.outbox.ticket(), index, pixels)
+    return pixels
+
+
+def on_the_spot(job: Job, index: int, partial: int, pixels: Any) -> None:
+    job.encode_preview(job.outbox.ticket(), index, partial, pixels)
+
+
+def test_previews_come_in_order_before_the_answer_and_the_picture_is_the_same_without_them(
+    loaded: LoadedPipeline,
+) -> None:
+    said: list[Any] = []
+    job = Job(wish(seeds=[3, 4], partial_images=3), loaded, said.append, on_the_spot)
+    drawn = [run(job, said, index) for index in range(2)]
+    assert [(each.index, each.partial) for each in said[:-1]] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
+    assert isinstance(said[-1], Finished)
+    plain = Job(wish(seeds=[3, 4]), loaded, [].append, on_the_spot)
+    assert all(np.array_equal(run(plain, [], index), drawn[index]) for index in range(2))
+
+
+def test_a_preview_is_finished_like_the_picture(loaded: LoadedPipeline) -> None:
+    said: list[Any] = []
+    asked = wish(partial_images=1, output=Size(100, 80), output_format="webp", output_compression=50)
+    run(Job(asked, loaded, said.append, on_the_spot), said)
+    preview, finished = said
+    for data in (preview.image, *finished.images):
+        with Image.open(io.BytesIO(data)) as picture:
+            assert (picture.format, picture.size) == ("WEBP", (100, 80))
+            assert "Seed: 3" in picture.getexif()[0x010E]
+
+
+def test_without_previews_nothing_watches_the_steps(loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hub.engine.jobs.watch_steps", lambda *_: pytest.fail("watched"))
+    run(Job(wish(), loaded, [].append, on_the_spot), [])
+
+
+def test_a_preview_that_fails_on_the_device_does_not_fail_the_picture(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert loaded.viewer is not None
+    monkeypatch.setattr(loaded.viewer, "show", lambda latents: torch.full((3, 8, 8), float("nan")))
+    said: list[Any] = []
+    run(Job(wish(partial_images=2), loaded, said.append, on_the_spot), said)
+    assert [type(each) for each in said] == [Finished]
+    assert caplog.text.count("a preview failed") == 2
+
+
+def test_a_preview_that_cannot_be_encoded_does_not_fail_the_picture(
+    loaded: LoadedPipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    said: list[Any] = []
+
+    def broken(job: Job, index: int, partial: int, pixels: Any) -> None:
+        job.encode_preview(job.outbox.ticket(), index, partial, pixels[..., :2] if partial == 0 else pixels)
+
+    run(Job(wish(partial_images=2), loaded, said.append, broken), said)
+    assert [type(each) for each in said] == [Previewed, Finished]
+    assert "could not be encoded" in caplog.text
+
+
+def test_latents_of_an_unknown_form_give_no_previews_and_a_word(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert loaded.viewer is not None
+    monkeypatch.setattr(loaded.viewer, "can_show", lambda latents: False)
+    said: list[Any] = []
+    run(Job(wish(partial_images=3), loaded, said.append, on_the_spot), said)
+    (finished,) = said
+    assert finished.notices == [NO_PREVIEWS]
+
+
+def test_a_model_without_previews_tells_so_at_once_and_refuses_where_the_request_is_strict(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(loaded), "viewer", None)
+    assert arguments_for(wish(partial_images=1), loaded)[1] == [NO_PREVIEWS]
+    assert arguments_for(wish(), loaded)[1] == []
+    with pytest.raises(Refused) as caught:
+        arguments_for(wish(partial_images=1, strict=True), loaded)
+    assert caught.value.param == "partial_images"
+
+
+def test_a_slow_first_preview_holds_the_answer_back_and_no_thread(loaded: LoadedPipeline) -> None:
+    said: list[Any] = []
+    gate = threading.Event()
+    with ThreadPoolExecutor(2) as encoders:
+
+        def slow(job: Job, index: int, partial: int, pixels: Any) -> None:
+            ticket = job.outbox.ticket()
+
+            def work() -> None:
+                if partial == 0:
+                    gate.wait(20)
+                job.encode_preview(ticket, index, partial, pixels)
+
+            encoders.submit(work)
+
+        job = Job(wish(partial_images=3), loaded, said.append, slow)
+        run(job, said)
+        encoders.submit(int).result(20)  # the second thread is free again
+        assert said == []
+        gate.set()
+    assert [type(each) for each in said] == [Previewed] * 3 + [Finished]
+
+
+def test_a_mask_for_a_pipeline_that_cannot_is_refused_by_name(loaded: LoadedPipeline) -> None:
+    other = object.__new__(LoadedPipeline)
+    other._base = loaded._base
+    other._tasks = {"text-to-image": loaded._base}
+    for task, param in (("inpainting", "mask"), ("image-to-image", "image")):
+        with pytest.raises(Refused) as caught:
+            arguments_for(wish(task=task), other)
+        assert caught.value.param == param
+
+
+def test_inpainting_gets_its_mask_the_size_and_its_strength_and_no_crop(loaded: LoadedPipeline) -> None:
+    asked = wish(task="inpainting", image=bytes(64 * 64 * 3), mask=b"\xff" * 64 * 64, strength=1.0)
+    arguments, notices = arguments_for(asked, loaded)
+    assert notices == []
+    assert arguments["mask_image"].mode == "L"
+    assert arguments["mask_image"].size == (64, 64)
+    assert (arguments["width"], arguments["height"], arguments["strength"]) == (64, 64, 1.0)
+    assert "padding_mask_crop" not in arguments

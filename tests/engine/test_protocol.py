@@ -23,6 +23,7 @@ from hub.engine.protocol import (
     FromWorker,
     Generate,
     Notice,
+    Previewed,
     Ready,
     Stepped,
     ToWorker,
@@ -56,11 +57,23 @@ TO_WORKER: list[ToWorker] = [
         strict=True,
         progress=True,
     ),
+    msgspec.structs.replace(
+        GENERATE,
+        task="inpainting",
+        image=bytes(range(256)),
+        mask=bytes(100),
+        original=bytes(300),
+        original_mask=b"\xff" * 100,
+        output_format="webp",
+        output_compression=0,
+        partial_images=3,
+    ),
     Cancel(2**63 - 1),
 ]
 FROM_WORKER: list[FromWorker] = [
     Ready("cuda:0"),
     Stepped(1, 3, 20),
+    Previewed(1, 9, 2, bytes(range(256)) * 100),
     Finished(1, [b"", bytes(range(256)) * 4000], [Notice("size", "drew 64x64"), Notice("prompt", "too long")]),
     Finished(1, [], []),
     Failed(1, "invalid", "no", "prompt"),
@@ -184,6 +197,7 @@ def wish(index: int, value: Any) -> bytes:
 def test_the_fields_are_where_the_next_test_thinks() -> None:
     assert to_worker.decode(encode(WISH)) == GENERATE
     assert (WISH[0], WISH[1], WISH[3], WISH[5]) == ("Generate", 1, "text-to-image", [0, MAX_SEED])
+    assert WISH[16:21] == ["png", 100, 0, False, False]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +217,7 @@ def test_the_fields_are_where_the_next_test_thinks() -> None:
         encode(["__import__", "os"]),
         encode(["Cancel", 1]) + b"\x00",
         encode(Ready("cpu")),
-        encode(WISH[:-8]),
+        encode(WISH[:9]),
         wish(1, "1"),
         wish(2, ["small", "/weights"]),
         wish(2, ["small", 5, "float32"]),
@@ -216,7 +230,11 @@ def test_the_fields_are_where_the_next_test_thinks() -> None:
         wish(8, 2.5),
         wish(9, "7.5"),
         wish(12, "not bytes but text"),
-        wish(13, 1),
+        wish(13, "not bytes but text"),
+        wish(16, "gif"),
+        wish(17, "100"),
+        wish(18, 1.5),
+        wish(19, 1),
     ],
 )
 def test_a_frame_of_other_types_is_refused_by_the_worker(body: bytes) -> None:
@@ -232,6 +250,8 @@ def test_a_frame_of_other_types_is_refused_by_the_worker(body: bytes) -> None:
         encode(["Ready", 1]),
         encode(["Stepped", 1, 2]),
         encode(["Stepped", 1, 2, "3"]),
+        encode(["Previewed", 1, 0, 0]),
+        encode(["Previewed", 1, 0, 0, "text"]),
         encode(["Finished", 1, ["text"], []]),
         encode(["Finished", 1, [b"png"], [["size"]]]),
         encode(["Failed", 1, "invalid", None]),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import os
 import shutil
@@ -18,10 +17,10 @@ import psutil
 import pytest
 from PIL import Image
 
-from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest, QueueFull
+from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest
 from hub.hub import Hub, open_hub
 from hub.settings import Settings
-from hub.types import ImageRequest, Progress, Size
+from hub.types import Accepted, Event, ImageRequest, Progress, Size
 from tests.conftest import write_manifest
 
 LONG = 400
@@ -57,7 +56,11 @@ class Started:
 
     def __init__(self, hub: Hub, wish: ImageRequest) -> None:
         self.progress: list[Progress] = []
-        self.task = asyncio.ensure_future(hub.generate("small", wish, self.progress.append))
+        self.task = asyncio.ensure_future(hub.generate("small", wish, self._hear))
+
+    def _hear(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.progress.append(event)
 
     async def running(self) -> Started:
         await until(lambda: len(self.progress) >= 2 or self.task.done())
@@ -66,10 +69,12 @@ class Started:
 
 def test_progress_of_every_step_reaches_the_api_process(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
-        progress: list[Progress] = []
-        await hub.generate("small", request(n=2, num_inference_steps=4), progress.append)
-        assert [each.step for each in progress] == list(range(1, 9))
-        assert {each.steps for each in progress} == {8}
+        events: list[Event] = []
+        await hub.generate("small", request(n=2, num_inference_steps=4), events.append)
+        assert events == [
+            Accepted(size=Size(64, 64), quality="medium", output_format="png"),
+            *(Progress(step=step, steps=8) for step in range(1, 9)),
+        ]
 
     with_hub(settings, test)
 
@@ -162,18 +167,6 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)), np.int16)
 
 
-def test_more_requests_than_the_queue_holds_are_refused_with_a_time_to_come_back(settings: Settings) -> None:
-    hub = Hub(settings)
-    with contextlib.ExitStack() as held:
-        for _ in range(settings.max_queue):
-            held.enter_context(hub.admission())
-        with pytest.raises(QueueFull) as caught, hub.admission():
-            pass
-        assert caught.value.retry_after
-    with hub.admission():
-        pass
-
-
 def test_a_strict_request_fails_where_the_worker_would_only_warn(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         wish = request(prompt="word " * 100)
@@ -261,10 +254,15 @@ def test_a_picture_that_the_models_safety_checker_hides_is_a_refusal_and_not_bla
 
 def test_a_listener_that_fails_harms_nobody(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
-        def broken(_: Progress) -> None:
+        def broken(_: Event) -> None:
             raise RuntimeError
 
-        assert len((await hub.generate("small", request(), broken)).images) == 1
+        def breaks(event: Event) -> None:
+            if isinstance(event, Progress):
+                raise RuntimeError
+
+        for listener in (broken, breaks):
+            assert len((await hub.generate("small", request(), listener)).images) == 1
 
     with_hub(settings, test)
 

@@ -13,10 +13,10 @@ from PIL import Image
 from hub.engine.protocol import EngineModel, Finished, Generate, Notice
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
-from hub.imaging.decode import Decoded
 from hub.providers.local import (
     MAX_REQUEST_PIXELS,
     LocalProvider,
+    crop_notices,
     plan_guidance,
     plan_output,
     plan_prompt,
@@ -24,11 +24,10 @@ from hub.providers.local import (
     plan_steps,
     quality_notices,
     size_notices,
-    source_notices,
     unused_notices,
 )
 from hub.registry import DefaultsSection, ModelManifest, SizeSection
-from hub.types import MAX_SEED, ImageRequest, ImageResult, OnEvent, Progress, Size
+from hub.types import MAX_SEED, Accepted, Event, ImageRequest, ImageResult, OnEvent, Progress, Size
 
 
 def manifest(**changes: Any) -> ModelManifest:
@@ -108,7 +107,7 @@ def test_a_bare_request_gets_all_of_the_manifests_defaults() -> None:
         num_inference_steps=7,
         guidance_scale=5.0,
     )
-    assert result == ImageResult(images=(b"png5",), seed=5)
+    assert result == ImageResult(images=(b"png5",), seed=5, size=Size(96, 64), quality="medium")
 
 
 def test_everything_that_is_asked_for_reaches_the_engine() -> None:
@@ -142,10 +141,14 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
     assert result.warnings == ("size: small drew 64x64; the picture was resampled from that to 640x640",)
 
 
-def test_progress_reaches_the_caller() -> None:
-    seen: list[Progress] = []
-    asyncio.run(LocalProvider(cast(Engine, FakeEngine())).generate(SMALL, request(), seen.append))
-    assert seen == [Progress(step=1, steps=2)]
+def test_the_caller_hears_that_the_request_is_accepted_and_then_how_far_it_is() -> None:
+    seen: list[Event] = []
+    wish = request(size=Size(80, 40), quality="hd", output_format="webp")
+    asyncio.run(LocalProvider(cast(Engine, FakeEngine())).generate(SMALL, wish, seen.append))
+    assert seen == [
+        Accepted(size=Size(80, 40), quality="high", output_format="webp"),
+        Progress(step=1, steps=2),
+    ]
 
 
 def test_what_the_engine_could_not_honour_comes_after_what_the_plan_could_not() -> None:
@@ -376,7 +379,7 @@ def test_resampling_is_told_and_only_then() -> None:
 def test_a_source_of_another_shape_is_told_and_rounding_is_not(
     source: tuple[int, int], output: Size, cropped: bool
 ) -> None:
-    notices = source_notices(request(images=(picture(),)), Decoded(Image.new("1", source), False), output)
+    notices = crop_notices(Size(*source), output)
     assert [str(notice) for notice in notices] == (
         [f"image: it was cropped from {source[0]}x{source[1]} to 64x64, the shape of {output}"]
         if cropped and output.width == output.height
@@ -388,9 +391,197 @@ def test_a_source_of_another_shape_is_told_and_rounding_is_not(
 
 def test_further_sources_and_transparency_are_told() -> None:
     clear = picture(mode="RGBA", colour=(0, 0, 0, 0))
-    source = Decoded(Image.new("RGB", (64, 64)), True)
-    notices = source_notices(request(images=(clear, picture(), picture())), source, Size(64, 64))
-    assert [notice.message for notice in notices] == [
-        "only the first of 3 images was used",
-        "its transparent parts were filled with white",
+    _, result = run(request(images=(clear, picture(), picture())))
+    assert [warning for warning in result.warnings if warning.startswith("image: ")] == [
+        "image: only the first of 3 images was used",
+        "image: its transparent parts were filled with white",
     ]
+
+
+def test_an_alpha_channel_that_hides_nothing_is_not_worth_a_word() -> None:
+    assert run(request(images=(picture(mode="RGBA", colour=(9, 9, 9, 255)),)))[1].warnings == ()
+
+
+def test_all_sources_are_checked_and_their_sizes_told_though_one_is_used() -> None:
+    _, result = run(request(images=(picture(96, 64), picture(30, 50), picture(8, 8))))
+    assert result.sources == (Size(96, 64), Size(30, 50), Size(8, 8))
+    assert run(request())[1].sources == ()
+    error = refused(request(images=(picture(), b"GIF89a")))
+    assert (error.param, error.code) == ("image", "invalid_image")
+
+
+def test_format_compression_and_previews_reach_the_engine() -> None:
+    job, _ = run(request(output_format="webp", output_compression=33, partial_images=2))
+    assert (job.output_format, job.output_compression, job.partial_images) == ("webp", 33, 2)
+
+
+def test_a_size_that_webp_cannot_hold_is_refused_for_webp_alone() -> None:
+    huge = manifest(size=SizeSection(native="64x64", multiple=8, min=32, max=128, max_output=16_384))
+    assert refused(request(size=Size(16_384, 16), output_format="webp"), huge).param == "size"
+    assert run(request(size=Size(16_384, 16)), huge)[0].output == Size(16_384, 16)
+    assert run(request(size=Size(16_383, 16), output_format="webp"), huge)[0].output == Size(16_383, 16)
+
+
+# Masks and variations
+
+
+INPAINTS = manifest(tasks=["text-to-image", "image-to-image", "inpainting"])
+ONLY_INPAINTS = manifest(tasks=["inpainting"])
+
+
+def mask_file(width: int = 64, height: int = 64, box: tuple[int, int, int, int] = (16, 16, 48, 48)) -> bytes:
+    """Black with a white box."""
+    mask = Image.new("L", (width, height))
+    mask.paste(255, box)
+    return encoded(mask)
+
+
+def encoded(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def grey(data: bytes | None, size: Size) -> np.ndarray:
+    assert data is not None
+    return np.frombuffer(data, np.uint8).reshape(size.height, size.width)
+
+
+def test_a_mask_makes_it_inpainting_at_the_native_and_at_the_output_size() -> None:
+    job, result = run(request(images=(picture(),), mask=mask_file(), size=Size(128, 128)), INPAINTS)
+    assert (job.task, job.native, job.output) == ("inpainting", Size(128, 128), Size(128, 128))
+    assert job.image == bytes((255, 0, 0)) * 128 * 128 == job.original
+    for data in (job.mask, job.original_mask):
+        found = grey(data, Size(128, 128))
+        assert found[64, 64] == 255
+        assert found[0:28].max() == 0, "what lies outside of the box stays, to the last level"
+    assert result.warnings == ()
+
+
+def test_a_mask_stays_on_its_place_of_the_picture_whatever_the_shape_of_the_canvas() -> None:
+    """A red box on white, and a mask over exactly that box, through a canvas of another shape than the answer."""
+    source = Image.new("RGB", (300, 100), "white")
+    box = (30, 20, 90, 80)
+    source.paste((255, 0, 0), box)
+    wish = request(images=(encoded(source),), mask=mask_file(300, 100, box), size=Size(300, 100))
+    square = manifest(
+        tasks=["inpainting"], size=SizeSection(native="128x128", multiple=8, min=128, max=128, max_output=2048)
+    )
+    job, _ = run(wish, square)
+    assert job.image is not None
+    assert job.native == Size(128, 128)
+    assert job.original == source.tobytes()
+    assert job.original_mask == Image.open(io.BytesIO(mask_file(300, 100, box))).tobytes()
+    native = np.frombuffer(job.image, np.uint8).reshape(128, 128, 3)
+    red, selected = native[..., 1] < 128, grey(job.mask, job.native) > 128
+    assert (red != selected).mean() < 0.01
+    assert 0.05 < selected.mean() < 0.5
+
+
+def test_a_resampled_mask_touches_nothing_far_from_its_edge() -> None:
+    """Lanczos rings: a level or two of the new picture would show all around."""
+    wish = request(images=(picture(512, 512),), mask=mask_file(512, 512, (128, 128, 384, 384)), size=Size(333, 333))
+    job, _ = run(wish, INPAINTS)
+    found = grey(job.original_mask, Size(333, 333))
+    assert found[:80].max() == found[:, :80].max() == 0
+    assert found[90:240, 90:240].min() == 255
+
+
+def test_what_a_mask_selects_is_made_anew_unless_a_strength_is_given() -> None:
+    assert run(request(images=(picture(),), mask=mask_file()), INPAINTS)[0].strength == 1.0
+    assert run(request(images=(picture(),), mask=mask_file(), strength=0.4), INPAINTS)[0].strength == 0.4
+    assert run(request(images=(picture(),)), INPAINTS)[0].strength == 0.6
+
+
+def test_the_answer_of_an_inpainting_without_size_is_as_large_as_the_source() -> None:
+    job, _ = run(request(images=(picture(200, 120),), mask=mask_file(200, 120)), INPAINTS)
+    assert job.output == Size(200, 120)
+
+
+def test_a_mask_without_an_image_or_for_a_model_that_cannot_is_refused_by_name() -> None:
+    error = refused(request(mask=mask_file()), INPAINTS)
+    assert (error.param, error.status) == ("mask", 400)
+    assert "needs an image" in error.message
+    error = refused(request(images=(picture(),), mask=mask_file()))
+    assert (error.param, error.code) == ("mask", "unsupported_value")
+
+
+def test_a_bad_mask_is_refused_before_the_engine_is_asked() -> None:
+    for mask in (b"<html>", mask_file(64, 32), picture(colour=(0, 0, 0)), picture(colour=(99, 140, 99))):
+        assert refused(request(images=(picture(),), mask=mask), INPAINTS).param == "mask"
+
+
+def test_a_model_that_only_inpaints_wants_a_mask() -> None:
+    assert run(request(images=(picture(),), mask=mask_file()), ONLY_INPAINTS)[0].task == "inpainting"
+    error = refused(request(images=(picture(),)), ONLY_INPAINTS)
+    assert (error.param, error.code) == ("mask", "unsupported_value")
+    assert refused(request(), ONLY_INPAINTS).param == "image"
+
+
+def test_a_mask_of_another_size_is_told_and_refused_where_the_request_is_strict() -> None:
+    wish = {"images": (picture(),), "mask": mask_file(128, 128, (32, 32, 96, 96)), "size": Size(64, 64)}
+    _, result = run(request(**wish), INPAINTS)
+    assert result.warnings == ("mask: it is 128x128 and was resampled to 64x64, the size of the image",)
+    error = refused(request(**wish, strict=True), INPAINTS)
+    assert (error.param, error.code) == ("mask", "unsupported_value")
+
+
+def cut_out(alpha: int = 0) -> bytes:
+    """A red picture with a hole of a quarter of it, under which there is green."""
+    image = Image.new("RGBA", (64, 64), (255, 0, 0, 255))
+    image.paste((0, 255, 0, alpha), (0, 0, 32, 32))
+    return encoded(image)
+
+
+def test_without_a_mask_an_images_own_holes_are_the_mask() -> None:
+    job, result = run(request(images=(cut_out(),), size=Size(64, 64), strict=True), INPAINTS)
+    assert job.task == "inpainting"
+    selected = grey(job.original_mask, Size(64, 64))
+    assert selected[:32, :32].min() == 255
+    assert selected[32:].max() == selected[:, 32:].max() == 0
+    assert result.warnings == ()
+    assert job.image is not None
+    assert job.image[:3] == b"\xff\xff\xff", "the pipeline never sees what lies under the hole"
+
+
+@pytest.mark.parametrize(
+    ("image", "changes", "model"),
+    [
+        (cut_out(), {"variation": True, "prompt": ""}, INPAINTS),
+        (cut_out(), {}, SMALL),
+        (cut_out(alpha=128), {}, INPAINTS),
+    ],
+)
+def test_a_variation_a_model_without_masks_and_mere_glass_are_edited_as_a_whole_on_white(
+    image: bytes, changes: dict[str, Any], model: ModelManifest
+) -> None:
+    job, result = run(request(images=(image,), size=Size(64, 64), **changes), model)
+    assert (job.task, job.mask, job.original, job.original_mask) == ("image-to-image", None, None, None)
+    assert result.warnings == ("image: its transparent parts were filled with white",)
+
+
+def test_a_mask_file_wins_over_the_images_own_holes() -> None:
+    wish = request(images=(cut_out(),), mask=mask_file(64, 64, (40, 40, 60, 60)), size=Size(64, 64))
+    job, result = run(wish, INPAINTS)
+    assert grey(job.original_mask, Size(64, 64))[:32, :32].max() == 0
+    assert result.warnings == ("image: its transparent parts were filled with white",)
+
+
+def test_a_soft_edge_of_a_hole_keeps_its_own_colour_and_not_the_white_that_was_laid_under_it() -> None:
+    image = Image.new("RGBA", (64, 64), (200, 40, 10, 255))
+    image.paste((200, 40, 10, 100), (0, 0, 32, 64))
+    image.paste((0, 0, 0, 0), (0, 0, 16, 64))
+    job, _ = run(request(images=(encoded(image),), size=Size(64, 64)), INPAINTS)
+    assert job.original is not None
+    kept = np.frombuffer(job.original, np.uint8).reshape(64, 64, 3).astype(int)
+    assert np.abs(kept[:, 20:] - (200, 40, 10)).max() <= 2
+    assert grey(job.original_mask, Size(64, 64))[0, 20] == 155
+
+
+def test_a_variation_has_no_words_at_all() -> None:
+    job, result = run(request(prompt="", images=(picture(),), variation=True))
+    assert (job.task, job.prompt, job.strength) == ("image-to-image", "", 0.6)
+    assert result.warnings == ()
+    job, result = run(request(prompt="a dog", images=(picture(),), variation=True, style="vivid"))
+    assert job.prompt == ""
+    assert [warning.partition(":")[0] for warning in result.warnings] == ["prompt", "style"]
