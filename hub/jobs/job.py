@@ -1,0 +1,158 @@
+"""One job: what was asked, what became of it, and, while it runs, who watches and listens."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from hub.errors import HubError, NotFound
+from hub.store import JobRow
+from hub.types import Accepted, Effort, Event, OutputFormat, Progress, Size, Usage
+
+Kind = Literal["image_generation", "image_edit", "image_variation"]
+
+
+class JobError(Struct, frozen=True, kw_only=True):
+    """Why a job has failed: OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+    @classmethod
+    def of(cls, error: HubError) -> JobError:
+        """The public words of an error."""
+        return cls(message=error.message, type=error.type, param=error.param, code=error.code)
+
+
+RESTARTED = JobError(
+    message="The hub was stopped while it worked on this job. Send the request again.",
+    type="server_error",
+    param=None,
+    code="hub_restarted",
+)
+
+
+class JobResult(Struct, frozen=True, kw_only=True):
+    """What a completed job has made: names of stored files, and all that an answer tells of them."""
+
+    files: list[str]
+    seed: int
+    size: Size
+    quality: Effort
+    output_format: OutputFormat
+    usage: Usage
+    warnings: list[str]
+
+
+class Ask(Struct, frozen=True, kw_only=True):
+    """A request as the jobs see it.
+
+    `owner` is the name of the caller's key. `rendering` is opaque here: the API's own note of how to answer.
+    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. `goes_on`: the
+    work is finished even when nobody waits for it any more.
+    """
+
+    owner: str | None
+    kind: Kind
+    model: str
+    rendering: bytes
+    output_format: OutputFormat
+    fingerprint: str | None = None
+    idempotency_key: str | None = None
+    goes_on: bool = False
+
+
+class Job:
+    """One job: its row, and while this process runs it also its events, its watchers and its pictures."""
+
+    def __init__(self, row: JobRow, *, goes_on: bool = False) -> None:
+        self.row = row
+        self.goes_on = goes_on
+        self.result = msgspec.json.decode(row.result, type=JobResult) if row.result else None
+        self.error: HubError | None = None
+        self.images: tuple[bytes, ...] = ()
+        """The encoded pictures, while there may be a client to send them to; later they are read from files."""
+        self.plan: Accepted | None = None
+        """What the pictures will be like; known once the request was accepted."""
+        self.collected = False
+        """Whether some client was given the result."""
+        self.watchers = 0
+        self.closing = False
+        """Whether the work is over and its end is being written down; then it cannot be cancelled any more."""
+        self.task: asyncio.Task[None] | None = None
+        self._accepted = asyncio.Event()
+        self._ended = asyncio.Event()
+        self._listeners: list[asyncio.Queue[Event | None]] = []
+        if row.status in ("completed", "failed", "cancelled"):
+            self._ended.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing about it will change any more."""
+        return self._ended.is_set()
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds until its last step, reckoned from those done so far; None where that cannot be known yet."""
+        row = self.row
+        if self.ended or row.started_at is None or row.step < 2:
+            return None
+        return (time.time() - row.started_at) / (row.step - 1) * (row.steps - row.step)
+
+    async def accepted(self) -> None:
+        """Returns once the request is known to be good; raises its error where it is not."""
+        accepted, ended = asyncio.ensure_future(self._accepted.wait()), asyncio.ensure_future(self._ended.wait())
+        try:
+            await asyncio.wait({accepted, ended}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            accepted.cancel()
+            ended.cancel()
+        if self.error is not None:
+            raise self.error
+
+    async def finished(self) -> JobResult:
+        """The result; raises the HubError that the job ended with."""
+        await self._ended.wait()
+        if self.error is not None:
+            raise self.error
+        if self.result is None:
+            raise NotFound("This job has no result.")
+        return self.result
+
+    @contextlib.contextmanager
+    def events(self) -> Iterator[asyncio.Queue[Event | None]]:
+        """A queue of the events from now on; None is the last."""
+        queue: asyncio.Queue[Event | None] = asyncio.Queue()
+        if self.ended:
+            queue.put_nowait(None)
+        self._listeners.append(queue)
+        try:
+            yield queue
+        finally:
+            self._listeners.remove(queue)
+
+    def hear(self, event: Event) -> None:
+        """Notes an event of the provider and passes it on to all that listen."""
+        if isinstance(event, Accepted):
+            self.plan = event
+            self._accepted.set()
+        if isinstance(event, Progress):
+            if self.row.started_at is None:
+                self.row.started_at, self.row.status = time.time(), "in_progress"
+            self.row.step, self.row.steps = event.step, event.steps
+        for queue in self._listeners:
+            queue.put_nowait(event)
+
+    def end(self) -> None:
+        """Wakes all that wait for the end."""
+        self._ended.set()
+        for queue in self._listeners:
+            queue.put_nowait(None)
