@@ -60,7 +60,7 @@ class DefaultsSection(Struct, forbid_unknown_fields=True, kw_only=True):
     guidance_scale: Annotated[float, Meta(ge=0, le=100)]
     strength: Annotated[float, Meta(gt=0, le=1)] = 0.8
     size: SizeText = "1024x1024"
-    response_format: Literal["url", "b64_json"] = "url"
+    response_format: Literal["url", "b64_json"] | None = None
 
 
 class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):

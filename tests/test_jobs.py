@@ -570,6 +570,7 @@ def test_expired_rows_are_swept_at_once(tmp_path: Path) -> None:
 
     in_hub(tmp_path, first, ttl=0.01)
     assert rows() == 1
+    time.sleep(0.05)
     in_hub(tmp_path, later)
 
 

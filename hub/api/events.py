@@ -100,6 +100,11 @@ def encode_event(name: str, data: Struct) -> bytes:
     return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
+def error_event(error: HubError) -> bytes:
+    """An error that came too late for a status."""
+    return encode_event("error", ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code)))
+
+
 async def or_silence(queue: asyncio.Queue[Event | None], seconds: float = KEEP_ALIVE) -> AsyncIterator[Event | bytes]:
     """A job's events until its last; in between comments, when nothing has happened for some time."""
     while True:
@@ -127,8 +132,7 @@ async def image_events(hub: Hub, job: Job, queue: asyncio.Queue[Event | None]) -
             yield encode_event(completed.type, completed)
         hub.jobs.collect(job)
     except HubError as error:
-        body = ErrorBody(error.message, error.type, error.param, error.code)
-        yield encode_event("error", ErrorResponse(body))
+        yield error_event(error)
     except Exception:
         log.exception("%s: streaming it failed", job.row.id)
         words = f"The hub failed on this request. Its log tells why, under {job.row.id}."

@@ -13,11 +13,11 @@ from litestar import Response, delete, get
 from litestar.params import FromPath
 from msgspec import Struct
 
-from hub.api.events import EventStream, PartialImageEvent, encode_event, or_silence, partial_image
+from hub.api.events import EventStream, PartialImageEvent, encode_event, error_event, or_silence, partial_image
 from hub.api.job_body import ImageJob, job_body
 from hub.api.openapi import answer, as_events, as_json, errors, operation, path, query
 from hub.api.wire import AnyRequest, origin_for_links, owner_of
-from hub.errors import InvalidRequest
+from hub.errors import HubError, InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Job
 from hub.types import Event, Preview
@@ -140,34 +140,37 @@ async def follow_job(request: AnyRequest, job_id: FromPath[str]) -> Response[byt
 async def job_events(
     hub: Hub, job: Job, queue: asyncio.Queue[Event | None], origin: str
 ) -> AsyncGenerator[bytes, None]:
-    """A job's events, from its state now to its end."""
+    """A job's events, from its state now to its end, or to an `error`."""
 
     async def event(kind: str, *, with_result: bool = False) -> bytes:
         body = await job_body(job, hub, origin, with_result=with_result)
         return encode_event(kind, JobEvent(type=kind, job=body))
 
-    if not job.ended:
-        yield await event("job.progress")
-    while not job.ended and job.task is None:  # another hub process on this cache runs it
-        await asyncio.sleep(ELSEWHERE_INTERVAL)
-        job = await hub.jobs.get(job.row.id, job.row.owner)
-        if job.ended:
-            queue.put_nowait(None)
-        else:
+    try:
+        if not job.ended:
             yield await event("job.progress")
-    told = time.monotonic()
-    async for news in or_silence(queue):
-        if isinstance(news, bytes):
-            yield news
-        elif isinstance(news, Preview):
-            preview = partial_image(job, news)
-            yield encode_event(preview.type, preview)
-        elif time.monotonic() - told >= NEWS_INTERVAL:
-            told = time.monotonic()
-            yield await event("job.progress")
-    yield await event(f"job.{job.row.status}", with_result=True)
-    if job.row.status == "completed":
-        hub.jobs.collect(job)
+        while not job.ended and job.task is None:  # another hub process on this cache runs it
+            await asyncio.sleep(ELSEWHERE_INTERVAL)
+            job = await hub.jobs.get(job.row.id, job.row.owner)
+            if job.ended:
+                queue.put_nowait(None)
+            else:
+                yield await event("job.progress")
+        told = time.monotonic()
+        async for news in or_silence(queue):
+            if isinstance(news, bytes):
+                yield news
+            elif isinstance(news, Preview):
+                preview = partial_image(job, news)
+                yield encode_event(preview.type, preview)
+            elif time.monotonic() - told >= NEWS_INTERVAL:
+                told = time.monotonic()
+                yield await event("job.progress")
+        yield await event(f"job.{job.row.status}", with_result=True)
+        if job.row.status == "completed":
+            hub.jobs.collect(job)
+    except HubError as error:  # it was deleted meanwhile, or its pictures are gone
+        yield error_event(error)
 
 
 def _json(body: Struct) -> Response[bytes]:

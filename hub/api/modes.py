@@ -38,7 +38,7 @@ async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
     hub: Hub = request.app.state.hub
     mode = mode_of(request, wanted)
     is_v1 = request.scope["path"].startswith("/v1/")
-    job = await submit(request, wanted, choose_response_format(wanted.params, hub, is_v1=is_v1), mode)
+    job = await submit(request, wanted, choose_response_format(wanted, hub, is_v1=is_v1), mode)
     with contextlib.ExitStack() as held:
         held.enter_context(hub.jobs.watching(job))
         if mode == "wait":

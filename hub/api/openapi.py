@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPMethod, HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -79,6 +79,7 @@ _HEADERS = {
     "x-request-id": {"description": "The request's name in the hub's log.", "schema": {"type": "string"}},
     "x-job-id": {"description": "The job that the request has become.", "schema": {"type": "string"}},
 }
+_PLAIN_EXAMPLES: dict[Any, Any] = {"string": "a red circle on a white background", "object": {}, "array": []}
 _DESCRIPTION = """\
 OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer KEY`; a hub without keys answers
 this machine's own programs only.
@@ -98,6 +99,8 @@ class Content:
     kinds: tuple[type[Struct], ...] = ()
     encoding: Mapping[str, str] = field(default_factory=dict)
     """Of a form: the media types of the parts that are not text."""
+    example: Any = None
+    """Of a request's body: what /docs offers to send."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +122,14 @@ class Upload:
     description: str = ""
 
 
-def as_json(kind: type[Struct]) -> Content:
-    """JSON of this Struct."""
-    return Content("application/json", {"$ref": _REF + kind.__name__}, (kind,))
+def as_json(kind: type[Struct], **fields: type[Struct]) -> Content:
+    """JSON of this Struct. `fields`: what a handler reads in two steps, first as any object and then as a Struct."""
+    whole: dict[str, Any] = {"$ref": _REF + kind.__name__}
+    if fields:
+        parts = {name: {"$ref": _REF + inner.__name__} for name, inner in fields.items()}
+        whole = {"allOf": [whole, {"type": "object", "properties": parts}]}
+    example = _example(kind) | {name: _example(inner) for name, inner in fields.items()}
+    return Content("application/json", whole, (kind, *fields.values()), example=example)
 
 
 def as_json_list(kind: type[Struct]) -> Content:
@@ -163,7 +171,7 @@ def as_multipart(kind: type[Struct], **files: Upload) -> Content:
         for name, upload in files.items()
         for part in ((name,) if upload.most == 1 else (name, f"{name}[]"))
     }
-    return Content("multipart/form-data", schema, encoding=encoding)
+    return Content("multipart/form-data", _with_types(schema), encoding=encoding, example=_example(kind))
 
 
 def as_events(*kinds: type[Struct]) -> Content:
@@ -257,13 +265,13 @@ def operation(
     given = {
         status: each if isinstance(each, Answer) else Answer((each,)) for status, each in dict(answers or {}).items()
     }
-    every = (*bodies, *(content for each in given.values() for content in each.contents))
+    contents = [content for each in given.values() for content in each.contents]
 
     @dataclass
     class HubOperation(Operation):
         def __post_init__(self) -> None:
             if bodies:
-                self.request_body = RequestBody(content=_content(bodies), required=True)
+                self.request_body = RequestBody(content=_content(bodies, with_examples=True), required=True)
             self.responses = {
                 **{status: each for status, each in (self.responses or {}).items() if not _replaced(status, given)},
                 **{str(status): _response(status, each) for status, each in given.items()},
@@ -272,7 +280,8 @@ def operation(
             theirs = [each for each in self.parameters or [] if _key_of(each) not in mine]
             self.parameters = [*theirs, *parameters] or None
 
-    HubOperation.kinds = tuple(kind for content in every for kind in content.kinds)  # type: ignore[attr-defined]
+    HubOperation.reads = {kind for content in bodies for kind in content.kinds}  # type: ignore[attr-defined]
+    HubOperation.writes = {kind for content in contents for kind in content.kinds}  # type: ignore[attr-defined]
     return HubOperation
 
 
@@ -355,7 +364,7 @@ def openapi_config() -> OpenAPIConfig:
         version=__version__,
         description=_DESCRIPTION,
         use_handler_docstrings=True,
-        license=License(name="Apache-2.0", identifier="Apache-2.0"),
+        license=License(name="Apache-2.0"),
         components=Components(security_schemes={_BEARER: scheme}),
         openapi_router=router,
         render_plugins=[_DocumentPlugin()],
@@ -365,26 +374,30 @@ def openapi_config() -> OpenAPIConfig:
 def document(app: Litestar) -> dict[str, Any]:
     """The whole OpenAPI document of a hub."""
     made: dict[str, Any] = copy.deepcopy(app.openapi_schema.to_schema())  # parts of it are the handlers' own
-    plugin = app.plugins.get(StructSchemas)
-    kinds: set[type[Struct]] = {ErrorResponse, *plugin.kinds}
+    read: set[type[Struct]] = set()
+    written: set[type[Struct]] = {ErrorResponse, *app.plugins.get(StructSchemas).kinds}
     statuses: set[int] = set()
+    tags: dict[str, None] = {}
     needs_key = bool(app.state.hub.keys)
     for (where, method), handler in _handlers(app).items():
         if method == HTTPMethod.HEAD:
             made["paths"][where].pop("head", None)
             continue
         one = made["paths"][where][method.lower()]
-        kinds |= set(getattr(handler.operation_class, "kinds", ()))
+        read |= getattr(handler.operation_class, "reads", set())
+        written |= getattr(handler.operation_class, "writes", set())
         public = bool(handler.opt.get("public"))
         one["security"] = [] if public else [{_BEARER: []}] if needs_key else [{}, {_BEARER: []}]
-        one.setdefault("tags", [handler.fn.__module__.rpartition(".")[2]])
+        tags |= dict.fromkeys(one.setdefault("tags", [handler.fn.__module__.rpartition(".")[2]]))
         one["description"] = _plain_words(one.get("description", "")).partition("\n\n")[0]
         statuses |= _complete(one, where, public=public)
     components = made["components"]
-    components["schemas"] = _schemas(kinds)
+    components["schemas"] = _schemas(read, written)
     components["responses"] = {_name(status): _error(status) for status in sorted(statuses)}
     components["headers"] = _HEADERS
-    made["paths"] = dict(sorted(made["paths"].items()))  # Litestar's order is that of a set
+    # Litestar's order of paths is that of a set.
+    made["paths"] = dict(sorted(made["paths"].items(), key=lambda item: (not item[0].startswith("/v1/"), item[0])))
+    made["tags"] = [{"name": name} for name in tags]
     return made
 
 
@@ -442,22 +455,24 @@ def _is_litestars(status: str, response: dict[str, Any]) -> bool:
     return status == "400" and "status_code" in _schema_of(response).get("properties", {})
 
 
-def _schemas(kinds: set[type[Struct]]) -> dict[str, Any]:
-    """A component for each Struct, and for each that it holds."""
-    ordered = sorted(kinds, key=lambda kind: kind.__name__)
+def _schemas(read: set[type[Struct]], written: set[type[Struct]]) -> dict[str, Any]:
+    """A component for each Struct, and for each that it holds. What is only written is written whole, defaults
+    included, so its fields are required."""
+    ordered = sorted(read | written, key=lambda kind: kind.__name__)
     _, components = msgspec.json.schema_components(ordered, ref_template=_REF + "{name}")
     for kind in _all_structs(ordered):
-        schema = components[kind.__name__]
+        schema = _with_types(components[kind.__name__])
         schema["description"] = _plain_words(schema.get("description", ""))
-        config = kind.__struct_config__
-        if not config.forbid_unknown_fields and not config.omit_defaults:
-            # What is only written is written whole, defaults included.
+        components[kind.__name__] = schema
+    for kind in _all_structs(written) - _all_structs(read):
+        if not kind.__struct_config__.omit_defaults:
             unset = {info.encode_name for info in msgspec.structs.fields(kind) if info.default is msgspec.UNSET}
+            schema = components[kind.__name__]
             schema["required"] = [name for name in schema.get("properties", {}) if name not in unset]
     return dict(sorted(components.items()))
 
 
-def _all_structs(kinds: Sequence[type[Struct]]) -> set[type[Struct]]:
+def _all_structs(kinds: Iterable[type[Struct]]) -> set[type[Struct]]:
     """These Structs and all that stand in their fields."""
     found: set[type[Struct]] = set()
 
@@ -508,7 +523,7 @@ def _error_kinds() -> Iterator[type[HubError]]:
         waiting += kind.__subclasses__()
 
 
-def _content(contents: Sequence[Content]) -> dict[str, OpenAPIMediaType]:
+def _content(contents: Sequence[Content], *, with_examples: bool = False) -> dict[str, OpenAPIMediaType]:
     by_type: dict[str, list[Content]] = {}
     for each in contents:
         by_type.setdefault(each.media_type, []).append(each)
@@ -517,9 +532,23 @@ def _content(contents: Sequence[Content]) -> dict[str, OpenAPIMediaType]:
             schema=_plain_schema(same[0].schema if len(same) == 1 else {"anyOf": [each.schema for each in same]}),
             encoding={name: Encoding(content_type=types) for each in same for name, types in each.encoding.items()}
             or None,
+            example=same[0].example if with_examples else None,
         )
         for media_type, same in by_type.items()
     }
+
+
+def _example(kind: type[Struct]) -> dict[str, Any]:
+    """A body of what must be there and of what has an example (`Meta(examples=[…])`)."""
+    _, components = msgspec.json.schema_components([kind])
+    schema = components[kind.__name__]
+    found = {}
+    for name, described in schema["properties"].items():
+        options = [described, *described.get("anyOf", ())]
+        examples = [example for option in options for example in option.get("examples", ())]
+        if examples or name in schema.get("required", ()):
+            found[name] = examples[0] if examples else _PLAIN_EXAMPLES.get(described.get("type"))
+    return found
 
 
 def _response(status: int, each: Answer) -> OpenAPIResponse:
@@ -553,6 +582,17 @@ def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
         del kept["anyOf"]
         return {**kept, **options[0]}
     return {**kept, "anyOf": options} if options else kept
+
+
+def _with_types(node: Any) -> Any:
+    """The same schema, where every choice among strings says that it is a string: msgspec leaves that out."""
+    if isinstance(node, list):
+        return [_with_types(each) for each in node]
+    if not isinstance(node, dict):
+        return node
+    strings = isinstance(node.get("enum"), list) and all(isinstance(each, str) for each in node["enum"])
+    typed = {"type": "string"} if strings and "type" not in node else {}
+    return {**typed, **{name: _with_types(value) for name, value in node.items()}}
 
 
 def _plain_words(text: str) -> str:

@@ -226,13 +226,16 @@ def wanted_size(text: str) -> Size | None:
     return parse_size(text)
 
 
-def choose_response_format(params: ImageParams, hub: Hub, *, is_v1: bool) -> ResponseFormat:
+def choose_response_format(wanted: Wanted, hub: Hub, *, is_v1: bool) -> ResponseFormat:
     """What the body says; else url, as documented, except that under /v1 OpenAI's gpt-image models answer with
-    base64 and other models as their manifest says."""
+    base64, and other models as their manifest says. Where that says nothing, an edit is base64, since the AI SDK's
+    edits ask for nothing and read nothing else."""
+    params = wanted.params
     if params.asked_format:
         return params.asked_format
     if not is_v1 or params.model is None or params.model.startswith("dall-e-"):
         return "url"
     if params.model.startswith(GPT_IMAGE):
         return "b64_json"
-    return hub.registry.get(params.model).manifest.defaults.response_format
+    told = hub.registry.get(params.model).manifest.defaults.response_format
+    return told or ("url" if wanted.kind == "image_generation" else "b64_json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import itertools
+import json
 import os
 import signal
 import time
@@ -15,7 +17,6 @@ import psutil
 import pytest
 
 from tests.api.conftest import (
-    Answer,
     Event,
     as_file,
     call,
@@ -29,7 +30,7 @@ from tests.api.conftest import (
 )
 from tests.api.test_edits import SOURCE
 from tests.api.test_errors import check
-from tests.conftest import Server, run_server, wait_for
+from tests.conftest import Server, run_server, status, wait_for
 
 WISH = {"prompt": "a red circle on a white background", "size": "128x128", "num_inference_steps": 8}
 LONG = WISH | {"num_inference_steps": 150, "n": 10}
@@ -112,8 +113,8 @@ def test_a_job_tells_how_far_it_is(server: Server) -> None:
     job_id = start(server, LONG)
     try:
         seen = []
-        end = time.monotonic() + 20
-        while len({each["step"] for each in seen if each["step"] > 1}) < 4 and time.monotonic() < end:
+        until = time.monotonic() + 20
+        while len({each["step"] for each in seen if each["step"] > 1}) < 4 and time.monotonic() < until:
             seen.append(job(server, job_id))
             time.sleep(0.05)
         running = [each for each in seen if each["status"] == "in_progress"]
@@ -142,7 +143,7 @@ def follow(server: Server, job_id: str) -> list[Event]:
 
 
 def test_a_job_is_followed_to_its_end_with_previews(server: Server) -> None:
-    job_id = start(server, WISH | {"num_inference_steps": 60, "partial_images": 2})
+    job_id = start(server, WISH | {"num_inference_steps": 30, "partial_images": 2})
     events = follow(server, job_id)
     names = [event.name for event in events]
     assert names[0] == "job.progress"
@@ -153,7 +154,7 @@ def test_a_job_is_followed_to_its_end_with_previews(server: Server) -> None:
     assert all(each["result"] is None and each["id"] == job_id for each in progress)
     steps = [each["step"] for each in progress]
     assert steps == sorted(steps)
-    assert 0 < steps[-1] <= 60
+    assert 0 < steps[-1] <= 30
     final = events[-1].data["job"]
     assert (final["status"], final["progress"]) == ("completed", 100)
     drawn = np.asarray(picture(call(final["result"]["data"][0]["url"]).body), float)
@@ -166,7 +167,7 @@ def test_a_job_is_followed_to_its_end_with_previews(server: Server) -> None:
 
 
 def test_leaving_a_jobs_events_changes_nothing(server: Server) -> None:
-    job_id = start(server, WISH | {"num_inference_steps": 40})
+    job_id = start(server, WISH | {"num_inference_steps": 20})
     with stream(server, path=f"/v1/images/jobs/{job_id}/events", method="GET") as opened:
         next(iter(opened))
     assert ended(server, job_id)["status"] == "completed"
@@ -296,7 +297,7 @@ def test_stream_and_async_exclude_each_other_and_async_is_true_or_false(server: 
 
 def test_a_job_of_another_key_is_not_found(keyed_server: Server) -> None:
     wait_for(lambda: call(f"{keyed_server.url}/ready").status == 200)
-    job_id = start(keyed_server, WISH | {"num_inference_steps": 60, "n": 2}, **ALICE)
+    job_id = start(keyed_server, WISH | {"num_inference_steps": 60}, **ALICE)
     url = f"{keyed_server.url}/v1/images/jobs/{job_id}"
     for _ in range(2):  # while it runs, and when it is done
         for method, path in (("GET", ""), ("GET", "/events"), ("DELETE", "")):
@@ -310,7 +311,7 @@ def test_a_job_of_another_key_is_not_found(keyed_server: Server) -> None:
     assert call(url, method="DELETE", **ALICE).json["deleted"]
 
 
-def left(server: Server, body: dict[str, Any], **headers: str) -> str:
+def left(server: Server, body: dict[str, Any], path: str = "/v1/images/generations", **headers: str) -> str:
     """The id of the newest job after a client has sent a request and left it as soon as it ran."""
     before = {each["id"] for each in call(f"{server.url}/v1/images/jobs?limit=100").json["data"]}
 
@@ -318,19 +319,16 @@ def left(server: Server, body: dict[str, Any], **headers: str) -> str:
         listed = call(f"{server.url}/v1/images/jobs?limit=100").json["data"]
         return {each["id"] for each in listed if each["step"] > 0} - before
 
-    import http.client
-    import json
-
     connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=30)
     named = {"content-type": "application/json"} | {key.replace("_", "-"): value for key, value in headers.items()}
-    connection.request("POST", "/v1/images/generations", json.dumps(body), named)
+    connection.request("POST", path, json.dumps(body), named)
     wait_for(lambda: len(newest()) == 1, timeout=20)
     (job_id,) = newest()
     connection.close()
     return job_id
 
 
-SLOW = WISH | {"num_inference_steps": 60}
+SLOW = WISH | {"num_inference_steps": 40}
 
 
 @pytest.mark.parametrize(
@@ -354,8 +352,8 @@ def test_what_happens_when_a_client_leaves_is_its_own_choice(
         assert [call(item["url"]).status for item in done["result"]["data"]] == [200]
 
 
-def restart(server: Server, how: signal.Signals) -> None:
-    """Ends the server's process, and its worker's."""
+def end(server: Server, how: signal.Signals) -> None:
+    """Ends the server's process; a killed one's worker too, which would end by itself a little later."""
     workers = psutil.Process(server.process.pid).children(recursive=True)
     os.kill(server.process.pid, how)
     server.process.wait(30)
@@ -375,7 +373,7 @@ def test_jobs_outlive_the_hub_and_what_it_had_not_finished_has_failed(tmp_path: 
         assert ended(first, ids["left"])["status"] == "completed"
         ids["killed"] = start(first, LONG, idempotency_key="killed")
         wait_for(lambda: job(first, ids["killed"])["step"] > 0)
-        restart(first, signal.SIGKILL)
+        end(first, signal.SIGKILL)
     with run_server(tmp_path, ready=False) as second:
         body = job(second, ids["killed"])
         assert (body["status"], body["error"]["code"], body["result"]) == ("failed", "hub_restarted", None)
@@ -394,19 +392,24 @@ def test_jobs_outlive_the_hub_and_what_it_had_not_finished_has_failed(tmp_path: 
         assert listed == [ids["killed"], ids["left"], ids["done"]]
         ids["again"] = start(second, LONG, idempotency_key="killed")
         assert ids["again"] != ids["killed"], "a key whose job failed runs anew"
-        restart(second, signal.SIGTERM)
+        end(second, signal.SIGTERM)
     with run_server(tmp_path, ready=False) as third:
         body = job(third, ids["again"])
         assert (body["status"], body["error"]["code"]) == ("failed", "hub_restarted")
         assert body["completed_at"] is not None
         assert call(f"{third.url}/v1/images/jobs/{ids['again']}", method="DELETE").json["deleted"]
         assert is_gone(third, ids["again"])
+        end(third, signal.SIGKILL)  # it would wait for its starting engine
 
 
 def test_more_jobs_than_the_queue_takes_are_a_429_and_a_cancelled_one_makes_room(tmp_path: Path) -> None:
+    """While the engine starts, all that comes in waits."""
     with run_server(tmp_path, ready=False, HUB_MAX_QUEUE="3") as server:
         url = f"{server.url}/v1/images/generations?async=true"
-        answers = [call(url, WISH) for _ in range(5)]  # the engine is still starting
+        with stream(server, WISH | {"stream": True}) as opened:
+            assert (opened.status, status(f"{server.url}/ready")) == (200, 503), "the headers do not wait for it"
+        wait_for(lambda: job(server, opened.headers["x-job-id"])["status"] == "cancelled")
+        answers = [call(url, WISH) for _ in range(5)]
         assert [answer.status for answer in answers] == [202] * 3 + [429] * 2
         for answer in answers[3:]:
             check(answer, 429, "queue_full")
@@ -419,6 +422,7 @@ def test_more_jobs_than_the_queue_takes_are_a_429_and_a_cancelled_one_makes_room
         assert [job(server, job_id)["queue_position"] for job_id in ids] == [None, 1, 2]
         assert call(url, WISH).status == 202
         assert call(url, WISH).status == 429
+        end(server, signal.SIGKILL)  # it would wait for its starting engine
 
 
 def test_the_ids_of_jobs_cannot_be_guessed_from_one_another(server: Server) -> None:

@@ -6,7 +6,11 @@ import pytest
 from tests.api.conftest import call
 from tests.conftest import Server
 
-ALIASES = {"dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2"}
+ALIASES = {
+    *("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2"),
+    *("gpt-image-2-2026-04-21", "gpt-image-2.5-sunburst", "gpt-image-2.5-flare", "gpt-image-2.6-sunburst"),
+    *("gpt-image-2.6-flare", "chatgpt-image-latest"),
+}
 
 
 def test_openais_client_lists_the_built_in_model_and_its_aliases(client: openai.OpenAI) -> None:

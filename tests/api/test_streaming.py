@@ -31,7 +31,7 @@ from tests.api.conftest import (
 from tests.api.test_errors import check
 from tests.conftest import Server, wait_for
 
-WISH = {"prompt": "a red circle on a white background", "size": "128x128", "num_inference_steps": 16, "seed": 1}
+WISH = {"prompt": "a red circle on a white background", "size": "128x128", "num_inference_steps": 10, "seed": 1}
 SOURCE = as_file(Image.new("RGB", (128, 128), "white"))
 
 
@@ -92,7 +92,7 @@ def test_a_streamed_picture_equals_the_one_that_is_waited_for(server: Server) ->
 
 
 def test_the_headers_come_at_once_and_the_previews_before_the_end(server: Server) -> None:
-    wish = WISH | {"num_inference_steps": 60, "partial_images": 3, "stream": True, "seed": None}
+    wish = WISH | {"num_inference_steps": 40, "partial_images": 3, "stream": True, "seed": None}
     with stream(server, wish) as opened:
         events = list(opened)
     assert len(events) == 4
