@@ -84,9 +84,15 @@ class InvokeInput(Struct, kw_only=True):
 class InvokeRequest(Struct, kw_only=True):
     """The body of AIGNE's client. `agent` and `options` steer agents and mean nothing to a picture."""
 
-    input: dict[str, Any]
+    input: InvokeInput
     agent: str | None = None
     options: dict[str, Any] | None = None
+
+
+class OpenInvokeRequest(InvokeRequest, kw_only=True):
+    """The same as it is read: `input` with the names that stand open in it."""
+
+    input: dict[str, Any]  # type: ignore[assignment]
 
 
 class OutputImage(Struct, kw_only=True, omit_defaults=True):
@@ -191,14 +197,17 @@ async def blocklet(request: AnyRequest) -> Response[bytes]:
 )
 async def invoke(request: AnyRequest) -> Response[bytes]:
     """What AIGNE's JavaScript client calls."""
-    body = await read_json(request, InvokeRequest)
+    body = await read_json(request, OpenInvokeRequest)
     plain = _converted(body.input, InvokeInput)
     if plain.outputFileType == "local":
         words = "outputFileType: this hub's disk is not yours; ask for url or file."
         raise InvalidRequest(words, param="outputFileType", code="unsupported_value")
     params = {name: value for name, value in body.input.items() if name not in InvokeInput.__struct_fields__}
     params |= {"prompt": plain.prompt, "image": [_source(each) for each in plain.image or []] or None}
-    params |= plain.modelOptions or {}
+    for name, value in (plain.modelOptions or {}).items():
+        if params.setdefault(name, value) != value:
+            words = f"'{name[:64]}' was given twice, in input and in modelOptions."
+            raise InvalidRequest(words, param=name[:64])
     answered: ResponseFormat = "b64_json" if plain.outputFileType == "file" else "url"
     return await _respond(request, params, answered, _invoke_response)
 

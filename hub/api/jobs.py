@@ -44,7 +44,7 @@ class ImageJobDeleted(Struct, kw_only=True):
 
     id: str
     object: Literal["image.job"] = "image.job"
-    deleted: bool = True
+    deleted: Literal[True] = True
 
 
 class JobEvent(Struct, kw_only=True):
@@ -96,7 +96,9 @@ async def get_job(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]
     operation_class=operation(
         answers={
             200: answer(
-                as_json(ImageJob), description="The job, cancelled; or, where it had ended, that it is deleted."
+                as_json(ImageJob),
+                as_json(ImageJobDeleted),
+                description="The job, cancelled; or, where it had ended, that it is deleted.",
             )
         },
         parameters=[JOB_ID_PATH],

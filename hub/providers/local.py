@@ -218,7 +218,7 @@ def plan_steps(manifest: ModelManifest, request: ImageRequest, *, inpainting: bo
     """Denoising steps and strength. The manifest's default strength is for edits of the whole picture: what a mask
     selects is made anew unless the request says otherwise.
 
-    Raises InvalidRequest for more steps than the manifest allows, and where an edit would not get a single one.
+    Raises InvalidRequest for more steps than the manifest allows, and for a strength that leaves an edit none.
     """
     if request.num_inference_steps is not None and request.num_inference_steps > manifest.max_inference_steps:
         words = f"num_inference_steps: {manifest.id} takes at most {manifest.max_inference_steps}."
@@ -229,8 +229,10 @@ def plan_steps(manifest: ModelManifest, request: ImageRequest, *, inpainting: bo
         or (manifest.quality.get(effort) if effort else None)
         or manifest.defaults.num_inference_steps
     )
-    default = 1.0 if inpainting else manifest.defaults.strength
-    strength = request.strength if request.strength is not None else default
+    if request.strength is None:
+        # Of few steps the default may leave none: then as much as one step takes (a little more, for the rounding).
+        return steps, 1.0 if inpainting else min(1.0, max(manifest.defaults.strength, 1.001 / steps))
+    strength = request.strength
     if request.images and int(steps * strength) < 1:
         words = f"strength: {strength:g} of {steps} steps is less than one step. Raise strength or num_inference_steps."
         raise InvalidRequest(words, param="strength")

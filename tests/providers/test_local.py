@@ -4,6 +4,7 @@ import asyncio
 import io
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -585,3 +586,13 @@ def test_a_variation_has_no_words_at_all() -> None:
     job, result = run(request(prompt="a dog", images=(picture(),), variation=True, style="vivid"))
     assert job.prompt == ""
     assert [warning.partition(":")[0] for warning in result.warnings] == ["prompt", "style"]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 49])
+def test_the_default_strength_leaves_at_least_one_step(steps: int) -> None:
+    source = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(source, "PNG")
+    model = msgspec.structs.replace(SMALL, defaults=msgspec.structs.replace(SMALL.defaults, strength=0.01))
+    job, _ = run(ImageRequest(prompt="a", images=(source.getvalue(),), num_inference_steps=steps), model)
+    assert job.strength is not None
+    assert min(int(steps * job.strength), steps) == 1
