@@ -121,8 +121,23 @@ def test_an_unknown_default_model_stops_the_start(tmp_path: Path) -> None:
     assert "default_model" in result.stderr
 
 
+def test_generate_edits_a_part_of_a_picture_and_writes_the_format_that_the_ending_names(tmp_path: Path) -> None:
+    Image.new("RGB", (96, 64), (255, 0, 0)).save(tmp_path / "source.png")
+    mask = Image.new("L", (96, 64), 0)
+    mask.paste(255, (48, 0, 96, 64))
+    mask.save(tmp_path / "mask.png")
+    edit = ("generate", "a blue square on a blue background", "--image", "source.png", "--mask", "mask.png")
+    result = hub(*edit, "--steps", "2", "--seed", "1", "-o", "edited.webp", cwd=tmp_path)
+    assert "edited.webp (seed 1)" in result.stdout, result.stderr
+    with Image.open(tmp_path / "edited.webp") as edited:
+        assert (edited.format, edited.size) == ("WEBP", (96, 64))
+        red, _, blue = edited.convert("RGB").getpixel((10, 32))
+        assert (red > 240, blue < 15) == (True, True), "outside of the mask it is as it was, but for WebP's loss"
+
+
 def test_generate_checks_its_output_before_it_works(tmp_path: Path) -> None:
-    assert hub("generate", "a", "-o", "x.jpg", cwd=tmp_path).returncode == 2
+    unknown = hub("generate", "a", "-o", "x.gif", cwd=tmp_path)
+    assert (unknown.returncode, ".webp" in unknown.stderr) == (2, True)
     assert hub("generate", "a", "-o", "nowhere/x.png", cwd=tmp_path).returncode == 2
 
 

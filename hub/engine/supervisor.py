@@ -187,6 +187,9 @@ class Engine:
                 log.exception("the connection to the engine process failed")
             finally:
                 was_ready = self._disconnect()
+                if not connected.done():  # still importing its libraries: it has nothing to put in order
+                    with contextlib.suppress(ProcessLookupError):
+                        process.kill()
         log.info("the engine process ended (exit code %s)", process.returncode)
         return was_ready
 
