@@ -8,16 +8,35 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Response, get, post
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Struct
 
+from hub.api.aigne_bodies import (
+    PROVIDER,
+    Blocklet,
+    CatalogueModel,
+    GenerationImage,
+    GenerationsResponse,
+    HubStatus,
+    InputFile,
+    InputImage,
+    InputUrl,
+    InvokeInput,
+    InvokeRequest,
+    InvokeResponse,
+    InvokeUsage,
+    ModelStatus,
+    MountPoint,
+    OpenInvokeRequest,
+    OutputImage,
+)
 from hub.api.answers import ImagesResponse, images_response
 from hub.api.modes import submit, wait_for
 from hub.api.openapi import IDEMPOTENCY_KEY, answer, as_json, as_json_list, as_text, errors, operation, query
-from hub.api.params import MAX_IMAGES, CreateImageRequest, ResponseFormat, of_generation
+from hub.api.params import CreateImageRequest, ResponseFormat, of_generation
 from hub.api.wire import AnyRequest, invalid, origin_for_links, read_json
 from hub.errors import InvalidRequest, ModelNotFound
 from hub.files import MEDIA_TYPES
@@ -29,144 +48,11 @@ T = TypeVar("T")
 AIGNE_HUB_DID = "z8ia3xzq2tMq8CRHfaXj1BTYJyYnEcHbqP8cJ"
 """The component that AIGNE's client looks for; its mount point is where its API begins."""
 
-PROVIDER = "hub"
-IGNORED = {"preferInputFileType", "outputFileType"}
-"""What AIGNE's client tells itself in these places."""
+IGNORED = {"preferInputFileType"}
+"""What AIGNE's client tells itself among the parameters."""
+FILE_TYPES: dict[Any, ResponseFormat] = {"url": "url", "file": "b64_json"}
+"""AIGNE's `outputFileType` in OpenAI's words. Its third, local, is a path on a disk."""
 _HUMP = re.compile(r"(?<=[a-z0-9])[A-Z]")
-
-
-class MountPoint(Struct, kw_only=True):
-    """A component of AIGNE's platform and where it is served."""
-
-    did: str
-    mountPoint: str  # AIGNE's name
-
-
-class Blocklet(Struct, kw_only=True):
-    """AIGNE's discovery document."""
-
-    componentMountPoints: list[MountPoint]
-
-
-class InputFile(Struct, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="file"):
-    """A picture inside the request, as base64."""
-
-    data: str
-    mimeType: str | None = None
-    filename: str | None = None
-
-
-class InputUrl(Struct, forbid_unknown_fields=True, kw_only=True, tag_field="type", tag="url"):
-    """A picture by URL."""
-
-    url: str
-    mimeType: str | None = None
-    filename: str | None = None
-
-
-class InputLocal(Struct, kw_only=True, tag_field="type", tag="local"):
-    """A path on some machine's disk. Known so that it can be refused by name: the hub never reads a client's path."""
-
-
-InputImage = InputFile | InputUrl | InputLocal
-
-
-class InvokeInput(Struct, kw_only=True):
-    """What an image is asked for with. Further parameters, in AIGNE's spelling or OpenAI's, may stand here or in
-    `modelOptions`; those are checked like OpenAI's."""
-
-    prompt: Annotated[str, Meta(min_length=1, max_length=32_000)]
-    image: Annotated[list[InputImage], Meta(max_length=MAX_IMAGES)] | None = None
-    outputFileType: Literal["url", "file", "local"] | None = None
-    modelOptions: dict[str, Any] | None = None
-
-
-class InvokeRequest(Struct, kw_only=True):
-    """The body of AIGNE's client. `agent` and `options` steer agents and mean nothing to a picture."""
-
-    input: InvokeInput
-    agent: str | None = None
-    options: dict[str, Any] | None = None
-
-
-class OpenInvokeRequest(InvokeRequest, kw_only=True):
-    """The same as it is read: `input` with the names that stand open in it."""
-
-    input: dict[str, Any]  # type: ignore[assignment]
-
-
-class OutputImage(Struct, kw_only=True, omit_defaults=True):
-    """A picture as AIGNE's client takes it: `type` url with `url`, or `type` file with `data`."""
-
-    type: Literal["url", "file"]
-    url: str | UnsetType = UNSET
-    data: str | UnsetType = UNSET
-    mimeType: str
-    filename: str
-
-
-class InvokeUsage(Struct, kw_only=True):
-    """Tokens, in AIGNE's spelling."""
-
-    inputTokens: int
-    outputTokens: int
-
-
-class InvokeResponse(Struct, kw_only=True):
-    """The answer to AIGNE's client. `seed` and `warnings` are extensions."""
-
-    images: list[OutputImage]
-    usage: InvokeUsage
-    model: str
-    seed: int
-    warnings: list[str]
-
-
-class GenerationImage(Struct, kw_only=True, omit_defaults=True):
-    """A picture as AIGNE Hub's generations answer it: a link, or base64 in each of three spellings."""
-
-    url: str | UnsetType = UNSET
-    base64: str | UnsetType = UNSET
-    b64_json: str | UnsetType = UNSET
-    b64Json: str | UnsetType = UNSET
-
-
-class GenerationsResponse(Struct, kw_only=True):
-    """The answer of AIGNE Hub's generations; `data` is `images` again."""
-
-    images: list[GenerationImage]
-    data: list[GenerationImage]
-    model: str
-    usage: InvokeUsage
-    seed: int
-    warnings: list[str]
-
-
-class ModelStatus(Struct, kw_only=True):
-    """Whether a model answers."""
-
-    available: bool
-
-
-class CatalogueModel(Struct, kw_only=True):
-    """A model in AIGNE's catalogue. Prices are strings; local pictures cost nothing."""
-
-    key: str
-    model: str
-    type: Literal["image"] = "image"
-    provider: str = PROVIDER
-    providerDisplayName: str = "Hub"
-    input_credits_per_token: str = "0"  # noqa: S105
-    output_credits_per_token: str = "0"  # noqa: S105
-    modelMetadata: dict[str, Any]
-    status: ModelStatus
-
-
-class HubStatus(Struct, kw_only=True, omit_defaults=True):
-    """Whether requests for a model can be answered, and if not, why."""
-
-    available: bool
-    error: str | None = None
 
 
 @get(
@@ -199,17 +85,16 @@ async def invoke(request: AnyRequest) -> Response[bytes]:
     """What AIGNE's JavaScript client calls."""
     body = await read_json(request, OpenInvokeRequest)
     plain = _converted(body.input, InvokeInput)
-    if plain.outputFileType == "local":
-        words = "outputFileType: this hub's disk is not yours; ask for url or file."
-        raise InvalidRequest(words, param="outputFileType", code="unsupported_value")
     params = {name: value for name, value in body.input.items() if name not in InvokeInput.__struct_fields__}
     params |= {"prompt": plain.prompt, "image": [_source(each) for each in plain.image or []] or None}
+    if plain.outputFileType is not None:
+        params["outputFileType"] = plain.outputFileType
     for name, value in (plain.modelOptions or {}).items():
         if params.setdefault(name, value) != value:
             words = f"'{name[:64]}' was given twice, in input and in modelOptions."
             raise InvalidRequest(words, param=name[:64])
-    answered: ResponseFormat = "b64_json" if plain.outputFileType == "file" else "url"
-    return await _respond(request, params, answered, _invoke_response)
+    params.setdefault("outputFileType", "url")
+    return await _respond(request, params, _invoke_response)
 
 
 @post(
@@ -224,8 +109,7 @@ async def invoke(request: AnyRequest) -> Response[bytes]:
 async def generations(request: AnyRequest) -> Response[bytes]:
     """AIGNE Hub's own endpoint (`image` in the singular). Parameters may be spelled in camel case; pictures are
     base64 unless the body says url, as there."""
-    params = await read_json(request, dict)
-    return await _respond(request, params, None, _generations_response)
+    return await _respond(request, await read_json(request, dict), _generations_response)
 
 
 @get(
@@ -277,17 +161,19 @@ async def hub_status(request: AnyRequest) -> Response[bytes]:
 async def _respond(
     request: AnyRequest,
     params: dict[str, Any],
-    response_format: ResponseFormat | None,
     render: Callable[[Job, JobResult, ImagesResponse], Struct],
 ) -> Response[bytes]:
     """Makes the pictures that AIGNE's parameters ask for, and renders them in one of its shapes."""
     hub: Hub = request.app.state.hub
+    named = params.pop("outputFileType", None)
+    response_format = _file_type(named) if named is not None else None
     body = _converted(_in_openais_words(params, hub), CreateImageRequest)
     if body.stream:
         raise InvalidRequest("stream: this path answers JSON only.", param="stream", code="unsupported_value")
-    job = await submit(
-        request, of_generation(body), response_format or body.asked_format or "b64_json", "wait", client_retries=True
-    )
+    if response_format and body.asked_format not in (None, response_format):
+        raise InvalidRequest("response_format: it contradicts outputFileType.", param="response_format")
+    answered_as = response_format or body.asked_format or "b64_json"
+    job = await submit(request, of_generation(body), answered_as, "wait", client_retries=True)
     with hub.jobs.watching(job):
         result = await wait_for(request, job)
         answered = await images_response(job, hub, origin_for_links(request, hub.settings))
@@ -329,6 +215,14 @@ def _generations_response(job: Job, result: JobResult, answered: ImagesResponse)
 def _usage(result: JobResult) -> InvokeUsage:
     usage = result.usage
     return InvokeUsage(inputTokens=usage.text_tokens + usage.image_tokens, outputTokens=usage.output_tokens)
+
+
+def _file_type(named: Any) -> ResponseFormat:
+    try:
+        return FILE_TYPES[named]
+    except (KeyError, TypeError):
+        words = "outputFileType: ask for url or file; no other machine can read this hub's disk."
+        raise InvalidRequest(words, param="outputFileType", code="unsupported_value") from None
 
 
 def _source(image: InputImage) -> str:
