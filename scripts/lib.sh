@@ -55,3 +55,22 @@ setup_venv() {
   if [ -n "$extras" ]; then echo "$want dev" >"$stamp"; else echo "$want run" >"$stamp"; fi
   say "Set up"
 }
+
+# Prints the path of a Chromium: $CHROMIUM, or one on the PATH; else Debian's, installed where this user may.
+find_chromium() {
+  local candidate
+  for candidate in "${CHROMIUM:-}" chromium chromium-browser google-chrome google-chrome-stable; do
+    if [ -n "$candidate" ] && command -v "$candidate" >/dev/null 2>&1; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    say "Installing Chromium with apt-get (about 300 MB, once)"
+    { apt-get update && apt-get install -y --no-install-recommends chromium fonts-liberation; } >&2 ||
+      fail "apt-get could not install chromium. Install it by hand, or name a Chromium in CHROMIUM."
+    command -v chromium
+    return
+  fi
+  fail "The browser tests need Chromium. Install it (Debian: apt install chromium), or name one in CHROMIUM."
+}

@@ -1,7 +1,7 @@
 """GET /docs: the OpenAPI document as a page, drawn by swagger-ui from files in the package, without the network.
 
 Public, as the document is: a browser sends no key when it opens a page, and neither holds anything of the owner's
-(docs/decisions/0007-public-documentation.md). Each file has a route of its own; no path of a client is ever joined to
+(docs/decisions/0010-public-documentation.md). Each file has a route of its own; no path of a client is ever joined to
 a folder's.
 """
 
