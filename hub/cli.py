@@ -51,6 +51,8 @@ def _settings(config: Path | None, **overrides: Any) -> Settings:
 
     settings = load_settings(config, **overrides)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+    for client in ("httpx2", "httpcore2"):  # they would write whole URLs, signatures and all
+        logging.getLogger(client).setLevel(logging.WARNING)
     return settings
 
 

@@ -93,7 +93,7 @@ class Files:
         except OSError:
             raise NotFound("The file of this picture is gone.") from None
 
-    async def hold(self, names: Sequence[str]) -> bool:
+    async def exist(self, names: Sequence[str]) -> bool:
         """Whether all of these files are still there."""
         return all(await asyncio.gather(*(asyncio.to_thread((self._folder / name).is_file) for name in names)))
 

@@ -197,14 +197,15 @@ class Store:
         await self._do(delete, make=False)
 
     async def delete_expired(self) -> list[str]:
-        """Deletes jobs whose time is over; returns their ids. Makes no database where there is none."""
+        """Deletes ended jobs whose time is over; returns their ids. Makes no database where there is none."""
 
         def delete(database: Database) -> list[str]:
             now = self._now()
             if not database.raw.execute("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", (now,)).fetchall():
                 return []
             table = jobs_table()
-            gone = table.delete().where(table.c.expires_at <= now).returning(table.c.id)
+            over = (table.c.expires_at <= now, table.c.status.not_in(UNFINISHED))
+            gone = table.delete().where(*over).returning(table.c.id)
             return list(database.core.execute(gone).scalars())
 
         return await self._do(delete, make=False) or []

@@ -152,3 +152,12 @@ def test_a_new_key_is_shown_once_with_the_hash_that_settings_take(tmp_path: Path
     key = next(word for word in lines.split() if word.startswith("sk-"))
     assert f'"alice" = "{hash_key(key)}"' in lines
     assert hub("keys", "new", "my phone", cwd=tmp_path).returncode == 2
+
+
+def test_the_log_never_holds_urls_that_were_fetched(tmp_path: Path) -> None:
+    script = (
+        "import logging; from hub.cli import _settings; _settings(None, log_level='debug'); "
+        "print([logging.getLogger(name).isEnabledFor(logging.INFO) for name in ('httpx2', 'httpcore2')])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[False, False]"

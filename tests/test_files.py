@@ -506,12 +506,12 @@ def test_a_name_ends_in_its_formats_extension_and_its_link_is_whole_in_the_path(
 
 def test_a_stored_file_is_read_held_and_deleted_by_its_name(files: Files, tmp_path: Path) -> None:
     names = [save(files, data)[1] for data in (b"one", b"two", b"three")]
-    assert asyncio.run(files.hold(names))
+    assert asyncio.run(files.exist(names))
     assert asyncio.run(files.read_stored(names[1])) == b"two"
     asyncio.run(files.delete(names[:2]))
     assert listing(tmp_path) == [names[2]]
-    assert not asyncio.run(files.hold(names))
-    assert asyncio.run(files.hold(names[2:]))
+    assert not asyncio.run(files.exist(names))
+    assert asyncio.run(files.exist(names[2:]))
     asyncio.run(files.delete(names))  # two are gone already
     assert listing(tmp_path) == []
     with pytest.raises(NotFound) as caught:
@@ -533,7 +533,7 @@ def test_a_planted_fifo_does_not_block_a_reader(files: Files, tmp_path: Path) ->
     os.mkfifo(stored)
     with pytest.raises(NotFound):
         read(files, signature, name)
-    assert not asyncio.run(files.hold([name]))
+    assert not asyncio.run(files.exist([name]))
 
 
 def test_the_seconds_left_of_no_signature_are_none(files: Files) -> None:

@@ -496,7 +496,7 @@ def test_deleting_takes_the_files_and_the_row(tmp_path: Path) -> None:
         assert len(hub.stored()) == 1
         with pytest.raises(NotFound):
             await hub.jobs.get(job.row.id, None)
-        assert [each.row.id for each in await hub.jobs.list(None, 10)] == [kept.row.id]
+        assert [each.row.id for each in await hub.jobs.newest(None, 10)] == [kept.row.id]
         again = await hub.jobs.submit(ask("body", "key"), Painter())
         assert again.row.id != job.row.id
 
@@ -513,7 +513,7 @@ def test_a_job_of_another_key_is_not_found_and_not_listed(tmp_path: Path) -> Non
                 for owner in ("alice", "bob", None):
                     if owner == job.row.owner:
                         assert (await hub.jobs.get(job.row.id, owner)).row.id == job.row.id
-                        assert [each.row.id for each in await hub.jobs.list(owner, 10)] == [job.row.id]
+                        assert [each.row.id for each in await hub.jobs.newest(owner, 10)] == [job.row.id]
                         continue
                     with pytest.raises(NotFound):
                         await hub.jobs.get(job.row.id, owner)
@@ -533,7 +533,7 @@ def test_an_expired_job_is_not_found(tmp_path: Path) -> None:
         await asyncio.sleep(0.35)
         with pytest.raises(NotFound):
             await hub.jobs.get(job.row.id, None)
-        assert await hub.jobs.list(None, 10) == []
+        assert await hub.jobs.newest(None, 10) == []
         assert (await hub.jobs.submit(ask("body", "key"), Painter())).row.id != job.row.id
 
     in_hub(tmp_path, test, ttl=0.3)
@@ -769,10 +769,54 @@ def test_a_job_that_cannot_be_stored_has_failed_and_the_next_ones_go(
         full = isinstance(error, StorageFull)
         assert (caught.value.status, caught.value.code) == ((507, "storage_full") if full else (500, "internal_error"))
         assert "secret" not in caught.value.message
-        assert job.images == () or not full
+        assert job.images == ()
+        assert not list((tmp_path / "files").iterdir()), "no picture is left on the disk without its job"
+        told = await hub.jobs.get(job.row.id, None) if name != "add" else job
+        assert (told.ended, told.row.status) == (True, "failed")
+        assert [each.row.status for each in await hub.jobs.newest(None, 10)] == ["failed"] * (name != "add")
         assert await answered(hub, await hub.jobs.submit(ask("same"), Painter())) == b"picture 1.0"
 
     in_hub(tmp_path, test, max_running=1)
+
+
+def test_an_end_that_could_not_be_stored_is_stored_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(hub: Hub) -> None:
+        with monkeypatch.context() as patch:
+            failing(patch, Store, "save", StorageFull("The hub's disk is full."))
+            job = await hub.jobs.submit(ask(goes_on=True), Painter())
+            with pytest.raises(StorageFull):
+                await answered(hub, job)
+            with pytest.raises(StorageFull):
+                await hub.jobs._save_the_unsaved()
+        assert (await hub.store.get(job.row.id)).status == "queued"  # type: ignore[union-attr]
+        await hub.jobs._save_the_unsaved()
+        assert (await hub.store.get(job.row.id)).status == "failed"  # type: ignore[union-attr]
+        assert not hub.jobs._live
+
+    in_hub(tmp_path, test)
+
+
+def test_of_several_pictures_all_are_stored_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, saved = Files.save, 0
+
+    async def third_fails(files: Files, *arguments: Any) -> str:
+        nonlocal saved
+        saved += 1
+        if saved == 3:
+            raise StorageFull("The hub's disk is full.")
+        return await plain(files, *arguments)
+
+    async def work(_: OnEvent) -> ImageResult:
+        return ImageResult(images=(b"a", b"b", b"c"), seed=1, size=Size(8, 8), quality="low")
+
+    async def test(hub: Hub) -> None:
+        monkeypatch.setattr(Files, "save", third_fails)
+        job = await hub.jobs.submit(ask(goes_on=True), work)
+        with pytest.raises(StorageFull):
+            await answered(hub, job)
+        assert not list((tmp_path / "files").iterdir())
+
+    in_hub(tmp_path, test)
 
 
 def test_a_deleted_cache_does_not_hinder_the_next_job(tmp_path: Path) -> None:

@@ -216,17 +216,19 @@ def test_a_deleted_job_is_gone_and_the_others_are_not(tmp_path: Path) -> None:
 
 
 def test_what_has_expired_is_deleted_and_its_ids_are_told(tmp_path: Path, clock: Clock) -> None:
-    short, long = new_job(expires_at=NOON + 5), new_job()
+    short, long = new_job(status="completed", expires_at=NOON + 5), new_job(status="completed")
+    still_runs = new_job(status="in_progress", expires_at=NOON + 5)
 
     async def work(store: Store) -> None:
-        await store.add(short)
-        await store.add(long)
+        for job in (short, long, still_runs):
+            await store.add(job)
         assert await store.delete_expired() == []
         clock.time = NOON + 5
         assert await store.delete_expired() == [short.id]
         assert await store.delete_expired() == []
         assert await store.get(short.id) is None
         assert await store.get(long.id) == long
+        assert await store.get(still_runs.id) == still_runs, "its end will say anew how long it is kept"
 
     run(tmp_path, work, clock)
 

@@ -119,24 +119,30 @@ async def or_silence(queue: asyncio.Queue[Event | None], seconds: float = KEEP_A
         yield event
 
 
-async def image_events(hub: Hub, job: Job, queue: asyncio.Queue[Event | None]) -> AsyncGenerator[bytes, None]:
-    """A job as OpenAI streams it: previews, then its pictures; or an error, which can come late."""
-    prefix = _STREAMED[job.row.kind]
+async def or_error(events: AsyncGenerator[bytes, None], job: Job) -> AsyncGenerator[bytes, None]:
+    """The events; and what fails among them, as an `error` event, since it comes too late for a status."""
     try:
-        async for event in or_silence(queue):
-            if isinstance(event, bytes):
+        async with contextlib.aclosing(events):
+            async for event in events:
                 yield event
-            elif isinstance(event, Preview):
-                yield encode_event(f"{prefix}.partial_image", partial_image(job, event))
-        for completed in await completed_events(hub, job):
-            yield encode_event(completed.type, completed)
-        hub.jobs.collect(job)
     except HubError as error:
         yield error_event(error)
     except Exception:
         log.exception("%s: streaming it failed", job.row.id)
-        words = f"The hub failed on this request. Its log tells why, under {job.row.id}."
-        yield encode_event("error", ErrorResponse(ErrorBody(words, "server_error", None, "internal_error")))
+        yield error_event(HubError(f"The hub failed on this request. Its log tells why, under {job.row.id}."))
+
+
+async def image_events(hub: Hub, job: Job, queue: asyncio.Queue[Event | None]) -> AsyncGenerator[bytes, None]:
+    """A job as OpenAI streams it: previews, then its pictures. Raises the job's error, which can come late."""
+    prefix = _STREAMED[job.row.kind]
+    async for event in or_silence(queue):
+        if isinstance(event, bytes):
+            yield event
+        elif isinstance(event, Preview):
+            yield encode_event(f"{prefix}.partial_image", partial_image(job, event))
+    for completed in await completed_events(hub, job):
+        yield encode_event(completed.type, completed)
+    hub.jobs.collect(job)
 
 
 def partial_image(job: Job, preview: Preview) -> PartialImageEvent:

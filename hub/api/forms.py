@@ -58,6 +58,8 @@ def sort_parts(body: bytes, boundary: str, files: Mapping[str, int]) -> tuple[di
         name = part.name or ""
         file = name.removesuffix("[]")
         if file in files:
+            if not data and not part.filename:
+                continue  # a browser's file field that was left blank
             sources[file].append(_source(part, data, file))
             if len(sources[file]) > files[file]:
                 many = f"at most {files[file]} are taken" if files[file] > 1 else "only one is taken"
@@ -76,7 +78,9 @@ def read_parts(body: bytes, boundary: str) -> Iterator[tuple[MultipartSegment, b
     part: MultipartSegment | None = None
     pieces: list[bytes | bytearray] = []
     try:
-        with PushMultipartParser(boundary, content_length=len(body), max_segment_count=MAX_PARTS) as parser:
+        with PushMultipartParser(
+            boundary, content_length=len(body), max_segment_count=MAX_PARTS, strict=True
+        ) as parser:
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
                     part, pieces = event, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import AsyncGenerator
 from typing import Literal
@@ -13,11 +14,11 @@ from litestar import Response, delete, get
 from litestar.params import FromPath
 from msgspec import Struct
 
-from hub.api.events import EventStream, PartialImageEvent, encode_event, error_event, or_silence, partial_image
+from hub.api.events import EventStream, PartialImageEvent, encode_event, or_error, or_silence, partial_image
 from hub.api.job_body import ImageJob, job_body
 from hub.api.openapi import answer, as_events, as_json, errors, operation, path, query
 from hub.api.wire import AnyRequest, origin_for_links, owner_of
-from hub.errors import HubError, InvalidRequest
+from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Job
 from hub.types import Event, Preview
@@ -68,9 +69,9 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
     """The caller's newest jobs: where a client finds what it asked for before its connection broke."""
     hub: Hub = request.app.state.hub
     text = request.query_params.get("limit", "20")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= MAX_LISTED):
+    if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_LISTED:
         raise InvalidRequest(f"Invalid 'limit': it must be 1 to {MAX_LISTED}.", param="limit")
-    found = await hub.jobs.list(owner_of(request), int(text))
+    found = await hub.jobs.newest(owner_of(request), int(text))
     return _json(ImageJobList(data=[await job_body(job, hub, "", with_result=False) for job in found]))
 
 
@@ -136,43 +137,41 @@ async def follow_job(request: AnyRequest, job_id: FromPath[str]) -> Response[byt
     job = await hub.jobs.get(job_id, owner_of(request))
     with contextlib.ExitStack() as held:
         queue = held.enter_context(job.events())
-        return EventStream(job_events(hub, job, queue, origin_for_links(request, hub.settings)), held.pop_all())
+        events = job_events(hub, job, queue, origin_for_links(request, hub.settings))
+        return EventStream(or_error(events, job), held.pop_all())
 
 
 async def job_events(
     hub: Hub, job: Job, queue: asyncio.Queue[Event | None], origin: str
 ) -> AsyncGenerator[bytes, None]:
-    """A job's events, from its state now to its end, or to an `error`."""
+    """A job's events, from its state now to its end. Raises HubError where it or its pictures are deleted meanwhile."""
 
     async def event(kind: str, *, with_result: bool = False) -> bytes:
         body = await job_body(job, hub, origin, with_result=with_result)
         return encode_event(kind, JobEvent(type=kind, job=body))
 
-    try:
-        if not job.ended:
+    if not job.ended:
+        yield await event("job.progress")
+    while not job.ended and job.task is None:  # another hub process on this cache runs it
+        await asyncio.sleep(ELSEWHERE_INTERVAL)
+        job = await hub.jobs.get(job.row.id, job.row.owner)
+        if job.ended:
+            queue.put_nowait(None)
+        else:
             yield await event("job.progress")
-        while not job.ended and job.task is None:  # another hub process on this cache runs it
-            await asyncio.sleep(ELSEWHERE_INTERVAL)
-            job = await hub.jobs.get(job.row.id, job.row.owner)
-            if job.ended:
-                queue.put_nowait(None)
-            else:
-                yield await event("job.progress")
-        told = time.monotonic()
-        async for news in or_silence(queue):
-            if isinstance(news, bytes):
-                yield news
-            elif isinstance(news, Preview):
-                preview = partial_image(job, news)
-                yield encode_event(preview.type, preview)
-            elif time.monotonic() - told >= NEWS_INTERVAL:
-                told = time.monotonic()
-                yield await event("job.progress")
-        yield await event(f"job.{job.row.status}", with_result=True)
-        if job.row.status == "completed":
-            hub.jobs.collect(job)
-    except HubError as error:  # it was deleted meanwhile, or its pictures are gone
-        yield error_event(error)
+    told = time.monotonic()
+    async for news in or_silence(queue):
+        if isinstance(news, bytes):
+            yield news
+        elif isinstance(news, Preview):
+            preview = partial_image(job, news)
+            yield encode_event(preview.type, preview)
+        elif time.monotonic() - told >= NEWS_INTERVAL:
+            told = time.monotonic()
+            yield await event("job.progress")
+    yield await event(f"job.{job.row.status}", with_result=True)
+    if job.row.status == "completed":
+        hub.jobs.collect(job)
 
 
 def _json(body: Struct) -> Response[bytes]:

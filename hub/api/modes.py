@@ -11,7 +11,7 @@ import msgspec
 from litestar import Response
 
 from hub.api.answers import Rendering, images_response
-from hub.api.events import EventStream, image_events
+from hub.api.events import EventStream, image_events, or_error
 from hub.api.job_body import job_body
 from hub.api.params import ResponseFormat, Wanted, choose_response_format
 from hub.api.wire import (
@@ -48,7 +48,7 @@ async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
         queue = held.enter_context(job.events())
         await unless_client_leaves(request.receive, job.accepted())  # what is wrong with it is told by a status
         if mode == "stream":
-            return EventStream(image_events(hub, job, queue), held.pop_all())
+            return EventStream(or_error(image_events(hub, job, queue), job), held.pop_all())
     headers = {"Location": f"/v1/images/jobs/{job.row.id}"}
     if "respond-async" in _preferences(request):
         headers["Preference-Applied"] = "respond-async"
@@ -76,6 +76,7 @@ async def submit(
     extended = not model.startswith("dall-e-")
     note = Rendering(response_format=response_format, extended=extended, warnings=ignored)
     rendering = msgspec.json.encode(note)
+    answered_as = f"{response_format} {extended}"
     identified = comes_back or params.seed is not None
     ask = Ask(
         owner=owner_of(request),
@@ -83,7 +84,7 @@ async def submit(
         model=model,
         rendering=rendering,
         output_format=params.output_format or "png",
-        fingerprint=await asyncio.to_thread(wanted.fingerprint, rendering) if identified else None,
+        fingerprint=await asyncio.to_thread(wanted.fingerprint, answered_as) if identified else None,
         idempotency_key=key,
         goes_on=mode == "job" or policy == "finish",
     )
@@ -111,12 +112,12 @@ def mode_of(request: AnyRequest, wanted: Wanted) -> Mode:
     text = request.query_params.get("async")
     if text not in (None, "true", "false", "1", "0"):
         raise InvalidRequest("Invalid 'async': it must be true or false.", param="async")
-    wants_job = text in ("true", "1") or (text is None and "respond-async" in _preferences(request))
-    if wanted.params.stream and wants_job:
+    if wanted.params.stream and text in ("true", "1"):
         raise InvalidRequest("'stream' and 'async' exclude each other; a job has events of its own.", param="stream")
     if wanted.params.stream:
-        return "stream"
-    return "job" if wants_job else "wait"
+        return "stream"  # whatever it prefers
+    prefers_job = text is None and "respond-async" in _preferences(request)
+    return "job" if text in ("true", "1") or prefers_job else "wait"
 
 
 def _preferences(request: AnyRequest) -> set[str]:

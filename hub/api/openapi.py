@@ -7,18 +7,16 @@ and answer bytes) they say in their decorators, with the words of this module:
         "/v1/images/edits",
         status_code=200,
         operation_class=operation(
-            as_json(CreateImageEditRequest),
-            as_multipart(CreateImageEditForm, image=Upload(most=16), mask=Upload(required=False)),
+            as_json(EditImageRequest),
+            as_multipart(EditImageForm, image=Upload(most=16), mask=Upload(required=False)),
             answers={
-                200: answer(as_json(ImagesResponse), as_events(PartialImage, Completed)),
-                202: answer(as_json(Job), headers={"Location": "Where the job is."}),
+                200: answer(as_json(ImagesResponse), as_events(PartialImageEvent, CompletedEvent)),
+                202: answer(as_json(ImageJob), headers={"Location": "Where the job is."}),
             },
             parameters=[IDEMPOTENCY_KEY, PREFER],
         ),
         responses=errors(404, 507),
     )
-
-`json_body(X)` and `multipart_body(X, …)` are `operation(as_json(X))` and `operation(as_multipart(X, …))`.
 
 `document` adds what holds everywhere, so that no handler can forget it: the errors that the guard, the limits and the
 body's reader give, the error envelope, the request id, the security of closed routes, and a component per Struct. A
@@ -85,8 +83,8 @@ OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer
 this machine's own programs only.
 
 Every error is OpenAI's envelope, `{"error": {"message", "type", "param", "code"}}`. Every answer carries
-`x-request-id`, the name of the request in the hub's log. `HEAD` answers as `GET` does, without the body, and is not
-listed.
+`x-request-id`, the name of the request in the hub's log. Links, models, `/health` and `/docs` answer `HEAD`
+too.
 """
 
 
@@ -253,7 +251,6 @@ IDEMPOTENCY_KEY = header(
     pattern=r"^[!-~]{1,255}$",
 )
 PREFER = header("Prefer", "`respond-async`: answer at once with a job.", examples=["respond-async"])
-LAST_EVENT_ID = header("Last-Event-ID", "The id of the last event that arrived: the stream goes on behind it.")
 
 
 def operation(
@@ -283,27 +280,6 @@ def operation(
     HubOperation.reads = {kind for content in bodies for kind in content.kinds}  # type: ignore[attr-defined]
     HubOperation.writes = {kind for content in contents for kind in content.kinds}  # type: ignore[attr-defined]
     return HubOperation
-
-
-def json_body(
-    kind: type[Struct],
-    *,
-    answers: Mapping[int, Answer | Content] | None = None,
-    parameters: Sequence[Parameter] = (),
-) -> type[Operation]:
-    """An operation whose request body is JSON of `kind`, for handlers that decode their body strictly themselves."""
-    return operation(as_json(kind), answers=answers, parameters=parameters)
-
-
-def multipart_body(
-    kind: type[Struct],
-    *,
-    files: Mapping[str, Upload],
-    answers: Mapping[int, Answer | Content] | None = None,
-    parameters: Sequence[Parameter] = (),
-) -> type[Operation]:
-    """An operation whose request body is a form: `kind`'s fields and these files."""
-    return operation(as_multipart(kind, **files), answers=answers, parameters=parameters)
 
 
 def errors(*statuses: int) -> dict[int, ResponseSpec]:

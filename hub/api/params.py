@@ -130,16 +130,21 @@ class Wanted(Struct, frozen=True, kw_only=True):
         """Raises InvalidRequest, by name, for values that are known and that this hub cannot honour."""
         if not self.prompt.strip() and self.kind != "image_variation":
             raise InvalidRequest("Invalid 'prompt': it is blank.", param="prompt")
+        if len({self.params.response_format, self.params.response_format_camel} - {None}) > 1:
+            words = "'response_format' and 'responseFormat' contradict each other."
+            raise InvalidRequest(words, param="response_format")
         if self.params.background == "transparent":
             words = "background: no model of this hub draws transparent pictures."
             raise InvalidRequest(words, param="background", code="unsupported_value")
         if self.params.size is not None:
             wanted_size(self.params.size)
 
-    def fingerprint(self, rendering: bytes) -> str:
+    def fingerprint(self, answered_as: str) -> str:
         """A digest that is equal for equal requests that are answered alike: the same body means other answers on
-        other paths. Reads all of its pictures: not for the event loop."""
-        digest = hashlib.sha256(self.kind.encode() + b"\0" + rendering + b"\0" + msgspec.json.encode(self.params))
+        other paths. What was left out does not count, so that a later version with more parameters gives the same.
+        Reads all of its pictures: not for the event loop."""
+        params = {name: value for name, value in msgspec.to_builtins(self.params).items() if value is not None}
+        digest = hashlib.sha256(f"{self.kind} {answered_as} ".encode() + msgspec.json.encode(params, order="sorted"))
         for name, source in (*(("image", image) for image in self.images), ("mask", self.mask)):
             if isinstance(source, bytes):
                 digest.update(name.encode() + hashlib.sha256(source).digest())

@@ -45,8 +45,8 @@ class Blocked(Exception):
 class Outbox:
     """What a request still has to say, in the order of tickets, whichever encoder's thread is done first.
 
-    A ticket is drawn when the work for a message begins; the message leaves when all earlier ones have. No thread
-    ever waits for another. After `close` nothing leaves.
+    A ticket is drawn when the work for a message begins; the message leaves when all earlier ones have, without a
+    thread that waits for them. After `close` nothing leaves.
     """
 
     def __init__(self, send: Callable[[FromWorker], None]) -> None:

@@ -135,8 +135,10 @@ class Worker:
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
             job = Job(request, pipeline, self.send, self._on_preview)
-        except Refused as refusal:
-            self.send(failed_by(request.id, refusal))
+        except Exception as error:  # the device thread serves others, too
+            if not isinstance(error, Refused):
+                log.exception("%s failed", request.label or request.id)
+            self.send(failed_by(request.id, error))
             return
         self._jobs[request.id] = job
         for index in range(len(request.seeds)):
@@ -172,14 +174,23 @@ class Worker:
         self._encoders.submit(self._encode, job, job.outbox.ticket(), index, outcome)
 
     def _on_preview(self, job: Job, index: int, partial: int, pixels: Any) -> None:
-        self._encoders.submit(job.encode_preview, job.outbox.ticket(), index, partial, pixels)
+        self._encoders.submit(self._encode_preview, job, job.outbox.ticket(), index, partial, pixels)
+
+    def _encode_preview(self, job: Job, ticket: int, index: int, partial: int, pixels: Any) -> None:
+        """On an encoder's thread. It may be what the finished pictures had to wait for."""
+        job.encode_preview(ticket, index, partial, pixels)
+        self._clean_up(job)
 
     def _encode(self, job: Job, ticket: int, index: int, pixels: Any) -> None:
-        """On an encoder's thread. A request that has its answer leaves nothing behind."""
+        """On an encoder's thread."""
         try:
             job.encode(ticket, index, pixels)
         except Exception as error:
             self._fail(job, error)
+        self._clean_up(job)
+
+    def _clean_up(self, job: Job) -> None:
+        """A request that has its answer leaves nothing behind."""
         if job.outbox.closed:
             self.inbox.put(Cancel(job.request.id))
 

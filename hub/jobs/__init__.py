@@ -13,7 +13,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 
 import msgspec
 
@@ -21,7 +21,7 @@ from hub.errors import EngineUnavailable, HubError, IdempotencyKeyReuse, JobCanc
 from hub.files import Files
 from hub.jobs.job import RESTARTED, Ask, Job, JobError, JobResult, Kind
 from hub.store import JobRow, Store
-from hub.types import ImageResult, OnEvent, Usage
+from hub.types import ImageResult, OnEvent, OutputFormat, Usage
 
 __all__ = ["RESTARTED", "Ask", "Job", "JobError", "JobResult", "Jobs", "Kind", "Work"]
 
@@ -68,7 +68,7 @@ class Jobs:
         `work` makes the pictures. Raises QueueFull and IdempotencyKeyReuse.
         """
         job = self._started(ask)
-        if job is not None and job.result and not await self._files.hold(job.result.files):
+        if job is not None and job.result and not await self._files.exist(job.result.files):
             self._forget(job)  # somebody deleted its pictures
             job = self._started(ask)
         if job is None and ask.idempotency_key is not None:
@@ -90,7 +90,7 @@ class Jobs:
             raise NotFound("There is no such job, or it has expired.", param="job_id")
         return job
 
-    async def list(self, owner: str | None, limit: int) -> list[Job]:
+    async def newest(self, owner: str | None, limit: int) -> list[Job]:
         """The newest jobs of a key, newest first."""
         rows = await self._store.newest(owner, limit)
         return [self._live.get(row.id) or Job(row) for row in rows]
@@ -144,7 +144,8 @@ class Jobs:
     def _left_alone(self, job: Job) -> None:
         if job.ended:
             job.images = ()
-            self._live.pop(job.row.id, None)
+            if not job.unsaved:
+                self._live.pop(job.row.id, None)
         elif not job.goes_on and not job.closing:
             log.info("%s: its client has gone; its work is cancelled", job.row.id)
             self._forget(job)
@@ -171,7 +172,7 @@ class Jobs:
         if row.fingerprint != ask.fingerprint:
             raise IdempotencyKeyReuse("This Idempotency-Key has answered another request. Use a new one.")
         job = Job(row)
-        if job.result is None or not await self._files.hold(job.result.files):
+        if job.result is None or not await self._files.exist(job.result.files):
             return None
         log.info("%s: answered again, for its Idempotency-Key", row.id)
         return job
@@ -230,10 +231,9 @@ class Jobs:
 
     async def _complete(self, job: Job, ask: Ask, made: ImageResult) -> None:
         keep_until = time.time() + self._ttl
-        saved = (self._files.save(image, ask.output_format, keep_until) for image in made.images)
         job.images = made.images
         job.result = JobResult(
-            files=list(await asyncio.gather(*saved)),
+            files=await self._save_all(made.images, ask.output_format, keep_until),
             seed=made.seed,
             size=made.size,
             quality=made.quality,
@@ -243,6 +243,16 @@ class Jobs:
         )
         job.row.result = msgspec.json.encode(job.result)
         job.row.status, job.row.expires_at = "completed", keep_until
+
+    async def _save_all(self, images: Sequence[bytes], output_format: OutputFormat, keep_until: float) -> list[str]:
+        """Stores all pictures of a job, or none."""
+        saving = [asyncio.create_task(self._files.save(image, output_format, keep_until)) for image in images]
+        try:
+            return list(await asyncio.gather(*saving))
+        except BaseException:
+            ends = await asyncio.gather(*saving, return_exceptions=True)
+            await self._files.delete([name for name in ends if isinstance(name, str)])
+            raise
 
     @staticmethod
     def _fail(job: Job, error: HubError) -> None:
@@ -257,8 +267,11 @@ class Jobs:
             await self._store.save(job.row)
         except Exception as error:
             log.exception("%s: its end could not be stored", job.row.id)
-            if job.row.status == "completed":
+            job.unsaved = True
+            if job.row.status == "completed" and job.result is not None:
                 self._fail(job, error if isinstance(error, HubError) else HubError("The job could not be stored."))
+                await self._files.delete(job.result.files)
+                job.result, job.row.result, job.images = None, None, ()
         job.end()
         uncollected = job.row.status == "completed" and not job.row.idempotency_key and not job.collected
         if not uncollected:
@@ -275,9 +288,18 @@ class Jobs:
             if name is not None and known is not None and known.row.id == job.row.id:  # `job` may be read anew
                 del index[job.row.owner, name]
 
+    async def _save_the_unsaved(self) -> None:
+        """Ends that could not be written down when they came; until then the jobs are told from memory."""
+        for job in [each for each in self._live.values() if each.unsaved]:
+            await self._store.save(job.row)
+            job.unsaved = False
+            if not job.watchers:
+                self._left_alone(job)
+
     async def _sweep_forever(self) -> None:
         while True:
             try:
+                await self._save_the_unsaved()
                 await self._store.delete_expired()
                 await self._store.fail_orphans(msgspec.json.encode(RESTARTED))
             except Exception:

@@ -73,9 +73,10 @@ class Ask(Struct, frozen=True, kw_only=True):
 class Job:
     """One job: its row, and while this process runs it also its events, its watchers and its pictures."""
 
-    def __init__(self, row: JobRow, *, goes_on: bool = False) -> None:
+    def __init__(self, row: JobRow) -> None:
         self.row = row
-        self.goes_on = goes_on
+        self.goes_on = False
+        """Whether the work is finished even when nobody waits for it."""
         self.result = msgspec.json.decode(row.result, type=JobResult) if row.result else None
         self.error: HubError | None = None
         self.images: tuple[bytes, ...] = ()
@@ -85,6 +86,8 @@ class Job:
         self.collected = False
         """Whether some client was given the result."""
         self.watchers = 0
+        self.unsaved = False
+        """Whether its end could not be written down yet."""
         self.closing = False
         """Whether the work is over and its end is being written down; then it cannot be cancelled any more."""
         self.task: asyncio.Task[None] | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,8 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from hub.pipelines.previews import LatentViewer, viewer_for
 from hub.types import Task
+
+log = logging.getLogger("hub.worker")
 
 PIPELINES: dict[Task, dict[str, type[DiffusionPipeline]]] = {
     "text-to-image": AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
@@ -112,7 +115,11 @@ class LoadedPipeline:
     def viewer(self) -> LatentViewer | None:
         """What shows this model's latents as previews; None where it has none. The first use may fit it to the VAE:
         outside of a run."""
-        return viewer_for(self._base)
+        try:
+            return viewer_for(self._base)
+        except Exception:  # an encoder of another kind, or no memory left: the picture itself may still be made
+            log.exception("this model's latents cannot be shown; it gives no previews")
+            return None
 
     @property
     def mask_cell(self) -> int:

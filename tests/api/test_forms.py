@@ -52,7 +52,7 @@ def quick(server: Server, body: bytes, kind: str = FORM, path: str = "/v1/images
     """An answer that came in time."""
     start = time.monotonic()
     answer = call(server.url + path, body, content_type=kind)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 10, "no damage keeps the hub busy"
     return answer
 
 
@@ -446,7 +446,7 @@ def test_what_was_put_into_a_form_comes_out_of_it(parts: list[tuple[str, bytes, 
     assert [(part.name, data) for part, data in read_parts(body, BOUNDARY)] == [(name, data) for name, data, _ in parts]
     out = taken_apart(body, BOUNDARY)
     if out is not None:
-        files = [data for name, data, _ in parts if name in ("image", "image[]")]
+        files = [data for name, data, is_file in parts if name in ("image", "image[]") and (data or is_file)]
         assert [each.encode() if isinstance(each, str) else each for each in out[1]["image"]] == files
 
 

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import io
 import random
+import socket
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,19 @@ import torch
 from PIL import Image
 
 from hub.engine.jobs import NO_PREVIEWS, Blocked, Job, Outbox, Refused, arguments_for, failed_by, to_uint8
-from hub.engine.protocol import EngineModel, Failed, Finished, FromWorker, Generate, Previewed, Stepped
+from hub.engine.protocol import (
+    Cancel,
+    EngineModel,
+    Failed,
+    Finished,
+    FromWorker,
+    Generate,
+    Previewed,
+    Stepped,
+    from_worker,
+    receive_frame,
+)
+from hub.engine.worker import Worker
 from hub.pipelines.auto import LoadedPipeline, load_pipeline
 from hub.types import Size
 
@@ -236,3 +250,50 @@ def test_inpainting_gets_its_mask_the_size_and_its_strength_and_no_crop(loaded: 
     assert arguments["mask_image"].size == (64, 64)
     assert (arguments["width"], arguments["height"], arguments["strength"]) == (64, 64, 1.0)
     assert "padding_mask_crop" not in arguments
+
+
+def test_latents_that_cannot_be_shown_give_no_previews_and_no_failure(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("hub.pipelines.auto.viewer_for", fail)
+    fresh = LoadedPipeline(loaded._base)
+    assert fresh.viewer is None
+    assert arguments_for(wish(partial_images=1), fresh)[1] == [NO_PREVIEWS]
+
+
+@pytest.fixture
+def worker() -> Iterator[tuple[Worker, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield Worker(ours, torch.device("cpu"), 4), theirs
+
+
+def test_a_preview_that_the_answer_had_waited_for_leaves_nothing_behind(
+    worker: tuple[Worker, socket.socket], loaded: LoadedPipeline
+) -> None:
+    job = Job(wish(partial_images=1), loaded, lambda _: None, lambda *_: None)
+    pixels = np.zeros((64, 64, 3), np.uint8)
+    preview, picture = job.outbox.ticket(), job.outbox.ticket()
+    worker[0]._encode(job, picture, 0, pixels)
+    assert worker[0].inbox.empty(), "the picture waits for the preview"
+    worker[0]._encode_preview(job, preview, 0, 0, pixels)
+    assert worker[0].inbox.get_nowait() == Cancel(job.request.id)
+
+
+def test_a_request_that_cannot_be_started_fails_alone(
+    worker: tuple[Worker, socket.socket], loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    monkeypatch.setattr("hub.engine.jobs.arguments_for", fail)
+    worker[0]._start(wish(), loaded)
+    frame = receive_frame(worker[1])
+    assert frame is not None
+    said = from_worker.decode(frame)
+    assert isinstance(said, Failed)
+    assert "secret" not in said.message
+    assert not worker[0]._jobs
