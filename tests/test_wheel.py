@@ -33,6 +33,8 @@ def test_the_wheel_holds_the_manifest_the_weights_and_the_licence(wheel: Path) -
     assert "hub/_models/builtin.toml" in names
     assert "hub/_models/builtin/unet/diffusion_pytorch_model.safetensors" in names
     assert "hub/_models/builtin/LICENSE" in names
+    assert {"hub/web/docs/index.html", "hub/web/docs/swagger-ui-bundle.js"} <= set(names)
+    assert "hub/web/docs/LICENSE.swagger-ui.txt" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith(("tests/", "scripts/", "cache/"))]
     assert wheel.stat().st_size < 40 * 2**20
