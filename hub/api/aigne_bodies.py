@@ -58,7 +58,7 @@ class InvokeInput(Struct, kw_only=True):
     modelOptions: dict[str, Any] | None = None
 
 
-class InvokeRequest(Struct, kw_only=True):
+class InvokeRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """The body of AIGNE's client. `agent` and `options` steer agents and mean nothing to a picture."""
 
     input: InvokeInput
@@ -66,7 +66,7 @@ class InvokeRequest(Struct, kw_only=True):
     options: dict[str, Any] | None = None
 
 
-class OpenInvokeRequest(InvokeRequest, kw_only=True):
+class OpenInvokeRequest(InvokeRequest, forbid_unknown_fields=True, kw_only=True):
     """The same as it is read: `input` with the names that stand open in it."""
 
     input: dict[str, Any]  # type: ignore[assignment]
