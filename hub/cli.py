@@ -25,7 +25,10 @@ DRAIN = 5.0
 FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 config_option = click.option(
-    "--config", type=click.Path(path_type=Path, dir_okay=False), help="Settings file (default: ./hub.toml, if any)."
+    "--config",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Settings file (default: HUB_CONFIG, else ./hub.toml, else hub.toml in your configuration folder, "
+    "~/.config/hub on Linux).",
 )
 
 
@@ -40,10 +43,10 @@ def _told_plainly() -> Iterator[None]:
     """Errors that the user can mend, without a traceback."""
     try:
         yield
-    except ConfigurationError as error:
-        raise click.ClickException(str(error)) from None
-    except HubError as error:
-        raise click.ClickException(error.message) from None
+    except (ConfigurationError, HubError) as error:
+        from hub.registry import ALL_MODELS
+
+        raise click.ClickException(str(error).replace(ALL_MODELS, "`hub models list` shows all.")) from None
 
 
 def _settings(config: Path | None, **overrides: Any) -> Settings:

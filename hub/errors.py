@@ -25,6 +25,17 @@ The words of an error are public: they never hold a path, an address, a key or a
 
 from __future__ import annotations
 
+from msgspec import Struct
+
+
+class ErrorBody(Struct, frozen=True, kw_only=True):
+    """OpenAI's error object, in answers, events and kept jobs; `param` is null where no parameter is at fault."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
 
 class ConfigurationError(Exception):
     """The owner's settings or manifests are wrong; the message says where and what to do."""
@@ -47,6 +58,11 @@ class HubError(Exception):
         self.code = code or self.code
         self.retry_after = retry_after
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+
+    @property
+    def body(self) -> ErrorBody:
+        """What a client is told of it."""
+        return ErrorBody(message=self.message, type=self.type, param=self.param, code=self.code)
 
 
 class InvalidRequest(HubError):

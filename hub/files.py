@@ -83,7 +83,8 @@ class Files:
         if not link or not hmac.compare_digest(signature.encode(), expected.encode()):
             raise FileForbidden("This link was altered, or was signed by another hub.")
         if self._now() >= int(link["expires"]):
-            raise FileExpired("This link has expired. Make the picture again.")
+            words = "This link has expired. Its job (GET /v1/images/jobs/{id}) gives fresh links while it is kept."
+            raise FileExpired(words)
         return await self.read_stored(name)
 
     async def read_stored(self, name: str) -> bytes:

@@ -23,6 +23,9 @@ from hub.types import Effort, Size, Style, Task
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
 ModelId = Annotated[str, Meta(pattern=ID_PATTERN)]
+ALL_MODELS = "GET /v1/models lists all."
+"""The end of an unknown model's error, for clients of the API."""
+
 Side = Annotated[int, Meta(ge=8, le=16_384)]
 SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 SizeText = Annotated[str, Meta(pattern=f"^{SIZE.pattern}$")]
@@ -151,7 +154,7 @@ class Registry:
         near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.5) or list(self._manifests)[:3]
         shown = re.sub(r"[^ -~]", "?", model[:64])
         raise ModelNotFound(
-            f"The model '{shown}' does not exist. Near names: {', '.join(near)}. GET /v1/models lists all.",
+            f"The model '{shown}' does not exist. Near names: {', '.join(near)}. {ALL_MODELS}",
             param="model",
         )
 

@@ -6,14 +6,16 @@ docs/settings.md lists them all; a test holds the two together.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import logging
 import os
 import re
+import reprlib
 import tomllib
 from collections.abc import Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -35,6 +37,9 @@ NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON"}
 """Variables for the command line and for scripts/."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
+Device = Annotated[
+    str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N (N is a number)")
+]
 
 
 def default_cache_dir() -> Path:
@@ -65,9 +70,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     max_body_mb: PositiveInt = 64
     max_queue: PositiveInt = 64
     max_batch: PositiveInt = 16
-    device: Annotated[str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     engine_start_timeout: PositiveInt = 300
-    log_level: Annotated[str, Meta(pattern=r"^(debug|info|warning|error)$")] = "info"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     def __post_init__(self) -> None:
         """Hashes the keys at once: their plain text lives nowhere in this object. Refuses what cannot work."""
@@ -87,9 +92,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
             for host in hosts:
                 if not _HOST.fullmatch(host) and not (name == "image_hosts" and host == "*"):
                     raise ValueError(f"{name}: {host!r} is not a host or host:port")
-        self.cache_dir = self.cache_dir.expanduser().resolve()
+        self.cache_dir = _absolute("cache_dir", self.cache_dir)
         if self.models_dir is not None:
-            self.models_dir = self.models_dir.expanduser().resolve()
+            self.models_dir = _absolute("models_dir", self.models_dir)
 
     @property
     def loopback(self) -> bool:
@@ -126,8 +131,16 @@ def _origin(url: str) -> str:
     parts = urlsplit(url)
     beyond = parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None
     if parts.scheme not in ("http", "https") or not parts.hostname or beyond or not _HOST.fullmatch(parts.netloc):
-        raise ValueError("public_url: give an origin such as https://images.example.org, without a path")
+        shown = "" if "@" in url else f"{url!r} is not possible; "  # there may be a password in it
+        raise ValueError(f"public_url: {shown}give an origin such as https://images.example.org, without a path")
     return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _absolute(name: str, folder: Path) -> Path:
+    try:
+        return folder.expanduser().resolve()
+    except RuntimeError:  # of expanduser
+        raise ValueError(f"{name}: {folder} begins with ~ and no user of this machine has such a home") from None
 
 
 def _user_models() -> Path | None:
@@ -155,7 +168,71 @@ def find_config(explicit: Path | None, environ: Mapping[str, str]) -> Path | Non
 def _to_path(kind: type[Any], value: Any) -> Any:
     if kind is Path and isinstance(value, str):
         return Path(value)
-    raise ValueError(f"Expected `str`, got `{type(value).__name__}`")
+    raise ValueError("not a path")
+
+
+def _check(name: str, value: Any, label: str, *, strict: bool) -> None:
+    """Raises ConfigurationError that says which setting is wrong, what it is, and what is allowed."""
+    kinds = {info.name: info.type for info in msgspec.structs.fields(Settings)}
+    if name not in kinds:
+        near = difflib.get_close_matches(name, kinds, n=1)
+        words = f"Did you mean {near[0]}?" if near else f"There are {', '.join(kinds)}."
+        raise ConfigurationError(f"{label}: there is no such setting. {words}")
+    try:
+        msgspec.convert(value, kinds[name], strict=strict, dec_hook=_to_path)
+    except msgspec.ValidationError:
+        allowed = _allowed(kinds[name])
+        if isinstance(value, dict):  # most likely a line that slipped under the wrong [heading]
+            key, value = next((item for item in value.items() if not isinstance(item[1], str)), ("", value))
+            label, allowed = (
+                f"{label}.{key}".rstrip("."),
+                f"a text in quotes, as all under [{name}]" if key else allowed,
+            )
+        wrong = "" if name == "api_keys" else f"{reprlib.repr(value)} is not possible; "
+        quoted = " without quotes" if strict and isinstance(value, str) and allowed.startswith("a whole number") else ""
+        raise ConfigurationError(f"{label}: {wrong}it takes {allowed}{quoted}.") from None
+
+
+def _allowed(kind: Any) -> str:
+    """What a setting takes, in words."""
+    from msgspec import inspect
+
+    match inspect.type_info(kind):
+        case inspect.Metadata(extra_json_schema={"description": str(words)}):
+            return words
+        case inspect.LiteralType():
+            *some, last = get_args(kind)  # in their order here
+            return f"{', '.join(some)} or {last}"
+        case inspect.IntType(ge=low, le=None):
+            return f"a whole number, {low} or more"
+        case inspect.IntType(ge=low, le=high):
+            return f"a whole number from {low} to {high}"
+        case inspect.ListType():
+            return 'a list of texts, ["…", "…"]'
+        case inspect.DictType():
+            return 'a table of lines such as name = "…"'
+    return 'a text in quotes, "…"'
+
+
+def _from_file(source: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigurationError(f"{source}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{source}: is not text in UTF-8") from None
+    except ValueError as error:
+        raise ConfigurationError(f"{source}: is not valid TOML: {error}") from None
+    for name, value in values.items():
+        _check(name, value, f"{source}: {name}", strict=True)  # "8000" is not a port in a file
+    try:
+        msgspec.convert(values, Settings, dec_hook=_to_path)
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{source}: {error}") from None
+    for name in ("models_dir", "cache_dir"):
+        if name in values:  # relative to the file that says so
+            values[name] = str(source.resolve().parent / Path(values[name]).expanduser())
+    return values
 
 
 def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
@@ -166,18 +243,20 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             # Not an error: Kubernetes sets such variables of its own for a service called hub.
             log.warning("the environment variable %s is not a setting; see docs/settings.md", name)
     for info in msgspec.structs.fields(Settings):
-        text = environ.get(f"HUB_{info.name.upper()}")
+        variable = f"HUB_{info.name.upper()}"
+        text = environ.get(variable)
         if not text:
             continue
         kind = getattr(info.type, "__origin__", None)
         if kind is dict:
             pairs = [item.partition(":") for item in text.split(",") if item.strip()]
             if any(not colon for _, colon, _ in pairs):
-                raise ConfigurationError(f"HUB_{info.name.upper()}: write it as name:value,name:value")
+                raise ConfigurationError(f"{variable}: write it as name:value,name:value")
             values[info.name] = {name.strip(): value.strip() for name, _, value in pairs}
         elif kind is list:
             values[info.name] = [item.strip() for item in text.split(",") if item.strip()]
         else:
+            _check(info.name, text, variable, strict=False)
             values[info.name] = text
     return values
 
@@ -187,26 +266,18 @@ def load_settings(
     environ: MutableMapping[str, str] | None = None,
     **overrides: Any,
 ) -> Settings:
-    """Reads hub.toml, HUB_* and `overrides` (None = not given); raises ConfigurationError naming file and field.
+    """Reads hub.toml, HUB_* and `overrides` (None = not given); raises ConfigurationError naming source and setting.
 
     HUB_API_KEYS is taken out of the environment, so that no child process inherits it.
     """
     environ = os.environ if environ is None else environ
     source = find_config(config, environ)
-    values: dict[str, Any] = {}
-    if source is not None:
-        try:
-            values = tomllib.loads(source.read_text(encoding="utf-8"))
-            msgspec.convert(values, Settings, dec_hook=_to_path)  # strictly: "8000" is not a port in a file
-            for name in ("models_dir", "cache_dir"):
-                if name in values:  # relative to the file that says so
-                    values[name] = str(source.resolve().parent / Path(values[name]).expanduser())
-        except (OSError, ValueError, msgspec.ValidationError) as error:
-            raise ConfigurationError(f"{source}: {error}") from None
+    values = _from_file(source) if source is not None else {}
     values |= _from_environment(environ)
     environ.pop("HUB_API_KEYS", None)
     values |= {name: value for name, value in overrides.items() if value is not None}
     try:
         return msgspec.convert(values, Settings, strict=False, dec_hook=_to_path)
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"settings (HUB_* variables or flags): {error}") from None
+    except msgspec.ValidationError as error:  # its words begin with the setting
+        name, words = re.split(r"[.:] ?", str(error), maxsplit=1)
+        raise ConfigurationError(f"HUB_{name.upper()}: {words}") from None

@@ -158,6 +158,17 @@ class Store:
 
         await self._do(update)
 
+    async def start(self, job_id: str, started_at: float, steps: int) -> None:
+        """Notes that a job runs, so that it is known of one that is interrupted. One that has ended stays so."""
+
+        def update(database: Database) -> None:
+            table = jobs_table()
+            waits = (table.c.id == job_id, table.c.status == "queued")
+            values = {"status": "in_progress", "started_at": started_at, "steps": steps}
+            database.core.execute(table.update().where(*waits), values)
+
+        await self._do(update)
+
     async def get(self, job_id: str) -> JobRow | None:
         """The job, as long as it was not deleted; it may be expired."""
 

@@ -66,8 +66,8 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 class ImageResult(Struct, frozen=True, kw_only=True):
     """Finished pictures (encoded files in the format asked for), the seed of the first (picture k used seed + k), the
-    size and quality that they have, the sizes of the source pictures, and what was not honoured. `usage` is what a
-    provider has metered; None where it does not meter."""
+    size and quality that they have, the sizes of the source pictures and the mask, and what was not honoured. `usage`
+    is what a provider has metered; None where it does not meter."""
 
     images: tuple[bytes, ...]
     seed: int

@@ -18,7 +18,7 @@ PATCH = 32
 
 
 def count_usage(prompt: str, sources: Sequence[Size], output: Size, n: int) -> Usage:
-    """The usage of n pictures of one size, made from a prompt and source pictures."""
+    """The usage of n pictures of one size, made from a prompt and source pictures, a mask among them."""
     return Usage(
         text_tokens=-(-len(prompt.encode("utf-8", "surrogatepass")) // BYTES_PER_TOKEN),
         image_tokens=sum(map(image_tokens, sources)),

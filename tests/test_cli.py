@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from hub.keys import hash_key
-from tests.conftest import Server, status, wait_for
+from tests.conftest import Server, run_server, status, wait_for
 
 
 def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -48,6 +51,8 @@ def test_generate_tells_errors_plainly(tmp_path: Path) -> None:
     result = hub("generate", "a", "-m", "nope", cwd=tmp_path)
     assert result.returncode == 1
     assert "'nope' does not exist" in result.stderr
+    assert "`hub models list`" in result.stderr
+    assert "/v1/" not in result.stderr
     assert "Traceback" not in result.stderr
     assert hub("generate", "a", "--size", "big", cwd=tmp_path).returncode == 2
 
@@ -106,6 +111,29 @@ def test_serve_on_port_0_says_where_it_listens(tmp_path: Path) -> None:
         server.terminate()
         server.stderr.read()
     server.wait(20)
+
+
+def test_the_help_says_where_settings_are_read_from(tmp_path: Path) -> None:
+    words = " ".join(hub("serve", "--help", cwd=tmp_path).stdout.split())
+    assert "(default: HUB_CONFIG, else ./hub.toml, else hub.toml in your configuration folder" in words
+
+
+def test_a_device_that_is_not_there_is_told_by_ready_and_in_the_log(tmp_path: Path) -> None:
+    with run_server(tmp_path, ready=False, HUB_DEVICE="cuda:77") as server:
+        told: list[dict[str, str]] = []
+
+        def failed() -> bool:
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                urllib.request.urlopen(f"{server.url}/ready", timeout=5)
+            with caught.value as answer:
+                told.append(json.load(answer))
+                return answer.code == 503 and told[-1]["status"] == "failed"
+
+        wait_for(failed, server=server)
+        assert told[0] == {"status": "starting", "version": told[0]["version"]}
+        assert "HUB_DEVICE=cuda:77" in told[-1]["reason"]
+        assert told[-1]["reason"] in server.log.read_text()
+        assert "Traceback" not in server.log.read_text()
 
 
 def test_a_port_in_use_is_told_plainly(tmp_path: Path, server: Server) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 import hub.errors
 from hub.cli import main
-from hub.registry import DefaultsSection, ModelManifest, SizeSection
+from hub.errors import HubError
+from hub.registry import DefaultsSection, ModelManifest, SizeSection, read_manifest
 from hub.settings import Settings
 from tests.conftest import ROOT
 
@@ -32,7 +33,7 @@ def test_every_row_of_the_settings_is_a_setting() -> None:
 
 
 def codes_in_source() -> set[str]:
-    found = {cls.code for cls in vars(hub.errors).values() if isinstance(cls, type) and hasattr(cls, "code")}
+    found = {cls.code for cls in vars(hub.errors).values() if isinstance(cls, type) and issubclass(cls, HubError)}
     for source in (ROOT / "hub").rglob("*.py"):
         text = source.read_text()
         found |= set(re.findall(r'code="(\w+)"', text))
@@ -57,6 +58,12 @@ def test_every_error_code_has_a_row_and_every_row_a_code() -> None:
 )
 def test_every_field_of_a_manifest_is_explained(field: str) -> None:
     assert f"`{field}`" in words("docs/models.md")
+
+
+def test_every_name_that_the_built_in_model_answers_for_is_listed_and_no_other() -> None:
+    section = words("docs/models.md").partition("## The built-in model")[2].partition("```")[0]
+    aliases = set(re.findall(r"`([\w.-]+)`", section)) - {"builtin"}
+    assert aliases == set(read_manifest(ROOT / "models" / "builtin.toml").aliases)
 
 
 def commands(group: click.Group, prefix: str) -> list[str]:

@@ -17,6 +17,7 @@ import pytest
 
 from hub.errors import (
     EngineUnavailable,
+    ErrorBody,
     HubError,
     IdempotencyKeyReuse,
     InvalidRequest,
@@ -26,7 +27,7 @@ from hub.errors import (
     StorageFull,
 )
 from hub.files import Files
-from hub.jobs import RESTARTED, Ask, Job, JobError, Jobs, Work
+from hub.jobs import RESTARTED, Ask, Job, Jobs, Work
 from hub.store import JobRow, Store
 from hub.types import Accepted, ImageResult, OnEvent, Preview, Progress, Size, Usage
 
@@ -605,6 +606,49 @@ def test_the_position_counts_those_that_wait_and_the_eta_the_steps_to_come(tmp_p
     in_hub(tmp_path, test)
 
 
+def test_that_a_job_has_started_is_stored_while_it_runs_and_never_over_its_end(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter(waits=True)
+        job = await hub.jobs.submit(ask(), painter)
+        await until(lambda: painter.runs == 1)
+        assert (await row_of(hub, job)).started_at is None
+        assert painter.hear is not None
+        painter.hear(Progress(step=0, steps=8))
+        async with asyncio.timeout(10):
+            while (row := await row_of(hub, job)).status != "in_progress":
+                await asyncio.sleep(0.001)
+        assert row.created_at <= (row.started_at or 0) == job.row.started_at
+        assert row.steps == 8
+        painter.hear(Progress(step=1, steps=8))
+        painter.go.set()
+        await answered(hub, job)
+        await hub.store.start(job.row.id, 1.0, 1)
+        row = await row_of(hub, job)
+        assert (row.status, row.started_at, row.steps) == ("completed", job.row.started_at, 8)
+
+    in_hub(tmp_path, test)
+
+
+def test_a_start_that_cannot_be_stored_does_not_hurt_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def full(*_: Any) -> None:
+        raise StorageFull("The hub's disk is full.")
+
+    async def test(hub: Hub) -> None:
+        monkeypatch.setattr(hub.store, "start", full)
+        painter = Painter(waits=True)
+        job = await hub.jobs.submit(ask(), painter)
+        await until(lambda: painter.runs == 1)
+        assert painter.hear is not None
+        painter.hear(Progress(step=0, steps=8))
+        painter.go.set()
+        assert await answered(hub, job) == b"picture 1.0"
+
+    in_hub(tmp_path, test)
+    assert "its start could not be stored" in caplog.text
+
+
 def test_all_that_listen_hear_each_event_in_order_and_then_the_end(tmp_path: Path) -> None:
     async def test(hub: Hub) -> None:
         painter = Painter(waits=True)
@@ -650,8 +694,8 @@ def test_an_error_is_told_to_all_and_kept_in_its_public_words(tmp_path: Path) ->
         assert results == [error, error]
         row = await row_of(hub, job)
         assert row.status == "failed"
-        kept = msgspec.json.decode(row.error or b"", type=JobError)
-        assert kept == JobError(message="The engine ended.", type="server_error", param="x", code="engine_unavailable")
+        kept = msgspec.json.decode(row.error or b"", type=ErrorBody)
+        assert kept == ErrorBody(message="The engine ended.", type="server_error", param="x", code="engine_unavailable")
         again = await hub.jobs.get(job.row.id, None)
         assert again.ended
         with pytest.raises(NotFound):
@@ -703,7 +747,7 @@ def test_at_the_end_of_the_hub_unfinished_jobs_are_marked_as_failed(tmp_path: Pa
                 jobs = [await hub.jobs.get(job_id, None) for job_id in ids]
                 assert [job.row.status for job in jobs] == ["failed", "failed", "completed"]
                 for job in jobs[:2]:
-                    assert msgspec.json.decode(job.row.error or b"", type=JobError) == RESTARTED
+                    assert msgspec.json.decode(job.row.error or b"", type=ErrorBody) == RESTARTED
                     assert job.row.completed_at is not None
 
     asyncio.run(main())

@@ -34,10 +34,11 @@ from hub.api.aigne_bodies import (
     OutputImage,
 )
 from hub.api.answers import ImagesResponse, images_response
+from hub.api.described import IDEMPOTENCY_KEY, answer, as_json, as_json_list, as_text, errors, operation, query
 from hub.api.modes import submit, wait_for
-from hub.api.openapi import IDEMPOTENCY_KEY, answer, as_json, as_json_list, as_text, errors, operation, query
 from hub.api.params import CreateImageRequest, ResponseFormat, of_generation
-from hub.api.wire import AnyRequest, invalid, origin_for_links, read_json
+from hub.api.refusals import invalid
+from hub.api.wire import AnyRequest, origin_for_links, read_json
 from hub.errors import InvalidRequest, ModelNotFound
 from hub.files import MEDIA_TYPES
 from hub.hub import Hub

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from litestar.connection import ASGIConnection
@@ -10,6 +11,11 @@ from litestar.handlers import BaseRouteHandler
 from hub.api.wire import KEY_NAME, own_hosts
 from hub.errors import HostNotAllowed, InvalidApiKey
 from hub.hub import Hub
+
+MAX_SHOWN = 100
+"""How much of a foreign name an error repeats."""
+_HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
+"""What allowed_hosts takes (hub/settings.py)."""
 
 
 def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
@@ -33,8 +39,21 @@ def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
     hosts = own_hosts(connection, hub.settings)  # type: ignore[arg-type]  # reads scope and headers alone
     presented = connection.headers.getall("host", [])
     if len(presented) != 1 or presented[0].lower() not in hosts:
-        raise HostNotAllowed("This hub has no API keys, so it answers only under its own name. See allowed_hosts.")
+        raise foreign_host(presented)
     origin = connection.headers.get("origin")
     foreign = origin is not None and origin.lower().partition("://")[2] not in hosts
     if foreign or connection.headers.get("sec-fetch-site") == "cross-site":
         raise HostNotAllowed("This hub has no API keys, so other sites' pages may not call it.")
+
+
+def foreign_host(presented: list[str]) -> HostNotAllowed:
+    """The refusal of these Host headers: by which name the hub was addressed, and what its owner sets to allow it."""
+    words = "This hub has no API keys, so it answers only under its own names"
+    if len(presented) != 1:
+        return HostNotAllowed(f"{words}: send one Host header, not {len(presented)}.")
+    sent = presented[0]
+    shown = "".join(letter if " " <= letter <= "~" else "?" for letter in sent[:MAX_SHOWN])
+    named = f"{words}, and '{shown}' is none of them."
+    if not _HOST.fullmatch(sent) or len(sent) > MAX_SHOWN:
+        return HostNotAllowed(named)
+    return HostNotAllowed(f"{named} If it should be, its owner adds '{sent.lower()}' to the setting allowed_hosts.")

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from litestar import Response
@@ -14,7 +14,7 @@ from litestar.types import Receive, Scope, Send
 from msgspec import Struct
 
 from hub.api.answers import BACKGROUND, ImagesUsage, rendering_of, spliced, usage_body, warnings_of
-from hub.api.wire import ClientGone, ErrorBody, ErrorResponse, unless_client_leaves
+from hub.api.wire import ClientGone, ErrorResponse, unless_client_leaves
 from hub.errors import HubError
 from hub.hub import Hub
 from hub.jobs import Job
@@ -24,14 +24,15 @@ log = logging.getLogger("hub.api")
 
 KEEP_ALIVE = 10.0
 """Seconds of silence after which a comment is sent, so that proxies and clients see a living connection."""
-_STREAMED = {"image_generation": "image_generation", "image_edit": "image_edit", "image_variation": "image_edit"}
+
+PartialType = Literal["image_generation.partial_image", "image_edit.partial_image"]
+CompletedType = Literal["image_generation.completed", "image_edit.completed"]
 
 
 class PartialImageEvent(Struct, kw_only=True):
-    """OpenAI's event of a preview: `image_generation.partial_image` or `image_edit.partial_image`. `image_index` tells
-    the pictures of one request apart (an extension)."""
+    """OpenAI's event of a preview. `image_index` tells the pictures of one request apart (an extension)."""
 
-    type: str
+    type: PartialType
     b64_json: str
     created_at: int
     size: str
@@ -43,10 +44,10 @@ class PartialImageEvent(Struct, kw_only=True):
 
 
 class CompletedEvent(Struct, kw_only=True):
-    """OpenAI's event of a finished picture: `image_generation.completed` or `image_edit.completed`, one per picture.
-    The usage of several adds up to the request's. `seed`, `warnings` and `image_index` are extensions."""
+    """OpenAI's event of a finished picture, one per picture. The usage of several adds up to the request's. `seed`,
+    `warnings` and `image_index` are extensions."""
 
-    type: str
+    type: CompletedType
     b64_json: str
     created_at: int
     size: str
@@ -102,7 +103,7 @@ def encode_event(name: str, data: Struct) -> bytes:
 
 def error_event(error: HubError) -> bytes:
     """An error that came too late for a status."""
-    return encode_event("error", ErrorResponse(ErrorBody(error.message, error.type, error.param, error.code)))
+    return encode_event("error", ErrorResponse(error.body))
 
 
 async def or_silence(queue: asyncio.Queue[Event | None], seconds: float = KEEP_ALIVE) -> AsyncIterator[Event | bytes]:
@@ -134,23 +135,24 @@ async def or_error(events: AsyncGenerator[bytes, None], job: Job) -> AsyncGenera
 
 async def image_events(hub: Hub, job: Job, queue: asyncio.Queue[Event | None]) -> AsyncGenerator[bytes, None]:
     """A job as OpenAI streams it: previews, then its pictures. Raises the job's error, which can come late."""
-    prefix = _STREAMED[job.row.kind]
     async for event in or_silence(queue):
         if isinstance(event, bytes):
             yield event
         elif isinstance(event, Preview):
-            yield encode_event(f"{prefix}.partial_image", partial_image(job, event))
+            preview = partial_image(job, event)
+            yield encode_event(preview.type, preview)
     for completed in await completed_events(hub, job):
         yield encode_event(completed.type, completed)
     hub.jobs.collect(job)
 
 
 def partial_image(job: Job, preview: Preview) -> PartialImageEvent:
-    """A preview's event; comes only after the job was accepted, so its plan is known."""
+    """A preview's event; comes only after the job was accepted, so its plan is known. A variation is told as an edit:
+    OpenAI has no events of variations."""
     if job.plan is None:
         raise RuntimeError("a preview came before its request was accepted")
     return PartialImageEvent(
-        type=f"{_STREAMED[job.row.kind]}.partial_image",
+        type="image_generation.partial_image" if job.row.kind == "image_generation" else "image_edit.partial_image",
         b64_json=spliced(preview.image),
         created_at=int(job.row.created_at),
         size=str(job.plan.size),
@@ -167,6 +169,7 @@ async def completed_events(hub: Hub, job: Job) -> list[CompletedEvent]:
     result = await job.finished()
     images = await hub.jobs.images(job)
     each = result.usage.output_tokens // max(1, len(images))
+    told: CompletedType = "image_generation.completed" if job.row.kind == "image_generation" else "image_edit.completed"
     events = []
     for index, image in enumerate(images):
         first = index == 0
@@ -177,7 +180,7 @@ async def completed_events(hub: Hub, job: Job) -> list[CompletedEvent]:
         )
         events.append(
             CompletedEvent(
-                type=f"{_STREAMED[job.row.kind]}.completed",
+                type=told,
                 b64_json=spliced(image),
                 created_at=int(job.row.created_at),
                 size=str(result.size),

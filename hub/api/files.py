@@ -8,7 +8,7 @@ from typing import Any
 from litestar import HttpMethod, Request, Response, route
 from litestar.params import FromPath
 
-from hub.api.openapi import answer, as_pictures, errors, header, operation, path
+from hub.api.described import answer, as_pictures, errors, header, operation, path
 from hub.api.wire import etag_matches
 from hub.errors import RangeNotSatisfiable
 from hub.files import MEDIA_TYPES

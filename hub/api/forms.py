@@ -6,20 +6,28 @@ A part's declared type and file name mean nothing: what a file is, is told by it
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import TypeVar
 
 import msgspec
-from multipart import MultipartError, MultipartSegment, PushMultipartParser, parse_options_header
+from multipart import (
+    MultipartError,
+    MultipartSegment,
+    ParserLimitReached,
+    PushMultipartParser,
+    parse_options_header,
+)
 
-from hub.api.wire import AnyRequest, invalid, read_body
+from hub.api.refusals import invalid, unknown_parameter
+from hub.api.wire import AnyRequest, read_body
 from hub.errors import InvalidRequest
 from hub.inputs import MAX_BYTES
 
-T = TypeVar("T")
+T = TypeVar("T", bound=msgspec.Struct)
 
 MAX_PARTS = 64
 MAX_TEXT = 256 * 1024
+NAMELESS = "a part has no name"
 LARGE = 1 << 18
 """Bytes from which on a form is taken apart beside the event loop."""
 
@@ -37,18 +45,22 @@ async def read_form(request: AnyRequest, kind: type[T], files: Mapping[str, int]
     if not boundary or not boundary.isascii() or len(boundary) > 200:
         raise _damaged("its Content-Type names no boundary")
     body = await read_body(request)
+    known = {info.encode_name for info in msgspec.structs.fields(kind)}
     if len(body) < LARGE:
-        fields, sources = sort_parts(body, boundary, files)
+        fields, sources = sort_parts(body, boundary, files, known)
     else:
-        fields, sources = await asyncio.to_thread(sort_parts, body, boundary, files)
+        fields, sources = await asyncio.to_thread(sort_parts, body, boundary, files, known)
     try:
         return msgspec.convert(fields, kind, strict=False), sources
     except msgspec.ValidationError as error:
-        raise invalid(str(error), kind) from None
+        raise invalid(str(error), kind, in_form=True) from None
 
 
-def sort_parts(body: bytes, boundary: str, files: Mapping[str, int]) -> tuple[dict[str, str], Sources]:
-    """A form's text fields, and its files in the order of their parts. Raises InvalidRequest naming the parameter.
+def sort_parts(
+    body: bytes, boundary: str, files: Mapping[str, int], known: Container[str]
+) -> tuple[dict[str, str], Sources]:
+    """A form's text fields, whose names are `known`, and its files in the order of their parts. Raises InvalidRequest
+    naming the parameter.
 
     An empty text field is one that a program left out of a form; an empty file is an error.
     """
@@ -65,9 +77,11 @@ def sort_parts(body: bytes, boundary: str, files: Mapping[str, int]) -> tuple[di
                 many = f"at most {files[file]} are taken" if files[file] > 1 else "only one is taken"
                 raise InvalidRequest(f"'{file}' was sent {len(sources[file])} times; {many}.", param=file)
             continue
+        if data and name not in known:
+            raise unknown_parameter(name)  # before its content is looked at: a file is no text
         text = _text(data, name)
         if name in fields:
-            raise InvalidRequest(f"'{name[:64]}' was sent twice.", param=name[:64])
+            raise InvalidRequest(f"'{name}' was sent twice.", param=name)
         if text or name == "prompt":
             fields[name] = text
     return fields, sources
@@ -77,19 +91,26 @@ def read_parts(body: bytes, boundary: str) -> Iterator[tuple[MultipartSegment, b
     """A form's parts with their content. Raises InvalidRequest for a damaged form."""
     part: MultipartSegment | None = None
     pieces: list[bytes | bytearray] = []
+    count = 0
     try:
-        with PushMultipartParser(
-            boundary, content_length=len(body), max_segment_count=MAX_PARTS, strict=True
-        ) as parser:
+        with PushMultipartParser(boundary, content_length=len(body), strict=True) as parser:
             for event in parser.parse(body):
                 if isinstance(event, MultipartSegment):
-                    part, pieces = event, []
+                    part, pieces, count = event, [], count + 1
+                    if not part.name:
+                        raise _damaged(NAMELESS)
+                    if count > MAX_PARTS:
+                        raise _damaged(f"it has more than {MAX_PARTS} parts")
                 elif event:
                     pieces.append(event)
                 elif part is not None:
                     yield part, b"".join(pieces)
                     part = None
-    except (MultipartError, ValueError, LookupError):
+    except ParserLimitReached:
+        raise _damaged("a part has too many or too long headers") from None
+    except (MultipartError, ValueError, LookupError) as error:
+        if "Missing name" in str(error):
+            raise _damaged(NAMELESS) from None
         raise _damaged("it is cut short or its parts cannot be told apart") from None
 
 
@@ -107,11 +128,11 @@ def _source(part: MultipartSegment, data: bytes, param: str) -> bytes | str:
 
 def _text(data: bytes, name: str) -> str:
     if len(data) > MAX_TEXT:
-        raise InvalidRequest(f"'{name[:64]}' is too long.", param=name[:64])
+        raise InvalidRequest(f"'{name}' is too long.", param=name)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise InvalidRequest(f"'{name[:64]}' is not text in UTF-8.", param=name[:64]) from None
+        raise InvalidRequest(f"'{name}' is not text in UTF-8.", param=name) from None
 
 
 def _damaged(why: str) -> InvalidRequest:

@@ -5,11 +5,7 @@ from __future__ import annotations
 from litestar import Response, post
 
 from hub.api.answers import ImagesResponse
-from hub.api.events import CompletedEvent, PartialImageEvent
-from hub.api.forms import read_form
-from hub.api.job_body import ImageJob
-from hub.api.modes import respond
-from hub.api.openapi import (
+from hub.api.described import (
     IDEMPOTENCY_KEY,
     PREFER,
     Upload,
@@ -21,6 +17,10 @@ from hub.api.openapi import (
     operation,
     query,
 )
+from hub.api.events import CompletedEvent, PartialImageEvent
+from hub.api.forms import read_form
+from hub.api.job_body import ImageJob
+from hub.api.modes import respond
 from hub.api.params import (
     MAX_IMAGES,
     CreateImageRequest,
@@ -31,14 +31,14 @@ from hub.api.params import (
     of_edit,
     of_generation,
 )
-from hub.api.wire import AnyRequest, media_type_of, read_json
+from hub.api.wire import AnyRequest, ErrorResponse, media_type_of, read_json
 from hub.errors import InvalidRequest, UnsupportedMedia
 
 FORM = "multipart/form-data"
 MASK = Upload(required=False, description="Which part of the first image may change; docs/masks.md.")
 
 ANSWERS = {
-    200: answer(as_json(ImagesResponse), as_events(PartialImageEvent, CompletedEvent)),
+    200: answer(as_json(ImagesResponse), as_events(PartialImageEvent, CompletedEvent, ErrorResponse)),
     202: answer(as_json(ImageJob), headers={"Location": "Where the job is."}),
 }
 PARAMETERS = [

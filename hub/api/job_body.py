@@ -8,8 +8,9 @@ import msgspec
 from msgspec import Struct
 
 from hub.api.answers import ImagesResponse, images_response
+from hub.errors import ErrorBody
 from hub.hub import Hub
-from hub.jobs import Job, JobError, Kind
+from hub.jobs import Job, Kind
 
 JobStatus = Literal["queued", "in_progress", "completed", "failed", "cancelled"]
 
@@ -35,7 +36,7 @@ class ImageJob(Struct, kw_only=True):
     progress: int
     eta: float | None
     result: ImagesResponse | None
-    error: JobError | None
+    error: ErrorBody | None
 
 
 async def job_body(job: Job, hub: Hub, origin: str, *, with_result: bool = True) -> ImageJob:
@@ -59,7 +60,7 @@ async def job_body(job: Job, hub: Hub, origin: str, *, with_result: bool = True)
         progress=100 if completed else 100 * row.step // max(1, row.steps),
         eta=None if job.eta is None else round(job.eta, 2),
         result=await images_response(job, hub, origin) if completed and with_result else None,
-        error=msgspec.json.decode(row.error, type=JobError) if row.error else None,
+        error=msgspec.json.decode(row.error, type=ErrorBody) if row.error else None,
     )
 
 

@@ -14,10 +14,11 @@ from litestar import Response, delete, get
 from litestar.params import FromPath
 from msgspec import Struct
 
+from hub.api.described import answer, as_events, as_json, errors, operation, path, query
 from hub.api.events import EventStream, PartialImageEvent, encode_event, or_error, or_silence, partial_image
 from hub.api.job_body import ImageJob, job_body
-from hub.api.openapi import answer, as_events, as_json, errors, operation, path, query
-from hub.api.wire import AnyRequest, origin_for_links, owner_of
+from hub.api.refusals import unknown_parameter
+from hub.api.wire import AnyRequest, ErrorResponse, origin_for_links, owner_of, query_value
 from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Job
@@ -48,11 +49,18 @@ class ImageJobDeleted(Struct, kw_only=True):
     deleted: Literal[True] = True
 
 
-class JobEvent(Struct, kw_only=True):
-    """`job.progress` while it waits or runs, without a result; then `job.completed`, `job.failed` or
-    `job.cancelled`, with it."""
+JobEventType = Literal["job.progress", "job.completed", "job.failed", "job.cancelled"]
+_ENDS: dict[str, JobEventType] = {
+    "completed": "job.completed",
+    "failed": "job.failed",
+    "cancelled": "job.cancelled",
+}
 
-    type: str
+
+class JobEvent(Struct, kw_only=True):
+    """`job.progress` while it waits or runs, without a result; then its end, with it."""
+
+    type: JobEventType
     job: ImageJob
 
 
@@ -68,7 +76,11 @@ class JobEvent(Struct, kw_only=True):
 async def list_jobs(request: AnyRequest) -> Response[bytes]:
     """The caller's newest jobs: where a client finds what it asked for before its connection broke."""
     hub: Hub = request.app.state.hub
-    text = request.query_params.get("limit", "20")
+    for name in request.query_params:
+        if name != "limit":
+            raise unknown_parameter(name)
+    text = query_value(request, "limit")
+    text = "20" if text is None else text
     if not re.fullmatch("[0-9]{1,3}", text) or not 1 <= int(text) <= MAX_LISTED:
         raise InvalidRequest(f"Invalid 'limit': it must be 1 to {MAX_LISTED}.", param="limit")
     found = await hub.jobs.newest(owner_of(request), int(text))
@@ -125,7 +137,7 @@ async def delete_job(request: AnyRequest, job_id: FromPath[str]) -> Response[byt
 @get(
     ["/v1/images/jobs/{job_id:str}/events", "/api/images/jobs/{job_id:str}/events"],
     operation_class=operation(
-        answers={200: as_events(JobEvent, PartialImageEvent)},
+        answers={200: as_events(JobEvent, PartialImageEvent, ErrorResponse)},
         parameters=[JOB_ID_PATH],
     ),
     responses=errors(404),
@@ -146,7 +158,7 @@ async def job_events(
 ) -> AsyncGenerator[bytes, None]:
     """A job's events, from its state now to its end. Raises HubError where it or its pictures are deleted meanwhile."""
 
-    async def event(kind: str, *, with_result: bool = False) -> bytes:
+    async def event(kind: JobEventType, *, with_result: bool = False) -> bytes:
         body = await job_body(job, hub, origin, with_result=with_result)
         return encode_event(kind, JobEvent(type=kind, job=body))
 
@@ -169,7 +181,7 @@ async def job_events(
         elif time.monotonic() - told >= NEWS_INTERVAL:
             told = time.monotonic()
             yield await event("job.progress")
-    yield await event(f"job.{job.row.status}", with_result=True)
+    yield await event(_ENDS[job.row.status], with_result=True)
     if job.row.status == "completed":
         hub.jobs.collect(job)
 

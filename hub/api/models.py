@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from litestar import HttpMethod, Request, route
 from litestar.params import FromPath
 from msgspec import Struct
 
-from hub.api.openapi import errors, operation, path
+from hub.api.described import errors, operation, path
 from hub.hub import Hub
 from hub.registry import ListedModel
 
@@ -17,7 +17,7 @@ class Model(Struct, kw_only=True):
     """OpenAI's model object; `root` is the model behind an alias."""
 
     id: str
-    object: str = "model"
+    object: Literal["model"] = "model"
     created: int
     owned_by: str
     root: str
@@ -26,7 +26,7 @@ class Model(Struct, kw_only=True):
 class ModelList(Struct, kw_only=True):
     """OpenAI's list of models."""
 
-    object: str = "list"
+    object: Literal["list"] = "list"
     data: list[Model]
 
 

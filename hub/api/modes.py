@@ -21,6 +21,7 @@ from hub.api.wire import (
     origin_for_links,
     own_origins,
     owner_of,
+    query_value,
     unless_client_leaves,
 )
 from hub.errors import InvalidRequest
@@ -109,7 +110,7 @@ async def wait_for(request: AnyRequest, job: Job) -> JobResult:
 
 def mode_of(request: AnyRequest, wanted: Wanted) -> Mode:
     """`stream` in the body; `?async=true` or `Prefer: respond-async` for a job; else the client waits."""
-    text = request.query_params.get("async")
+    text = query_value(request, "async")
     if text not in (None, "true", "false", "1", "0"):
         raise InvalidRequest("Invalid 'async': it must be true or false.", param="async")
     if wanted.params.stream and text in ("true", "1"):
@@ -121,13 +122,19 @@ def mode_of(request: AnyRequest, wanted: Wanted) -> Mode:
 
 
 def _preferences(request: AnyRequest) -> set[str]:
-    return {part.strip().lower() for part in request.headers.get("prefer", "").split(",")}
+    """The preferences of every `Prefer` header, without their parameters (RFC 7240, section 2)."""
+    parts = ",".join(request.headers.getall("prefer", [])).split(",")
+    return {part.partition(";")[0].strip().lower() for part in parts}
 
 
 def idempotency_key(request: AnyRequest) -> str | None:
     """The header's value, checked; None where it was not sent."""
-    key = request.headers.get("idempotency-key")
+    keys = set(request.headers.getall("idempotency-key", []))
+    if len(keys) > 1:
+        words = "The header Idempotency-Key was sent more than once, with different keys."
+        raise InvalidRequest(words, param="idempotency_key")
+    key: str | None = keys.pop() if keys else None
     if key is not None and not _KEY.fullmatch(key):
         words = "The header Idempotency-Key must be 1 to 255 visible ASCII characters."
-        raise InvalidRequest(words, param="Idempotency-Key")
+        raise InvalidRequest(words, param="idempotency_key")
     return key

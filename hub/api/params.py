@@ -17,11 +17,20 @@ from hub.types import MAX_SEED, ImageRequest, OutputFormat, Quality, Size, Style
 
 DEFAULT_SIZE = Size(1024, 1024)
 MAX_IMAGES = 16
+SMALL_PNG = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQAAAABbAUdZAAAAQUlEQVR42mP8z8DAwMRABPFTgYGJ4ccHBiaGC19gYgf+"
+    "MTD8Z2D4j0dbAyMDE4MDE4TL8P8D/38mBg4BBkYi7QUAEYQOkpJuJDQAAAAASUVORK5CYII="
+)
+"""A black circle: an example that can be sent as it is."""
 GPT_IMAGE = ("gpt-image-", "chatgpt-image-")
 
 ResponseFormat = Literal["url", "b64_json"]
 Prompt = Annotated[str, Meta(min_length=1, max_length=32_000)]
 SizeText = Annotated[str, Meta(description="WIDTHxHEIGHT in pixels, or auto", examples=["1024x1024"])]
+References = Annotated[
+    list["ImageReference | str"],
+    Meta(min_length=1, max_length=MAX_IMAGES, examples=[[{"image_url": SMALL_PNG}]]),
+]
 Source = bytes | str
 """A picture of a request: an uploaded file's bytes, or a URL, data URL or base64."""
 
@@ -84,7 +93,7 @@ class EditImageRequest(ImageParams, kw_only=True):
     """OpenAI's JSON body of an edit; `image` may stand for `images`, as in a form."""
 
     prompt: Prompt
-    images: Annotated[list[ImageReference | str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
+    images: References | None = None
     image: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
     mask: ImageReference | str | None = None
     input_fidelity: Literal["high", "low"] | None = None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import secrets
 from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import msgspec
 from litestar import Request, Response
@@ -16,7 +15,8 @@ from litestar.exceptions import HTTPException
 from litestar.types import Message, Receive, Scope
 from msgspec import Struct
 
-from hub.errors import BodyTooLarge, HubError, InvalidRequest, UnsupportedMedia
+from hub.api.refusals import invalid
+from hub.errors import BodyTooLarge, ErrorBody, HubError, InvalidRequest, UnsupportedMedia
 from hub.settings import Settings, has_port
 
 log = logging.getLogger("hub.api")
@@ -33,8 +33,6 @@ JOB_ID = "hub_job_id"
 BODY_TIMEOUT = 60.0
 LARGE_BODY = 1 << 18
 """Bytes from which on a body is decoded beside the event loop."""
-_PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
-_FIELD = re.compile(r"(?P<what>unknown|missing required) field `(?P<field>[^`]*)`")
 
 _FRAMEWORK_CODES = {
     400: ("invalid_request", "The request could not be read."),
@@ -43,15 +41,6 @@ _FRAMEWORK_CODES = {
     413: ("request_too_large", "The request's body is larger than this hub takes."),
     415: ("unsupported_media_type", "The request's content type is not supported."),
 }
-
-
-class ErrorBody(Struct):
-    """OpenAI's error object; `param` and `code` are always there, null where they do not apply."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str | None
 
 
 class ErrorResponse(Struct):
@@ -116,7 +105,7 @@ def on_hub_error(request: AnyRequest, error: HubError) -> Response[Any]:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("%s %s: %s (%s)", request_id(request.scope), error.status, error.code, error.message)
-    return _envelope(error.status, ErrorBody(error.message, error.type, error.param, error.code), headers)
+    return _envelope(error.status, error.body, headers)
 
 
 def on_http_exception(request: AnyRequest, error: HTTPException) -> Response[Any]:
@@ -126,7 +115,8 @@ def on_http_exception(request: AnyRequest, error: HTTPException) -> Response[Any
         return on_exception(request, error)
     code, words = _FRAMEWORK_CODES.get(status, ("invalid_request", HTTPStatus(status).phrase + "."))
     headers = {k: v for k, v in (error.headers or {}).items() if k.lower() == "allow"}
-    return _envelope(status, ErrorBody(words, "invalid_request_error", None, code), headers)
+    body = ErrorBody(message=words, type="invalid_request_error", param=None, code=code)
+    return _envelope(status, body, headers)
 
 
 def on_exception(request: AnyRequest, error: Exception) -> Response[Any]:
@@ -136,7 +126,7 @@ def on_exception(request: AnyRequest, error: Exception) -> Response[Any]:
     number = request_id(request.scope)
     log.error("%s failed", number, exc_info=error)
     words = f"The hub failed on this request. Its log tells why, under {number}."
-    return _envelope(500, ErrorBody(words, "server_error", None, "internal_error"))
+    return _envelope(500, HubError(words).body)
 
 
 def media_type_of(request: AnyRequest) -> str:
@@ -145,13 +135,16 @@ def media_type_of(request: AnyRequest) -> str:
 
 
 async def read_body(request: AnyRequest) -> bytes:
-    """The whole body. Raises HubError where it is too large or does not arrive."""
+    """The whole body. Raises HubError where it is too large or does not arrive, ClientGone where its sender leaves."""
     try:
         async with asyncio.timeout(BODY_TIMEOUT):
             return await request.body()
     except HTTPException as error:
         if error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
             raise BodyTooLarge("The body is larger than this hub takes (setting max_body_mb).") from None
+        if "disconnected" in error.detail:  # Litestar has no class of its own for it
+            log.info("%s: its client left while it sent the body", request_id(request.scope))
+            raise ClientGone from None
         raise
     except TimeoutError:
         raise InvalidRequest("The body did not arrive in time.", code="request_timeout") from None
@@ -177,29 +170,13 @@ async def read_json(request: AnyRequest, kind: type[T]) -> T:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
 
 
-def _choices(kind: Any, name: str) -> list[str]:
-    """The values that a field of a Struct may have, where it is one of a few."""
-    field = next((f for f in msgspec.structs.fields(kind) if f.encode_name == name), None)
-    options = (choice for member in get_args(field.type) for choice in get_args(member)) if field else ()
-    return [option for option in options if isinstance(option, str)]
-
-
-def invalid(words: str, kind: Any) -> InvalidRequest:
-    """msgspec's message as an error that names the parameter."""
-    at = _PATH.search(words)
-    path = re.split(r"[.\[]", at["path"])[0] if at else ""
-    field = _FIELD.search(words)
-    if field and field["what"] == "unknown":
-        name = field["field"][:64]
-        return InvalidRequest(f"Unknown parameter: '{name}'.", param=name, code="unknown_parameter")
-    if field:
-        name = field["field"]
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
-    plain = _PATH.sub("", words).replace("`", "'")
-    if plain.startswith("Invalid enum value") and (choices := _choices(kind, path)):
-        plain = f"it must be one of {', '.join(choices)}"
-    named = f"Invalid '{path}': {plain}." if path else f"Invalid body: {plain}."
-    return InvalidRequest(named, param=path or None, code="invalid_type" if ", got " in plain else "invalid_value")
+def query_value(request: AnyRequest, name: str) -> str | None:
+    """A parameter of the query. Raises InvalidRequest where it came more than once: one of them would be dropped in
+    silence."""
+    values = request.query_params.getall(name, [])
+    if len(values) > 1:
+        raise InvalidRequest(f"'{name}' was given {len(values)} times in the query.", param=name)
+    return str(values[0]) if values else None
 
 
 def etag_matches(header: str | None, etag: str) -> bool:

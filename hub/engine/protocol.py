@@ -67,10 +67,24 @@ class Cancel(Struct, frozen=True, array_like=True, tag=True):
     id: int
 
 
+class Ping(Struct, frozen=True, array_like=True, tag=True):
+    """Is the worker still there? Its reader answers with Pong at once, whatever the device computes."""
+
+
 class Ready(Struct, frozen=True, array_like=True, tag=True):
     """The worker has imported its libraries and takes requests."""
 
     device: str
+
+
+class CannotStart(Struct, frozen=True, array_like=True, tag=True):
+    """In Ready's stead, and the last frame: why, in words for the owner that clients may see, too."""
+
+    reason: str
+
+
+class Pong(Struct, frozen=True, array_like=True, tag=True):
+    """The answer to a Ping."""
 
 
 class Stepped(Struct, frozen=True, array_like=True, tag=True):
@@ -119,8 +133,10 @@ class Failed(Struct, frozen=True, array_like=True, tag=True):
     param: str | None = None
 
 
-ToWorker = Generate | Cancel
-FromWorker = Ready | Stepped | Previewed | Finished | Failed
+ToWorker = Generate | Cancel | Ping
+Answer = Stepped | Previewed | Finished | Failed
+"""What belongs to one request."""
+FromWorker = Ready | CannotStart | Pong | Answer
 
 to_worker = msgspec.msgpack.Decoder(ToWorker)
 from_worker = msgspec.msgpack.Decoder(FromWorker)

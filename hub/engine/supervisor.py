@@ -6,21 +6,22 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
+import socket
 import sys
-import tempfile
 from collections.abc import AsyncIterator
-from pathlib import Path
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from hub.engine.protocol import (
+    Answer,
     Cancel,
+    CannotStart,
     Failed,
     Finished,
     Generate,
+    Ping,
+    Pong,
     Previewed,
     Ready,
     Stepped,
@@ -36,6 +37,12 @@ log = logging.getLogger(__name__)
 
 MAX_BACKOFF = 30.0
 STOP_TIMEOUT = 5.0
+PING_EVERY = 10.0
+MAX_UNANSWERED = 6
+"""So many pings in a row, with no other frame either, and the worker is taken for frozen. Patient: a library that is
+imported or a driver that wakes up holds the interpreter's lock, and with it the worker's reader, for many seconds."""
+
+NOT_STARTED = "The engine could not be started; the server's log says why."
 
 WORKER_ENVIRONMENT = {
     # Read by the libraries when they are imported, hence set here and not in the worker.
@@ -68,8 +75,12 @@ class Engine:
         self._writer: asyncio.StreamWriter | None = None
         self._loop: asyncio.AbstractEventLoop
         self._ready: asyncio.Future[None]
+        self._cause = NOT_STARTED
+        self._unanswered = 0
         self.device: str | None = None
         """Where the worker computes (`cpu`, `cuda`); None until it is ready."""
+        self.problem: str | None = None
+        """Why the last start failed, in public words; None before the first, and while a worker runs."""
 
     @property
     def worker_pid(self) -> int | None:
@@ -148,86 +159,104 @@ class Engine:
                 was_ready = False
             failures = 0 if was_ready else failures + 1
             if failures:
-                delay = min(2.0**failures, MAX_BACKOFF)
-                log.error("the engine process could not start; trying again in %.0f s", delay)
-                self._refuse("The engine could not be started; the server's log says why.")
+                delay = min(2.0 ** min(failures, 10), MAX_BACKOFF)
+                log.error("%s (trying again in %.0f s)", self._cause, delay)
+                self._refuse(self._cause)
                 await asyncio.sleep(delay)
 
     async def _run_worker(self) -> bool:
-        """One worker's life; returns whether it ever became ready."""
-        folder = Path(tempfile.mkdtemp(prefix="hub-engine-"))  # mode 0700
-        connected: asyncio.Future[tuple[asyncio.StreamReader, asyncio.StreamWriter]]
-        connected = asyncio.get_running_loop().create_future()
+        """One worker's life; returns whether it ever became ready, else `_cause` says why not.
 
-        def on_connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            if connected.done():
-                writer.close()
-            else:
-                connected.set_result((reader, writer))
-
-        path, was_ready = folder / "socket", False
+        The connection is a pair of sockets, of which the worker inherits one: there is no name that others could
+        connect to, and nothing is left behind, however this process ends.
+        """
+        self._cause, was_ready = NOT_STARTED, False
+        ours, theirs = socket.socketpair()
         async with contextlib.AsyncExitStack() as stack:
-            stack.callback(shutil.rmtree, folder, ignore_errors=True)
-            server = await asyncio.start_unix_server(on_connect, path, limit=1 << 20)
-            stack.callback(server.close)
-            os.chmod(path, 0o600)
-            process = self._process = await self._spawn(path)
-            exited = asyncio.create_task(process.wait())
-            stack.push_async_callback(_stop, process, exited)
-            timeout = self._settings.engine_start_timeout
-            alarm = asyncio.get_running_loop().call_later(timeout, _kill_late, process)
-            stack.callback(alarm.cancel)
+            with theirs:
+                reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
+                stack.callback(writer.close)
+                process = self._process = await self._spawn(theirs)
+            stack.push_async_callback(_stop, process, asyncio.create_task(process.wait()))
+            watch = asyncio.create_task(self._watch(process, writer))
+            stack.callback(watch.cancel)
+            self._writer = writer
             try:
-                first: set[asyncio.Future[Any]] = {connected, exited}
-                await asyncio.wait(first, return_when="FIRST_COMPLETED")
-                if connected.done():
-                    reader, self._writer = connected.result()
-                    await self._serve(reader, alarm)
+                await self._serve(reader)
             except Exception:
                 log.exception("the connection to the engine process failed")
             finally:
                 was_ready = self._disconnect()
-                if not connected.done():  # still importing its libraries: it has nothing to put in order
-                    with contextlib.suppress(ProcessLookupError):
-                        process.kill()
+                if not was_ready:  # still importing its libraries: it has nothing to put in order
+                    _kill(process)
         log.info("the engine process ended (exit code %s)", process.returncode)
         return was_ready
 
-    async def _spawn(self, socket_path: Path) -> asyncio.subprocess.Process:
+    async def _spawn(self, connection: socket.socket) -> asyncio.subprocess.Process:
         settings = self._settings
         log.info("starting the engine process; importing its libraries takes some seconds")
         return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hub.engine.worker", "--socket", str(socket_path)),
+            *(sys.executable, "-m", "hub.engine.worker", "--socket", str(connection.fileno())),
             *("--device", settings.device, "--max-batch", str(settings.max_batch)),
             *("--log-level", settings.log_level),
             stdin=asyncio.subprocess.DEVNULL,
+            pass_fds=(connection.fileno(),),
             env={**os.environ, **WORKER_ENVIRONMENT},
         )
 
-    async def _serve(self, reader: asyncio.StreamReader, alarm: asyncio.TimerHandle) -> None:
-        """Hands out the worker's frames until it closes the connection; its first stops the alarm."""
+    async def _watch(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
+        """Kills a worker that does not become ready in time, or does not answer later on.
+
+        Pings are counted and not seconds: these pass, too, while the whole hub stands still (Ctrl-Z, a busy machine),
+        and no answer is to be expected then.
+        """
+        limit = self._settings.engine_start_timeout
+        try:
+            async with asyncio.timeout(limit):
+                await asyncio.shield(self._ready)
+            self._unanswered = 0
+            while self._unanswered < MAX_UNANSWERED:
+                self._unanswered += 1
+                writer.write(pack(Ping()))
+                await asyncio.sleep(PING_EVERY)
+            log.error("the engine process has not answered for %.0f s; it is killed", MAX_UNANSWERED * PING_EVERY)
+        except TimeoutError:
+            self._cause = f"The engine process did not become ready within {limit} s and was killed."
+        _kill(process)
+
+    async def _serve(self, reader: asyncio.StreamReader) -> None:
+        """Hands out the worker's frames until it closes the connection, or says that it cannot start."""
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             while True:
                 message = from_worker.decode(await read_frame(reader))
-                if isinstance(message, Ready):
-                    self.device = message.device
-                    alarm.cancel()
-                    log.info("the engine is ready (process %s, device %s)", self.worker_pid, message.device)
-                    if not self._ready.done():
-                        self._ready.set_result(None)
-                    continue
-                waiting = self._waiting.get(message.id)
-                if waiting is None or waiting.answer.done():
-                    continue  # the caller has gone
+                self._unanswered = 0
                 match message:
-                    case Stepped():
-                        _tell(waiting, Progress(step=message.step, steps=message.steps))
-                    case Previewed():
-                        _tell(waiting, Preview(index=message.index, partial=message.partial, image=message.image))
-                    case Finished():
-                        waiting.answer.set_result(message)
-                    case Failed():
-                        waiting.answer.set_exception(_error_of(message))
+                    case Ready():
+                        self.device, self.problem = message.device, None
+                        log.info("the engine is ready (process %s, device %s)", self.worker_pid, message.device)
+                        if not self._ready.done():
+                            self._ready.set_result(None)
+                    case CannotStart():
+                        self._cause = f"The engine cannot start: {message.reason}"
+                        return
+                    case Pong():
+                        pass
+                    case _:
+                        self._hand_out(message)
+
+    def _hand_out(self, message: Answer) -> None:
+        waiting = self._waiting.get(message.id)
+        if waiting is None or waiting.answer.done():
+            return  # the caller has gone
+        match message:
+            case Stepped():
+                _tell(waiting, Progress(step=message.step, steps=message.steps))
+            case Previewed():
+                _tell(waiting, Preview(index=message.index, partial=message.partial, image=message.image))
+            case Finished():
+                waiting.answer.set_result(message)
+            case Failed():
+                waiting.answer.set_exception(_error_of(message))
 
     def _disconnect(self) -> bool:
         """Closes the connection and fails what the worker had; returns whether it was ever ready."""
@@ -246,6 +275,7 @@ class Engine:
 
     def _refuse(self, words: str) -> None:
         """Fails all that wait for the start; later requests wait for the next try."""
+        self.problem = words
         if not self._ready.done():
             self._ready.set_exception(EngineUnavailable(words, retry_after=10))
             self._ready.exception()  # marked as seen: there may be nobody waiting
@@ -270,9 +300,9 @@ def _error_of(failed: Failed) -> HubError:
     return GenerationFailed(failed.message, param=failed.param)
 
 
-def _kill_late(process: asyncio.subprocess.Process) -> None:
-    log.error("the engine process did not become ready in time; it is killed")
-    process.kill()
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
+        process.kill()
 
 
 async def _stop(process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> None:
@@ -281,5 +311,5 @@ async def _stop(process: asyncio.subprocess.Process, exited: asyncio.Task[int]) 
         async with asyncio.timeout(STOP_TIMEOUT):
             await asyncio.shield(exited)
     except TimeoutError:
-        process.kill()
+        _kill(process)
         await exited

@@ -1,4 +1,4 @@
-"""The worker process: `python -m hub.engine.worker --socket PATH`. Started by the supervisor, never by hand.
+"""The worker process: `python -m hub.engine.worker --socket FD`. Started by the supervisor, never by hand.
 
 Four kinds of thread. The reader takes frames off the socket; the device thread (this process's main one) owns every
 model and runs the weave; the loader reads weights; the encoders turn pixels into files. They meet at one queue, the
@@ -24,10 +24,13 @@ from hub.engine.jobs import Blocked, Job, Refused, failed_by
 from hub.engine.meeting import MeetingPoint
 from hub.engine.protocol import (
     Cancel,
+    CannotStart,
     EngineModel,
     Failed,
     FromWorker,
     Generate,
+    Ping,
+    Pong,
     Ready,
     Stepped,
     pack,
@@ -68,10 +71,13 @@ class Worker:
         self._next_picture = 0
 
     def send(self, message: FromWorker) -> None:
-        """Writes a frame; from any thread."""
+        """Writes a frame; from any thread. When the API process is gone, so is this one, without a word."""
         frame = pack(message)
-        with self._sending:
-            self._connection.sendall(frame)
+        try:
+            with self._sending:
+                self._connection.sendall(frame)
+        except ConnectionError:
+            os._exit(0)
 
     def run(self) -> None:
         """The device thread's life: take what came in, run one forward, again. Never returns."""
@@ -204,29 +210,48 @@ def _read_forever(connection: socket.socket, worker: Worker) -> None:
     """Feeds the inbox. When the API process is gone, so is this one, in whatever forward it is."""
     try:
         while (frame := receive_frame(connection)) is not None:
-            worker.inbox.put(to_worker.decode(frame))
+            message = to_worker.decode(frame)
+            if isinstance(message, Ping):
+                worker.send(Pong())
+            else:
+                worker.inbox.put(message)
+    except ConnectionError:
+        pass  # it ended with something unread
     except (OSError, ValueError):
         log.exception("the connection to the API process broke")
     os._exit(0)
 
 
+def why_not(device: str) -> str:
+    """Why torch cannot compute on a device that the owner chose, and what to do."""
+    kind, _, index = device.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 0
+    if kind == "mps":
+        found = "no Apple GPU"
+    elif count and index:
+        found = f"only {', '.join(f'cuda:{number}' for number in range(count))}"
+    else:
+        found = "no CUDA device" + ("" if torch.version.cuda or torch.version.hip else " (this torch is built without)")
+    return f"HUB_DEVICE={device} (`device` in hub.toml), but torch finds {found} here. Set it to auto or cpu."
+
+
 def main() -> None:
-    """Connects, says Ready and works until the connection ends."""
+    """Says Ready, or why not, and works until the connection ends."""
     parser = argparse.ArgumentParser(prog="hub.engine.worker", description=__doc__)
-    parser.add_argument("--socket", required=True)
+    parser.add_argument("--socket", type=int, required=True, help="descriptor of the connection, inherited")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s worker: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the supervisor decides
+    connection = socket.socket(fileno=options.socket)
+    connection.set_inheritable(False)
     try:
         device = choose_device(options.device)
-    except RuntimeError as error:
-        log.error("%s", error)
+    except RuntimeError:
+        connection.sendall(pack(CannotStart(why_not(options.device))))
         raise SystemExit(2) from None
-    connection = socket.socket(socket.AF_UNIX)
-    connection.connect(options.socket)
     worker = Worker(connection, device, options.max_batch)
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
     worker.send(Ready(str(device)))

@@ -41,16 +41,16 @@ class Decoded(NamedTuple):
 def decode_image(data: bytes, param: str = "image") -> Decoded:
     """A PNG, JPEG or WebP file as an upright RGB picture.
 
-    Raises InvalidRequest naming `param`. Size and pixel limits are checked on the header, before any pixel is
-    decoded, so that a small file cannot fill the memory. The message never quotes Pillow's own words: they hold
-    addresses. Only the first frame of an animation is read.
+    Raises InvalidRequest naming `param`, which is image or mask. Size and pixel limits are checked on the header,
+    before any pixel is decoded, so that a small file cannot fill the memory. The message never quotes Pillow's own
+    words: they hold addresses. Only the first frame of an animation is read.
     """
     from PIL import Image, ImageOps
 
     if not data.startswith(_MAGIC):
-        raise InvalidRequest("The image is not a PNG, JPEG or WebP file.", param=param, code="invalid_image")
+        raise InvalidRequest(f"The {param} is not a PNG, JPEG or WebP file.", param=param, code="invalid_image")
     if data.startswith(_MAGIC[0]) and not _has_few_chunks(data):
-        raise InvalidRequest("The image file has too many parts.", param=param, code="invalid_image")
+        raise InvalidRequest(f"The {param} file has too many parts.", param=param, code="invalid_image")
     Image.MAX_IMAGE_PIXELS = None  # its warning; the limits here are stricter, and are errors
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
@@ -61,7 +61,7 @@ def decode_image(data: bytes, param: str = "image") -> Decoded:
         raise
     except Exception:  # every decoder fails in its own way; all of it means that the file is bad
         raise InvalidRequest(
-            "The image file is damaged or cannot be read.", param=param, code="invalid_image"
+            f"The {param} file is damaged or cannot be read.", param=param, code="invalid_image"
         ) from None
 
 
@@ -110,13 +110,13 @@ def _check_dimensions(picture: Image.Image, param: str) -> None:
     width, height = picture.size
     if not (min(width, height) >= MIN_SIDE and max(width, height) <= MAX_SIDE):
         raise InvalidRequest(
-            f"The image is {width}x{height} pixels; each side must be {MIN_SIDE} to {MAX_SIDE}.",
+            f"The {param} is {width}x{height} pixels; each side must be {MIN_SIDE} to {MAX_SIDE}.",
             param=param,
             code="invalid_image",
         )
     if width * height > MAX_PIXELS:
         raise InvalidRequest(
-            f"The image has {width * height / 1e6:.0f} million pixels; at most {MAX_PIXELS // 1_000_000} are taken.",
+            f"The {param} has {width * height / 1e6:.0f} million pixels; at most {MAX_PIXELS // 1_000_000} are taken.",
             param=param,
             code="invalid_image",
         )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -19,11 +20,11 @@ import msgspec
 
 from hub.errors import EngineUnavailable, HubError, IdempotencyKeyReuse, JobCancelled, NotFound, QueueFull
 from hub.files import Files
-from hub.jobs.job import RESTARTED, Ask, Job, JobError, JobResult, Kind
+from hub.jobs.job import RESTARTED, Ask, Job, JobResult, Kind
 from hub.store import JobRow, Store
-from hub.types import ImageResult, OnEvent, OutputFormat, Usage
+from hub.types import Event, ImageResult, OnEvent, OutputFormat, Usage
 
-__all__ = ["RESTARTED", "Ask", "Job", "JobError", "JobResult", "Jobs", "Kind", "Work"]
+__all__ = ["RESTARTED", "Ask", "Job", "JobResult", "Jobs", "Kind", "Work"]
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,7 @@ class Jobs:
         self._live: dict[str, Job] = {}
         self._keyed: dict[tuple[str | None, str], Job] = {}
         self._alike: dict[tuple[str | None, str], Job] = {}
+        self._noting: set[asyncio.Task[None]] = set()
         self._closing = False
 
     @contextlib.asynccontextmanager
@@ -60,7 +62,7 @@ class Jobs:
             for job in self._live.values():
                 self._stop(job)
             tasks = [job.task for job in self._live.values() if job.task]
-            await asyncio.gather(sweeper, *tasks, return_exceptions=True)
+            await asyncio.gather(sweeper, *tasks, *self._noting, return_exceptions=True)
 
     async def submit(self, ask: Ask, work: Work) -> Job:
         """The job that answers a request: a new one, or one that an identical request has started.
@@ -215,7 +217,7 @@ class Jobs:
         """A job's life; never raises."""
         try:
             await self._store.add(job.row)
-            made = await work(job.hear)
+            made = await work(functools.partial(self._hear, job))
             await self._complete(job, ask, made)
         except asyncio.CancelledError:
             if self._closing:
@@ -228,6 +230,21 @@ class Jobs:
             log.exception("%s failed", job.row.id)
             self._fail(job, HubError("The hub failed on this job; its log tells why."))
         await self._close(job)
+
+    def _hear(self, job: Job, event: Event) -> None:
+        """Passes an event on, and has the first step written down beside the work."""
+        waited = job.row.started_at is None
+        job.hear(event)
+        if waited and job.row.started_at is not None:
+            noting = asyncio.create_task(self._note_start(job.row.id, job.row.started_at, job.row.steps))
+            self._noting.add(noting)
+            noting.add_done_callback(self._noting.discard)
+
+    async def _note_start(self, job_id: str, started_at: float, steps: int) -> None:
+        try:
+            await self._store.start(job_id, started_at, steps)
+        except Exception as error:  # its end is written later, and tells the same
+            log.warning("%s: its start could not be stored: %s", job_id, error)
 
     async def _complete(self, job: Job, ask: Ask, made: ImageResult) -> None:
         keep_until = time.time() + self._ttl
@@ -257,7 +274,7 @@ class Jobs:
     @staticmethod
     def _fail(job: Job, error: HubError) -> None:
         job.error = error
-        job.row.status, job.row.error = "failed", msgspec.json.encode(JobError.of(error))
+        job.row.status, job.row.error = "failed", msgspec.json.encode(error.body)
 
     async def _close(self, job: Job) -> None:
         """Writes the end down, then tells it."""

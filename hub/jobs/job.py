@@ -11,28 +11,14 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, NotFound
+from hub.errors import ErrorBody, HubError, NotFound
 from hub.store import JobRow
 from hub.types import Accepted, Effort, Event, OutputFormat, Progress, Size, Usage
 
 Kind = Literal["image_generation", "image_edit", "image_variation"]
 
 
-class JobError(Struct, frozen=True, kw_only=True):
-    """Why a job has failed: OpenAI's error object."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-    @classmethod
-    def of(cls, error: HubError) -> JobError:
-        """The public words of an error."""
-        return cls(message=error.message, type=error.type, param=error.param, code=error.code)
-
-
-RESTARTED = JobError(
+RESTARTED = ErrorBody(
     message="The hub was stopped while it worked on this job. Send the request again.",
     type="server_error",
     param=None,

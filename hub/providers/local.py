@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import secrets
 from concurrent.futures import ThreadPoolExecutor
@@ -56,7 +57,7 @@ class Edit(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The engine's job, what of the request it does not honour, and the sizes of all source pictures."""
+    """The engine's job, what of the request it does not honour, and the sizes of all source pictures and the mask."""
 
     job: Generate
     notices: list[Notice]
@@ -108,13 +109,15 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
     first, sources = read_sources(request)
     edit = plan_edit(manifest, request, first) if first else None
     mask = edit.mask if edit else None
+    sources += (size_of(request.mask),) if request.mask is not None else ()
     output = plan_output(manifest, request, edit.picture if edit else None)
     native = nearest_shape(output, manifest.size.shapes)
     steps, strength = plan_steps(manifest, request, inpainting=mask is not None)
     prompt, notices = plan_prompt(manifest, request)
     notices += size_notices(manifest, native, output) + quality_notices(manifest, request)
     if edit:
-        notices += edit.notices + crop_notices(Size(*edit.picture.size), output)
+        source = Size(*edit.picture.size)
+        notices += edit.notices + limit_notices(manifest, request, source, output) + crop_notices(source, output)
     notices += unused_notices(manifest, request)
     if request.strict and notices:
         raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
@@ -161,6 +164,14 @@ def read_sources(request: ImageRequest) -> tuple[Decoded | None, tuple[Size, ...
     first = decode_image(request.images[0]) if request.images else None
     further = [decode_image(data).size for data in request.images[1:]]
     return first, (first.size, *further) if first else ()
+
+
+def size_of(mask: bytes) -> Size:
+    """The size of a mask file that was read without complaint: its own, not the picture's to which it was resampled."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(mask)) as picture:
+        return Size(*picture.size)
 
 
 def plan_edit(manifest: ModelManifest, request: ImageRequest, source: Decoded) -> Edit:
@@ -282,6 +293,14 @@ def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Noti
     if QUALITY[request.quality] not in manifest.quality:
         return [Notice("quality", f"{manifest.id} has no quality '{request.quality}'; it was not used")]
     return []
+
+
+def limit_notices(manifest: ModelManifest, request: ImageRequest, source: Size, output: Size) -> list[Notice]:
+    """Says when an answer that was to have its source's size cannot have it."""
+    if request.size is not None or source == output:
+        return []
+    words = f"the image is {source} and the answer {output}: each side must be {MIN_OUTPUT} to"
+    return [Notice("size", f"{words} {manifest.size.max_output} pixels")]
 
 
 def crop_notices(source: Size, output: Size) -> list[Notice]:

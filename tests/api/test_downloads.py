@@ -140,6 +140,7 @@ def test_links_survive_a_restart_and_expire_on_time_and_then_their_files_go(tmp_
         expired: Answer = call(second.url + paths[0])
         assert expired.status == 410
         assert expired.json["error"]["code"] == "file_expired"
+        assert "GET /v1/images/jobs/{id}) gives fresh links" in expired.json["error"]["message"]
     with run_server(tmp_path, ready=False) as third:  # the sweeper runs at once on start
         end = time.monotonic() + 10
         while any(os.scandir(third.cache / "files")) and time.monotonic() < end:

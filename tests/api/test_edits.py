@@ -341,6 +341,13 @@ def test_the_gpt_image_models_tell_resolved_values_and_usage(server: Server, mod
     assert edited.json["quality"] == "high"
 
 
+def test_a_mask_counts_as_input_at_its_own_size(server: Server) -> None:
+    for size, tokens in (((128, 128), 4 * 4), ((256, 256), 8 * 8)):
+        mask = upload("mask", as_file(left_half().resize(size)))
+        answer = send_form(server, ("model", "builtin"), PROMPT, *QUICK, upload("image", SOURCE), mask)
+        assert answer.json["usage"]["input_tokens_details"]["image_tokens"] == 4 * 4 + tokens
+
+
 @pytest.mark.parametrize("model", ["dall-e-2", "dall-e-3", None])
 def test_the_dall_e_models_answer_as_they_did(server: Server, model: str | None) -> None:
     body = generate(server, model=model, prompt="a red circle", size="128x128", num_inference_steps=1).json

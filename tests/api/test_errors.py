@@ -14,6 +14,7 @@ import openai
 import psutil
 import pytest
 
+from hub.api.auth import foreign_host
 from tests.api.conftest import Answer, call, generate
 from tests.conftest import Server
 
@@ -121,6 +122,43 @@ def test_the_codes_tell_unknown_missing_and_wrong_apart(server: Server) -> None:
     check(generate(server, n=1), 400, "missing_required_parameter", "prompt")
     check(generate(server, prompt="a", n="2"), 400, "invalid_type", "n")
     check(generate(server, prompt="a", n=11), 400, "invalid_value", "n")
+
+
+PLAIN: list[tuple[dict[str, Any], str, str]] = [
+    ({"n": "x"}, "n", "Invalid 'n': it must be an integer, not a string."),
+    ({"n": [1]}, "n", "Invalid 'n': it must be an integer, not an array."),
+    ({"n": 1.5}, "n", "Invalid 'n': it must be an integer, not a decimal number."),
+    ({"n": True}, "n", "Invalid 'n': it must be an integer, not a boolean."),
+    ({"n": 11}, "n", "Invalid 'n': it must be at most 10."),
+    ({"n": 0}, "n", "Invalid 'n': it must be at least 1."),
+    ({"size": 5}, "size", "Invalid 'size': it must be a string, not an integer."),
+    ({"prompt": None}, "prompt", "Invalid 'prompt': it must be a string, not null."),
+    ({"prompt": ""}, "prompt", "Invalid 'prompt': it must have at least 1 character."),
+    ({"prompt": "x" * 32_001}, "prompt", "Invalid 'prompt': it must have at most 32000 characters."),
+    ({"strength": 0}, "strength", "Invalid 'strength': it must be more than 0."),
+    ({"strength": 2}, "strength", "Invalid 'strength': it must be at most 1."),
+    ({"stream": "yes"}, "stream", "Invalid 'stream': it must be true or false, not a string."),
+    ({"image": 3}, "image", "Invalid 'image': it must be a string or an array, not an integer."),
+    ({"image": [3]}, "image", "Invalid 'image[0]': it must be a string, not an integer."),
+    ({"image": []}, "image", "Invalid 'image': it must have at least 1 item."),
+    ({"style": "noir"}, "style", "Invalid 'style': it must be one of vivid, natural."),
+]
+
+
+@pytest.mark.parametrize(("fields", "param", "words"), PLAIN, ids=lambda value: str(value)[:30])
+def test_what_is_wrong_is_said_in_plain_words(server: Server, fields: dict[str, Any], param: str, words: str) -> None:
+    assert check(generate(server, **{"prompt": "a", **fields}), 400, param=param)["message"] == words
+
+
+def test_what_is_wrong_deep_in_a_body_is_said_in_plain_words(server: Server) -> None:
+    def told(path: str, body: Any) -> str:
+        return str(check(call(server.url + path, body), 400)["message"])
+
+    assert told("/v1/images/generations", []) == "Invalid body: it must be an object, not an array."
+    nested = {"prompt": "a", "images": [{"image_url": 3}]}
+    assert told("/v1/images/edits", nested) == "Invalid 'images[0].image_url': it must be a string, not an integer."
+    tagged = {"input": {"prompt": "a", "image": [{"type": "x" * 1000}]}}
+    assert told("/api/v2/image", tagged) == "Invalid 'image[0].type': it must be one of file, url, local."
 
 
 @pytest.mark.parametrize(
@@ -240,6 +278,37 @@ def test_an_open_hub_refuses_foreign_hosts_and_foreign_pages(server: Server) -> 
     check(call(url, origin="null"), 403, "host_not_allowed")
     check(call(url, sec_fetch_site="cross-site"), 403, "host_not_allowed")
     assert call(url, origin=server.url).status == 200
+
+
+def test_a_foreign_host_is_named_with_what_to_set_and_a_strange_one_without(server: Server) -> None:
+    def told(host: str) -> str:
+        return str(check(call(f"{server.url}/v1/models", host=host), 403, "host_not_allowed")["message"])
+
+    for host in ("Hub.example", "hub.example:9000", "localhost:1", "[fe80::1]:80"):
+        assert f"'{host}' is none of them" in told(host)
+        assert f"adds '{host.lower()}' to the setting allowed_hosts" in told(host)
+    assert "x" * 100 + "'" in told("x" * 2000)
+    for strange in ("x" * 2000, "x:y", "x:1:1"):
+        assert "allowed_hosts" not in told(strange), "the setting would not take it"
+    message = foreign_host(["a\x1b[31m\u202e"]).message
+    assert "'a?[31m?' is none of them" in message
+    assert "allowed_hosts" not in message
+
+
+def raw(server: Server, *headers: str, method: str = "GET", path: str = "/v1/models") -> bytes:
+    """What comes back for exactly these headers, on a connection of its own."""
+    host, port = server.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as connection:
+        lines = "".join(f"{line}\r\n" for line in (f"{method} {path} HTTP/1.1", "Connection: close", *headers))
+        connection.sendall(f"{lines}\r\n".encode())
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_request_with_two_hosts_is_a_403_that_says_so(server: Server) -> None:
+    own = f"Host: {server.url.removeprefix('http://')}"
+    answer = raw(server, own, own)
+    assert answer.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
+    assert b"200 OK" not in answer
 
 
 def test_the_openapi_document_says_that_unknown_fields_are_refused(server: Server) -> None:

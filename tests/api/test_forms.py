@@ -208,9 +208,39 @@ def test_a_part_with_a_strange_name_is_a_400(server: Server, name: str) -> None:
     check(quick(server, multipart(*GOOD, IMAGE, (name, "x"))), 400)
 
 
-def test_a_part_without_a_name_is_a_400(server: Server) -> None:
+def test_a_part_without_a_name_is_a_400_that_says_so(server: Server) -> None:
     nameless = f"--{BOUNDARY}\r\nContent-Disposition: form-data\r\n\r\nx\r\n".encode()
-    check(quick(server, nameless + WHOLE), 400)
+    for body in (nameless + WHOLE, multipart(("", "x"), *GOOD, IMAGE)):
+        assert "a part has no name" in check(quick(server, body), 400, "invalid_form")["message"]
+
+
+def test_too_many_parts_and_headers_are_a_400_that_says_so(server: Server) -> None:
+    most = multipart(*GOOD, IMAGE, *[("user", "")] * (MAX_PARTS - len(GOOD) - 1))
+    assert quick(server, most).status == 200
+    one_more = multipart(("user", ""))[: -len(f"--{BOUNDARY}--\r\n")] + most
+    assert f"more than {MAX_PARTS} parts" in check(quick(server, one_more), 400, "invalid_form")["message"]
+    for kind in ("many headers", "a huge header"):
+        assert "headers" in check(quick(server, BROKEN[kind]), 400, "invalid_form")["message"]
+
+
+@pytest.mark.parametrize("name", ["image[0]", "images", "picture"])
+def test_a_file_under_an_unknown_name_is_an_unknown_parameter(server: Server, name: str) -> None:
+    error = check(quick(server, multipart(*GOOD, IMAGE, upload(name, PNG))), 400, "unknown_parameter", name)
+    assert error["message"] == f"Unknown parameter: '{name}'."
+    assert error["message"] == check(generate(server, prompt="a", **{name: "x"}), 400)["message"]
+
+
+def test_what_is_wrong_with_a_field_is_said_in_plain_words(server: Server) -> None:
+    told = {
+        ("n", "one"): "Invalid 'n': it must be an integer.",
+        ("n", "11"): "Invalid 'n': it must be at most 10.",
+        ("strength", "0"): "Invalid 'strength': it must be more than 0.",
+        ("stream", "maybe"): "Invalid 'stream': it must be true or false.",
+        ("seed", "9" * 5000): "Invalid 'seed': it is out of range.",
+        ("output_format", "gif"): "Invalid 'output_format': it must be one of png, jpeg, webp.",
+    }
+    for (name, value), words in told.items():
+        assert check(quick(server, multipart(*replaced(name, value))), 400, param=name)["message"] == words
 
 
 @pytest.mark.parametrize("name", ["../../../etc/passwd", "a\0b.png", "C:\\x.png", "x" * 3000, "é.png", "%2e%2e/", ""])
@@ -385,12 +415,13 @@ def test_a_chunked_body_over_the_limit_is_a_413_and_the_next_request_goes(server
 
 
 FILES = {"image": 16, "mask": 1}
+KNOWN = {"prompt", "n", "x", "size", "num_inference_steps", "response_format"}
 
 
 def taken_apart(body: bytes, boundary: str) -> Any:
     """What comes out: a result, or InvalidRequest in printable words; anything else fails."""
     try:
-        fields, sources = sort_parts(body, boundary, FILES)
+        fields, sources = sort_parts(body, boundary, FILES, KNOWN)
     except InvalidRequest as error:
         assert error.status == 400
         assert "Traceback" not in error.message
@@ -460,7 +491,7 @@ def test_where_the_boundary_falls_does_not_matter(size: int) -> None:
 
 def test_text_in_a_file_field_is_a_reference_and_a_file_is_never(server: Server) -> None:
     encoded = base64.b64encode(PNG)
-    _, sources = sort_parts(multipart(("image", encoded), ("image", encoded, "f.png")), BOUNDARY, FILES)
+    _, sources = sort_parts(multipart(("image", encoded), ("image", encoded, "f.png")), BOUNDARY, FILES, KNOWN)
     assert sources["image"] == [encoded.decode(), encoded]
     link = generate(server, prompt="x", size="64x64", num_inference_steps=1).json["data"][0]["url"]
     check(quick(server, multipart(*GOOD, upload("image", link.encode()))), 400, "invalid_image", "image")

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from tests.api.conftest import (
+    Answer,
     Event,
     as_file,
     call,
@@ -252,6 +253,10 @@ def test_the_list_is_newest_first_and_without_results(server: Server) -> None:
     assert len(call(f"{server.url}/v1/images/jobs?limit=100").json["data"]) >= 3
     for limit in ("0", "101", "-1", "1.5", "x", "", "٣", "9" * 400, "0000000019999", "000000001" + "0" * 30):
         check(call(f"{server.url}/v1/images/jobs?limit={limit.replace('٣', '%D9%A3')}"), 400, param="limit")
+    check(call(f"{server.url}/v1/images/jobs?limit=1&limit=2"), 400, param="limit")
+    for name in ("after", "order", "Limit"):
+        error = check(call(f"{server.url}/v1/images/jobs?limit=1&{name}=x"), 400, "unknown_parameter", name)
+        assert error["message"] == f"Unknown parameter: '{name}'."
 
 
 def test_every_request_for_images_tells_its_jobs_id(server: Server) -> None:
@@ -290,10 +295,57 @@ def test_stream_and_async_exclude_each_other_and_async_is_true_or_false(server: 
     assert (preferred.status, preferred.headers.get("content-type")) == (200, "text/event-stream; charset=utf-8")
     for value in ("", "yes", "True", "2", "null"):
         check(call(f"{url}?async={value}", WISH), 400, param="async")
+    for query in ("async=true&async=false", "async=false&async=true", "async=true&async=true"):
+        check(call(f"{url}?{query}", WISH), 400, param="async")
     assert call(f"{url}?async=false", WISH, prefer="respond-async").status == 200
     assert call(url, WISH, prefer="return=minimal").status == 200
     other = call(f"{url}?async=true", WISH, prefer="return=minimal")
     assert (other.status, other.headers.get("preference-applied")) == (202, None)
+
+
+def post(server: Server, body: dict[str, Any], *headers: tuple[str, str]) -> Answer:
+    """A request whose headers may repeat."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=60)
+    data = json.dumps(body).encode()
+    connection.putrequest("POST", "/v1/images/generations")
+    for name, value in (("Content-Type", "application/json"), ("Content-Length", str(len(data))), *headers):
+        connection.putheader(name, value)
+    connection.endheaders(data)
+    try:
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.headers, answer.read())
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    "preferences",
+    [
+        ["wait=10", "respond-async"],
+        ["respond-async", "wait=10"],
+        ["respond-async;q=1"],
+        ["return=minimal; x, Respond-Async ; q=1"],
+    ],
+)
+def test_every_prefer_header_counts_with_or_without_parameters(server: Server, preferences: list[str]) -> None:
+    answer = post(server, WISH | {"num_inference_steps": 1}, *[("Prefer", each) for each in preferences])
+    assert (answer.status, answer.headers["preference-applied"]) == (202, "respond-async")
+
+
+def test_what_only_holds_the_word_is_no_preference_for_a_job(server: Server) -> None:
+    for other in ("x;respond-async", "respond-asynchronously", "x=respond-async"):
+        assert post(server, WISH | {"num_inference_steps": 1}, ("Prefer", other)).status == 200
+
+
+def test_two_different_idempotency_keys_are_a_400_and_one_sent_twice_is_one(server: Server) -> None:
+    wish = WISH | {"num_inference_steps": 1}
+    error = check(
+        post(server, wish, ("Idempotency-Key", "two-1"), ("Idempotency-Key", "two-2")), 400, param="idempotency_key"
+    )
+    assert "different keys" in error["message"]
+    same = [post(server, wish, *[("Idempotency-Key", "two-3")] * count) for count in (2, 1)]
+    assert [answer.status for answer in same] == [200, 200]
+    assert same[0].headers["x-job-id"] == same[1].headers["x-job-id"]
 
 
 def test_a_job_of_another_key_is_not_found(keyed_server: Server) -> None:
@@ -379,7 +431,7 @@ def test_jobs_outlive_the_hub_and_what_it_had_not_finished_has_failed(tmp_path: 
         body = job(second, ids["killed"])
         assert (body["status"], body["error"]["code"], body["result"]) == ("failed", "hub_restarted", None)
         assert body["error"]["type"] == "server_error"
-        assert body["completed_at"] >= body["created_at"]
+        assert body["created_at"] <= body["started_at"] <= body["completed_at"]
         (event,) = follow(second, ids["killed"])
         assert event.name == "job.failed"
         after = job(second, ids["done"])["result"]

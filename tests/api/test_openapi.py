@@ -15,8 +15,9 @@ import pytest
 from litestar import Litestar
 from msgspec import Meta, Struct
 
+from hub.api.described import Upload, as_events, as_json, as_multipart
 from hub.api.docs import FOLDER, POLICY
-from hub.api.openapi import Upload, as_events, as_json, as_multipart, document
+from hub.api.openapi import document
 from hub.app import create_app
 from hub.settings import load_settings
 from tests.api.conftest import call
@@ -125,6 +126,40 @@ def test_a_body_that_refuses_unknown_fields_says_so(made: dict[str, Any]) -> Non
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["prompt"]
     assert schema["properties"]["n"]["anyOf"][0] == {"type": "integer", "minimum": 1, "maximum": 10}
+
+
+def test_every_example_of_a_json_body_is_one_that_the_hub_takes(made: dict[str, Any], server: Server) -> None:
+    tried = 0
+    for path, _, operation in operations(made):
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        if content is None:
+            continue
+        body = content["example"]
+        for steps in (body, body.get("input")):
+            if steps is not None and "prompt" in steps:
+                steps.update(size="64x64", num_inference_steps=1)
+        answer = call(server.url + path, body)
+        assert answer.status == 200, (path, answer.body)
+        tried += 1
+    assert tried == 7
+
+
+def test_an_event_says_which_types_it_may_have(made: dict[str, Any]) -> None:
+    types = {name: schema["properties"].get("type") for name, schema in made["components"]["schemas"].items()}
+    for name, values in {
+        "PartialImageEvent": {"image_generation.partial_image", "image_edit.partial_image"},
+        "CompletedEvent": {"image_generation.completed", "image_edit.completed"},
+        "JobEvent": {"job.progress", "job.completed", "job.failed", "job.cancelled"},
+    }.items():
+        assert set(types[name]["enum"]) == values
+    for path, kinds in {
+        "/v1/images/generations": {"PartialImageEvent", "CompletedEvent", "ErrorResponse"},
+        "/v1/images/jobs/{job_id}/events": {"JobEvent", "PartialImageEvent", "ErrorResponse"},
+    }.items():
+        (operation,) = made["paths"][path].values()
+        schema = operation["responses"]["200"]["content"]["text/event-stream"]["schema"]
+        told = {each["$ref"].rpartition("/")[2] for each in schema["properties"]["data"]["contentSchema"]["anyOf"]}
+        assert told == kinds
 
 
 def test_what_the_hub_always_writes_is_required_in_its_answers(made: dict[str, Any]) -> None:

@@ -17,12 +17,15 @@ from hypothesis import strategies as st
 from hub.engine.protocol import (
     MAX_FRAME,
     Cancel,
+    CannotStart,
     EngineModel,
     Failed,
     Finished,
     FromWorker,
     Generate,
     Notice,
+    Ping,
+    Pong,
     Previewed,
     Ready,
     Stepped,
@@ -69,9 +72,12 @@ TO_WORKER: list[ToWorker] = [
         partial_images=3,
     ),
     Cancel(2**63 - 1),
+    Ping(),
 ]
 FROM_WORKER: list[FromWorker] = [
     Ready("cuda:0"),
+    CannotStart("no CUDA device"),
+    Pong(),
     Stepped(1, 3, 20),
     Previewed(1, 9, 2, bytes(range(256)) * 100),
     Finished(1, [b"", bytes(range(256)) * 4000], [Notice("size", "drew 64x64"), Notice("prompt", "too long")]),

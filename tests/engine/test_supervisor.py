@@ -7,7 +7,8 @@ import io
 import os
 import shutil
 import signal
-import stat
+import sys
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from hub.engine.supervisor import Engine
 from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest
 from hub.hub import Hub, open_hub
 from hub.settings import Settings
 from hub.types import Accepted, Event, ImageRequest, Progress, Size
-from tests.conftest import write_manifest
+from tests.conftest import ROOT, write_manifest
 
 LONG = 400
 """Steps of a request that runs until it is stopped."""
@@ -92,6 +94,74 @@ def test_a_killed_worker_is_a_clear_error_for_its_request_and_the_next_one_works
         assert len((await hub.generate("small", request())).images) == 1
         assert hub.engine.worker_pid not in (None, first)
         assert hub.engine.in_flight == 0
+
+    with_hub(settings, test)
+
+
+FAKE = """#!{python}
+import socket, sys, time
+sys.path.insert(0, {root!r})
+from hub.engine.protocol import *
+connection = socket.socket(fileno=int(sys.argv[sys.argv.index("--socket") + 1]))
+"""
+
+
+def fake_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    """Puts a script in the worker's stead, that has no torch to import."""
+    script = folder / "fake-worker"
+    script.write_text(FAKE.format(python=sys.executable, root=str(ROOT)) + body)
+    script.chmod(0o755)
+    monkeypatch.setattr("hub.engine.supervisor.sys.executable", str(script))
+
+
+ANSWERS_PINGS = """
+connection.sendall(pack(Ready("cpu")))
+while (frame := receive_frame(connection)):
+    if isinstance(to_worker.decode(frame), Ping):
+        connection.sendall(pack(Pong()))
+"""
+
+
+def test_a_frozen_worker_is_killed_and_restarted_and_one_that_works_for_long_is_not(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hub.engine.supervisor.PING_EVERY", 0.2)
+    fake_worker(tmp_path, monkeypatch, ANSWERS_PINGS)
+
+    async def test(hub: Hub) -> None:
+        lost = asyncio.ensure_future(hub.generate("small", request()))
+        await until(lambda: hub.engine.device is not None)
+        worker = hub.engine.worker_pid
+        assert worker is not None
+        await asyncio.sleep(1.5)  # more than six pings, and not a step done
+        assert (hub.engine.worker_pid, lost.done()) == (worker, False)
+        os.kill(worker, signal.SIGSTOP)
+        async with asyncio.timeout(10):
+            with pytest.raises(EngineUnavailable, match="try again"):
+                await lost
+        assert "has not answered" in caplog.text
+        await until(lambda: hub.engine.device is not None)
+        assert hub.engine.worker_pid != worker
+
+    with_hub(settings, test)
+
+
+def test_a_hub_that_stood_still_itself_does_not_blame_its_worker(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after Ctrl-Z and fg: time has passed for both."""
+    monkeypatch.setattr("hub.engine.supervisor.PING_EVERY", 0.2)
+    fake_worker(tmp_path, monkeypatch, ANSWERS_PINGS)
+
+    async def test(hub: Hub) -> None:
+        await until(lambda: hub.engine.device is not None)
+        worker = hub.engine.worker_pid
+        assert worker is not None
+        os.kill(worker, signal.SIGSTOP)
+        time.sleep(1.5)  # not asyncio's: nothing of the hub runs
+        os.kill(worker, signal.SIGCONT)
+        await asyncio.sleep(0.5)
+        assert (hub.engine.worker_pid, hub.engine.device) == (worker, "cpu")
 
     with_hub(settings, test)
 
@@ -280,8 +350,51 @@ def test_a_worker_that_hangs_at_its_start_is_killed_and_told(
         with pytest.raises(EngineUnavailable):
             await hub.generate("small", request())
         await until(lambda: hub.engine.worker_pid is None)
+        assert hub.engine.problem == "The engine process did not become ready within 1 s and was killed."
 
     with_hub(settings, test)
+
+
+def test_why_a_worker_cannot_start_is_told_to_its_requests_and_in_the_log_until_one_starts(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("hub.engine.supervisor.MAX_BACKOFF", 0.3)
+    flag = tmp_path / "mended"
+    body = f"""
+from pathlib import Path
+connection.sendall(pack(Ready("cpu") if Path({str(flag)!r}).exists() else CannotStart("no such device")))
+receive_frame(connection)
+"""
+    fake_worker(tmp_path, monkeypatch, body)
+
+    async def test(hub: Hub) -> None:
+        assert hub.engine.problem is None
+        with pytest.raises(EngineUnavailable, match="cannot start: no such device"):
+            await hub.generate("small", request())
+        assert hub.engine.problem == "The engine cannot start: no such device"
+        assert "no such device" in caplog.text
+        flag.touch()
+        await until(lambda: hub.engine.device is not None)
+        assert hub.engine.problem is None
+
+    with_hub(settings, test)
+
+
+def test_a_worker_that_never_starts_is_tried_for_ever(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hub.engine.supervisor.MAX_BACKOFF", 0.0)
+    engine, tries = Engine(settings), 0
+
+    async def fail() -> bool:
+        nonlocal tries
+        tries += 1
+        return False
+
+    async def main() -> None:
+        monkeypatch.setattr(engine, "_run_worker", fail)
+        async with engine.running():
+            await until(lambda: tries > 1100)  # 2.0**1024 is too large for a float
+
+    asyncio.run(main())
 
 
 def test_a_worker_that_cannot_start_is_a_clear_error_and_is_tried_again(
@@ -298,29 +411,29 @@ def test_a_worker_that_cannot_start_is_a_clear_error_and_is_tried_again(
     with_hub(settings, test)
 
 
-def test_the_socket_is_private_and_the_worker_ends_with_the_hub(
+def test_the_worker_is_reached_by_no_name_and_ends_with_the_hub(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    """No file that others could open, and none that a killed hub would leave behind."""
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     pids: list[int] = []
 
     async def test(hub: Hub) -> None:
         await until(lambda: hub.engine.device is not None)
-        (path,) = tmp_path.glob("hub-engine-*/socket")
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
         assert hub.engine.worker_pid is not None
         pids.append(hub.engine.worker_pid)
+        assert not list((tmp_path / "temporary").iterdir())
+        sockets = psutil.Process(pids[0]).net_connections("unix")
+        assert [connection.laddr for connection in sockets] == [""]
 
     with_hub(settings, test)
-    assert not list(tmp_path.glob("hub-engine-*"))
     assert not psutil.pid_exists(pids[0])
 
 
 def test_a_worker_whose_hub_was_killed_ends_in_the_middle_of_its_work(tmp_path: Path, settings: Settings) -> None:
     """SIGKILL leaves the supervisor no chance to say good-bye; the worker sees the closed socket."""
     import subprocess
-    import sys
 
     script = f"""
 import asyncio
@@ -357,15 +470,16 @@ def test_a_missing_model_folder_is_told_at_start(settings: Settings, tmp_path: P
         Hub(settings)
 
 
-def test_a_device_that_is_not_there_is_told_in_the_log(settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
-    settings.device = "cuda:7"
+def test_a_device_that_is_not_there_is_told_with_the_setting(settings: Settings) -> None:
+    settings.device = "cuda:77"
 
     async def test(hub: Hub) -> None:
-        with pytest.raises(EngineUnavailable):
+        with pytest.raises(
+            EngineUnavailable, match=r"HUB_DEVICE=cuda:77 .*, but torch finds .* Set it to auto or cpu\."
+        ):
             await hub.generate("small", request())
 
     with_hub(settings, test)
-    assert "device cuda:7 is not available" in capfd.readouterr().err
 
 
 def test_long_work_is_answered_when_the_hub_ends(settings: Settings) -> None:

@@ -259,7 +259,7 @@ PNG, JPEG, WEBP = (encoded(Image.fromarray(PIXELS), kind) for kind in ("PNG", "J
     ],
 )
 def test_a_damaged_file_is_refused_without_the_decoders_words(data: bytes) -> None:
-    assert refusal(data).message == "The image file is damaged or cannot be read."
+    assert refusal(data).message == "The mask file is damaged or cannot be read."
 
 
 @given(st.sampled_from([PNG, JPEG, WEBP]), st.integers(0, 10**6), st.binary(min_size=1, max_size=8))

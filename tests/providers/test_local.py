@@ -247,6 +247,15 @@ def test_an_edit_without_size_is_as_large_as_its_source_within_the_limits(
     assert plan_output(SMALL, request(), Image.new("1", source)) == output
 
 
+@pytest.mark.parametrize(("source", "output"), [((5000, 300), "2048x123"), ((8, 8), "16x16")])
+def test_an_answer_that_cannot_have_its_sources_size_says_so_and_why(source: tuple[int, int], output: str) -> None:
+    words = f"size: the image is {source[0]}x{source[1]} and the answer {output}: each side must be 16 to 2048 pixels"
+    assert words in run(request(images=(picture(*source),)))[1].warnings
+    assert refused(request(images=(picture(*source),), strict=True)).param == "size"
+    asked = run(request(images=(picture(*source),), size=Size(64, 64)))[1].warnings
+    assert not [warning for warning in asked if "each side" in warning]
+
+
 def test_the_pixels_of_all_pictures_together_have_a_limit() -> None:
     at_most = MAX_REQUEST_PIXELS // (2048 * 2048)
     plan_output(SMALL, request(size=Size(2048, 2048), n=at_most), None)

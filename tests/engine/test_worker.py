@@ -1,0 +1,111 @@
+"""What the worker says at its start, while it works and at its end. It ends by os._exit, which is caught here."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from hub.engine.protocol import Ping, Pong, Stepped, from_worker, pack, receive_frame
+from hub.engine.worker import Worker, _read_forever, why_not
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """The API process's end and the worker's."""
+    ours, theirs = socket.socketpair()
+    ours.settimeout(20)
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes with which the process would have ended."""
+    codes: list[int] = []
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setattr("hub.engine.worker.os._exit", leave)
+    return codes
+
+
+def test_pings_are_answered_while_the_device_is_busy(
+    pair: tuple[socket.socket, socket.socket], exits: list[int]
+) -> None:
+    ours, theirs = pair
+    worker = Worker(theirs, torch.device("cpu"), 1)  # whose device thread does nothing at all
+
+    def read() -> None:
+        with contextlib.suppress(SystemExit):
+            _read_forever(theirs, worker)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    ours.sendall(pack(Ping()))
+    frame = receive_frame(ours)
+    assert frame is not None
+    assert isinstance(from_worker.decode(frame), Pong)
+    ours.close()
+    reader.join(20)
+    assert exits == [0]
+
+
+def test_an_end_with_something_unread_is_quiet(
+    pair: tuple[socket.socket, socket.socket], exits: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair
+    worker = Worker(theirs, torch.device("cpu"), 1)
+    worker.send(Stepped(1, 1, 2))
+    ours.close()  # with a frame that nobody has read, which resets the connection
+    with pytest.raises(SystemExit):
+        _read_forever(theirs, worker)
+    assert exits == [0]
+    assert caplog.get_records("call") == []
+
+
+def test_what_is_sent_after_the_end_ends_the_worker_without_a_word(
+    pair: tuple[socket.socket, socket.socket], exits: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair
+    worker = Worker(theirs, torch.device("cpu"), 1)
+    ours.close()
+    with pytest.raises(SystemExit):
+        worker.send(Stepped(1, 1, 2))
+    assert exits == [0]
+    assert caplog.get_records("call") == []
+
+
+def test_a_frame_that_makes_no_sense_is_told(
+    pair: tuple[socket.socket, socket.socket], exits: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
+    ours, theirs = pair
+    ours.sendall(b"\0\0\0\1?")
+    with pytest.raises(SystemExit):
+        _read_forever(theirs, Worker(theirs, torch.device("cpu"), 1))
+    assert [record.levelno for record in caplog.get_records("call")] == [logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "built", "words"),
+    [
+        ("cuda", 0, "13.0", "HUB_DEVICE=cuda (`device` in hub.toml), but torch finds no CUDA device here. Set it to"),
+        ("cuda:1", 0, None, "torch finds no CUDA device (this torch is built without) here."),
+        ("cuda:2", 2, "13.0", "torch finds only cuda:0, cuda:1 here."),
+        ("mps", 2, "13.0", "torch finds no Apple GPU here."),
+    ],
+)
+def test_why_a_device_cannot_be_used_is_told_with_what_there_is(
+    monkeypatch: pytest.MonkeyPatch, device: str, count: int, built: str | None, words: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert words in why_not(device)
