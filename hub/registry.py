@@ -22,6 +22,8 @@ from hub.types import Effort, Size, Style, Task
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
 
+SCHEDULER_PATTERN = r"^[A-Za-z0-9]{1,64}$"
+
 ModelId = Annotated[str, Meta(pattern=ID_PATTERN)]
 ALL_MODELS = "GET /v1/models lists all."
 """The end of an unknown model's error, for clients of the API."""
@@ -57,13 +59,25 @@ class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class DefaultsSection(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a request that says nothing gets."""
+    """What a request that says nothing gets. `guidance_scale` is left out for models that were distilled to one."""
 
     num_inference_steps: Annotated[int, Meta(ge=1, le=1000)]
-    guidance_scale: Annotated[float, Meta(ge=0, le=100)]
+    guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
     strength: Annotated[float, Meta(gt=0, le=1)] = 0.8
     size: SizeText = "1024x1024"
     response_format: Literal["url", "b64_json"] | None = None
+
+
+Scalar = str | int | float | bool | None
+
+
+class PipelineSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """How the pipeline is set up: `scheduler`, the noise scheduler's class instead of the folder's own;
+    `scheduler_options`, changes to its configuration; `arguments`, given to every call."""
+
+    scheduler: Annotated[str, Meta(pattern=SCHEDULER_PATTERN)] | None = None
+    scheduler_options: dict[str, Scalar] = field(default_factory=dict)
+    arguments: dict[str, Scalar] = field(default_factory=dict)
 
 
 class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -87,6 +101,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     aliases: list[ModelId] = field(default_factory=list)
     max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    pipeline: PipelineSection = field(default_factory=PipelineSection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
 

@@ -33,7 +33,8 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     file, says which part of the first one may change (docs/masks.md). A `variation` has a source and no prompt.
     `size` None means that the model chooses. `seed` None means a fresh random one. `output_compression` is the
     quality of jpeg and webp, 0 to 100. `partial_images`: how many previews of each picture are wanted while it is
-    made. `label` names the request in logs.
+    made. `scheduler` is a noise scheduler's class name; None is the model's own. `owner` is the name of the caller's
+    key, "" without one: requests of several take turns. `label` names the request in logs.
     """
 
     prompt: str
@@ -49,10 +50,12 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     guidance_scale: float | None = None
     negative_prompt: str | None = None
     strength: float | None = None
+    scheduler: str | None = None
     output_format: OutputFormat = "png"
     output_compression: int = 100
     partial_images: int = 0
     strict: bool = False
+    owner: str = ""
     label: str = ""
 
 

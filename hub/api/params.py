@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Kind
-from hub.registry import SIZE, parse_size
+from hub.registry import SCHEDULER_PATTERN, SIZE, parse_size
 from hub.types import MAX_SEED, ImageRequest, OutputFormat, Quality, Size, Style
 
 DEFAULT_SIZE = Size(1024, 1024)
@@ -38,9 +38,9 @@ Source = bytes | str
 class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
     """What generations, edits and variations have in common. `null` means absent.
 
-    Extensions of OpenAI's: seed, num_inference_steps, guidance_scale, negative_prompt, strength; `strict`, which turns
-    warnings into errors; `on_disconnect`, cancel or finish. `user`, `safety_identifier` and `moderation` are accepted
-    and mean nothing here: the hub neither reports nor moderates.
+    Extensions of OpenAI's: seed, num_inference_steps, guidance_scale, negative_prompt, strength, scheduler (the class
+    name of one of diffusers'); `strict`, which turns warnings into errors; `on_disconnect`, cancel or finish. `user`,
+    `safety_identifier` and `moderation` are accepted and mean nothing here: the hub neither reports nor moderates.
     """
 
     model: str | None = None
@@ -55,6 +55,7 @@ class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
     guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
     negative_prompt: Annotated[str, Meta(max_length=32_000)] | None = None
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
+    scheduler: Annotated[str, Meta(pattern=SCHEDULER_PATTERN)] | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     output_format: OutputFormat | None = None
     output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
@@ -180,6 +181,7 @@ class Wanted(Struct, frozen=True, kw_only=True):
             guidance_scale=params.guidance_scale,
             negative_prompt=params.negative_prompt or None,
             strength=params.strength,
+            scheduler=params.scheduler,
             output_format=params.output_format or "png",
             output_compression=100 if params.output_compression is None else params.output_compression,
             partial_images=partial_images,

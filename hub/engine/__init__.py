@@ -7,4 +7,6 @@ weave       a request's life on the device thread: every picture is a pipeline c
 meeting     the methods of shared modules where those calls meet
 merge       how calls are merged into one forward, and its output is split
 policy      pure: which waiting calls run next
+saturation  pure: how many rows are worth a forward, learned and remembered
+meter       times forwards for it
 """

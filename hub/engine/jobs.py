@@ -7,11 +7,13 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed
 from hub.imaging.encode import Finisher
-from hub.pipelines.auto import LoadedPipeline, to_mask, to_picture
+from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, to_mask, to_picture
 from hub.pipelines.estimates import Estimate, watch_steps
 from hub.pipelines.previews import preview_steps
 from hub.types import Task
@@ -80,6 +82,10 @@ class Outbox:
             self.closed = True
 
 
+PICTURES = frozenset({"image", "mask_image", "control_image"})
+"""Arguments without which a pipeline would draw something else than was asked for."""
+
+
 OnPreview = Callable[["Job", int, int, Any], None]
 
 
@@ -103,6 +109,11 @@ class Job:
         self._made = 0
         self._steps: dict[int, int] = {}
         self._arguments, self._notices = arguments_for(request, pipeline)
+        if request.scheduler is not None:
+            try:
+                pipeline.own_copy(request.task, request.scheduler)
+            except UnknownScheduler as error:
+                raise Refused("scheduler", f"{error}.") from None
         self._viewer = pipeline.viewer if request.partial_images else None
         self._finisher = Finisher(
             request.output,
@@ -112,25 +123,41 @@ class Job:
             mask=request.original_mask,
         )
 
-    def body(self, index: int) -> tuple[Callable[[], Any], Callable[[], int]]:
-        """For picture `index`: the call that makes it, and the number of its denoising steps once it runs."""
-        own = self._pipeline.own_copy(self.request.task)
+    def body(self, index: int) -> tuple[Callable[[], Any], Callable[[], int], Callable[[], int] | None]:
+        """For picture `index`: the call that makes it, the number of its denoising steps once it runs, and of those
+        that are done, which is told by its noise scheduler: some pipelines call their denoiser twice a step."""
+        own = self._pipeline.own_copy(self.request.task, self.request.scheduler)
         # Noise is drawn on the CPU: the same seed gives the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(self.request.seeds[index])
         arguments = {**self._arguments, "generator": generator, "output_type": "pt"}
+        accepted = self._pipeline.accepts(self.request.task)
+        done = 0
 
         def steps() -> int:
-            return int(getattr(own, "_num_timesteps", 0) or self.request.num_inference_steps)
+            return int(getattr(own, "_num_timesteps", 0) or self._steps_of(own))
 
         def draw() -> Any:
-            result = own(**arguments)
+            result = own(**{name: value for name, value in arguments.items() if name in accepted})
             if any(getattr(result, "nsfw_content_detected", None) or ()):
                 raise Blocked
             return to_uint8(result.images[0])
 
-        if self._viewer is not None:
-            watch_steps(own.scheduler, lambda done, estimate: self._look(index, done, steps(), estimate))
-        return draw, steps
+        def stepped(number: int, estimate: Estimate) -> None:
+            nonlocal done
+            done = number
+            if self._viewer is not None:
+                self._look(index, done, steps(), estimate)
+
+        if not hasattr(own, "scheduler"):
+            return draw, steps, None
+        watch_steps(own.scheduler, stepped)
+        return draw, steps, lambda: done
+
+    def _steps_of(self, own: Any) -> int:
+        """Of a pipeline that does not count them: as many as its noise scheduler was set to, or was asked for."""
+        timesteps = getattr(getattr(own, "scheduler", None), "timesteps", None)
+        was_set = getattr(getattr(own, "scheduler", None), "num_inference_steps", None)
+        return len(timesteps) if was_set and timesteps is not None else self.request.num_inference_steps
 
     def _look(self, index: int, done: int, steps: int, estimate: Estimate) -> None:
         """Within a run, after each step: shows the picture so far where a preview is due. Its failure is no failure
@@ -216,29 +243,19 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
     """
     if request.task not in pipeline.tasks:
         raise Refused(*CANNOT[request.task])
-    wanted: dict[str, Any] = {
-        "prompt": request.prompt,
-        "negative_prompt": request.negative_prompt,
-        "num_inference_steps": request.num_inference_steps,
-        "guidance_scale": request.guidance_scale,
-        "strength": request.strength,
-        "width": request.native.width,
-        "height": request.native.height,
-    }
-    if request.image is not None:
-        wanted["image"] = to_picture(request.image, request.native.width, request.native.height)
-    if request.mask is not None:
-        cell = pipeline.mask_cell
-        wanted["mask_image"] = to_mask(request.mask, request.native.width, request.native.height, cell)
+    if request.native.width % pipeline.multiple or request.native.height % pipeline.multiple:
+        multiple = pipeline.multiple
+        words = f"size: this model draws multiples of {multiple} pixels, {request.native} is none."
+        raise Refused("size", f"{words} Its owner should write `multiple = {multiple}` into its manifest.")
+    wanted, notices = named_arguments(request, pipeline)
     accepted = pipeline.accepts(request.task)
-    if not {"image", "mask_image"} & set(wanted) <= accepted:
+    if not PICTURES & set(wanted) <= accepted:
         raise Refused(*CANNOT[request.task])
-    implied = {"width", "height"} if request.image is not None else set()
-    arguments = {name: value for name, value in wanted.items() if value is not None and name in accepted}
-    notices = [
+    implied = {"width", "height"} if request.images else set()
+    notices += [
         Notice(name, "this model's pipeline has no such parameter; it was not used")
-        for name, value in wanted.items()
-        if value is not None and name not in accepted and name not in implied
+        for name in wanted
+        if name not in accepted and name not in implied
     ]
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         overflow = pipeline.prompt_overflow(text) if text else 0
@@ -248,16 +265,45 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
         notices.append(NO_PREVIEWS)
     if notices and request.strict:
         raise Refused(notices[0].param, f"strict: {notices[0].message}.")
-    return arguments, notices
+    return {name: value for name, value in wanted.items() if name in accepted}, notices
 
 
-def to_uint8(picture: torch.Tensor) -> Any:
-    """A pipeline's picture (3 x height x width, 0 to 1) as a NumPy array (height x width x 3, uint8).
+def named_arguments(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str, Any], list[Notice]]:
+    """What the request asks for, by the names that its pipeline's family gives it, and what the family has to drop."""
+    usual = {
+        "prompt": request.prompt,
+        "negative_prompt": request.negative_prompt,
+        "num_inference_steps": request.num_inference_steps,
+        "guidance_scale": request.guidance_scale,
+        "strength": request.strength,
+        "width": request.native.width,
+        "height": request.native.height,
+    }
+    wanted = request.arguments | {name: value for name, value in usual.items() if value is not None}
+    unused = {}
+    if pipeline.fixed_guidance and wanted.pop("guidance_scale", None) is not None:
+        unused["guidance_scale"] = "this model was distilled to one guidance; it was not used"
+    unused |= pipeline.family.adapt(wanted)
+    wanted["images"] = [to_picture(each.data, each.width, each.height) for each in request.images]
+    pipeline.family.place_images(request.task, wanted)
+    if request.mask is not None:
+        size = (request.native.width, request.native.height)
+        wanted["mask_image"] = to_mask(request.mask, *size, pipeline.mask_cell)
+    return wanted, [Notice(name, words) for name, words in unused.items()]
 
-    Scaled and rounded on the device, so that a quarter of the bytes travel. Raises ArithmeticError for NaN or
-    infinite pixels: they would become a black picture that looks like success.
+
+def to_uint8(picture: Any) -> Any:
+    """A pipeline's picture as a NumPy array (height x width x 3, uint8).
+
+    Most give a tensor (3 x height x width, 0 to 1), scaled and rounded on the device, so that a quarter of the bytes
+    travel; old ones a NumPy array (height x width x 3) or a Pillow picture. Raises ArithmeticError for NaN or infinite
+    pixels: they would become a black picture that looks like success.
     """
+    if isinstance(picture, Image.Image):
+        return np.asarray(picture.convert("RGB"))
+    if isinstance(picture, np.ndarray):
+        picture = torch.from_numpy(picture).permute(2, 0, 1)
     if not torch.isfinite(picture).all():
         raise ArithmeticError("the model produced pixels that are not numbers")
     scaled = picture.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return scaled.permute(1, 2, 0).contiguous().cpu().numpy()
+    return scaled.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()

@@ -1,21 +1,27 @@
 """Meeting points: methods of shared modules where the calls of many requests wait for one another.
 
 Called inside a run (a greenlet of the weave), a meeting point hands its call to the engine's loop and sleeps until
-the loop gives it its part of a shared forward's output. Called from anywhere else it is the plain method.
+the loop gives it its part of a shared forward's output. Called from anywhere else it is the plain method. What a
+text encoder has said before, it says without waiting.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
+import itertools
 from collections.abc import Callable, Hashable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import greenlet
 
+from hub.engine.memo import Memo, copied
 from hub.engine.merge import layout_of, merge, signature, split
 
 if TYPE_CHECKING:
     import torch
+
+_serials = itertools.count()
 
 
 class Run(greenlet.greenlet):
@@ -27,13 +33,14 @@ class Run(greenlet.greenlet):
 
 
 class Call:
-    """One call that waits at a meeting point."""
+    """One call that waits at a meeting point. `known_as` is its input's digest, where outputs are remembered."""
 
-    __slots__ = ("bound", "key", "layout", "point")
+    __slots__ = ("bound", "key", "known_as", "layout", "point")
 
-    def __init__(self, point: MeetingPoint, bound: inspect.BoundArguments) -> None:
+    def __init__(self, point: MeetingPoint, bound: inspect.BoundArguments, known_as: bytes | None = None) -> None:
         self.point = point
         self.bound = bound
+        self.known_as = known_as
         self.layout = layout_of(bound.arguments)
         self.key: Hashable = (point, signature(bound.arguments, self.layout))
 
@@ -41,9 +48,15 @@ class Call:
 class MeetingPoint:
     """A module's method, replaced on the instance by one that waits for company."""
 
-    def __init__(self, module: torch.nn.Module, method: str, *, denoising: bool) -> None:
-        """Installs itself. `denoising`: whether each call is one step of a denoising loop."""
+    def __init__(
+        self, module: torch.nn.Module, method: str, *, denoising: bool = False, memo: Memo | None = None
+    ) -> None:
+        """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs."""
         self.denoising = denoising
+        self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}"
+        """The same in every process that loads such a module: what is learned about its speed is kept under it."""
+        self._memo = memo
+        self._owner = f"{next(_serials)}"  # of equal names, the weights may differ
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
         setattr(module, method, self._meet)
@@ -52,10 +65,25 @@ class MeetingPoint:
         run = greenlet.getcurrent()
         if not isinstance(run, Run):
             return self._plain(*args, **kwargs)
-        return run.loop.switch(Call(self, self._signature.bind(*args, **kwargs)))
+        bound = self._signature.bind(*args, **kwargs)
+        known_as = self._memo.key(self._owner, bound.arguments) if self._memo else None
+        if self._memo is None or known_as is None:
+            return run.loop.switch(Call(self, bound))
+        known = self._memo.get(known_as)
+        return run.loop.switch(Call(self, bound, known_as)) if known is None else known
 
     def forward(self, calls: Sequence[Call]) -> list[Any]:
-        """One forward for calls of equal key; their outputs in the same order. A single call runs as it came."""
+        """One forward for calls of equal key; their outputs in the same order. A single call runs as it came, and
+        of calls with the same input one runs for all."""
+        if self._memo is None or any(call.known_as is None for call in calls):
+            return self._forward(calls)
+        unlike = {call.known_as: call for call in calls if call.known_as is not None}
+        outputs = dict(zip(unlike, self._forward(list(unlike.values())), strict=True))
+        for known_as, output in outputs.items():
+            self._memo.put(known_as, output)
+        return [copied(outputs[call.known_as]) for call in calls if call.known_as is not None]
+
+    def _forward(self, calls: Sequence[Call]) -> list[Any]:
         if len(calls) == 1:
             bound = calls[0].bound
             return [self._plain(*bound.args, **bound.kwargs)]
@@ -63,3 +91,10 @@ class MeetingPoint:
         merged = merge([call.bound.arguments for call in calls], layouts)
         bound = inspect.BoundArguments(self._signature, merged)
         return split(self._plain(*bound.args, **bound.kwargs), layouts)
+
+
+def _config_digest(module: torch.nn.Module) -> str:
+    config: Any = getattr(module, "config", {})
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config)
+    told = sorted(f"{key}={value!r}" for key, value in values.items() if not key.startswith("_"))
+    return hashlib.blake2b("\n".join(told).encode(), digest_size=6).hexdigest()

@@ -2,8 +2,9 @@
 
 A call is its bound arguments, by name. Batched tensors (first dimension = the call's rows) are concatenated; a
 timestep that is one number for a whole call becomes one value per row; in a ragged call (one tensor per row, in a
-list) the lists are joined; any other list is merged element by element. All else must be equal for two calls to
-meet, and `signature` says what "equal" means, so that it is decided before any work is done.
+list) the lists are joined, and so are lists that describe each row's shape; any other list is merged element by
+element. All else must be equal for two calls to meet, and `signature` says what "equal" means, so that it is decided
+before any work is done.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def _sign(name: str, value: Any, layout: Layout) -> Hashable:
     if isinstance(value, (list, tuple)):
         if _joins(value, layout):
             return ("ragged", value[0].dtype, value[0].device)
+        if _describes_rows(value, layout):
+            return ("rows", type(value), tuple(sorted({repr(item) for item in value})))
         return (type(value), *(_sign(name, item, layout) for item in value))
     if isinstance(value, dict):
         return (dict, *((key, _sign(key, item, layout)) for key, item in value.items()))
@@ -99,6 +102,8 @@ def _merge(name: str, values: list[Any], layouts: Sequence[Layout], device: torc
     if isinstance(first, (list, tuple)):
         if _joins(first, layout):
             return [item for value in values for item in value]
+        if _describes_rows(first, layout):
+            return type(first)(item for value in values for item in value)
         return type(first)(_merge(name, list(column), layouts, device) for column in zip(*values, strict=True))
     if isinstance(first, dict):
         return {key: _merge(key, [value[key] for value in values], layouts, device) for key in first}
@@ -109,6 +114,19 @@ def _merge(name: str, values: list[Any], layouts: Sequence[Layout], device: torc
 
 def _joins(value: Sequence[Any], layout: Layout) -> bool:
     return layout.ragged and len(value) == layout.rows and all(torch.is_tensor(item) for item in value)
+
+
+def _describes_rows(value: Sequence[Any], layout: Layout) -> bool:
+    """Whether this is a list with one list or tuple of plain values per row (Qwen-Image's `img_shapes`)."""
+    return (
+        isinstance(value, list)
+        and len(value) == layout.rows
+        and all(isinstance(item, (list, tuple)) and not _holds_tensors(item) for item in value)
+    )
+
+
+def _holds_tensors(value: Any) -> bool:
+    return torch.is_tensor(value) or (isinstance(value, (list, tuple)) and any(map(_holds_tensors, value)))
 
 
 def _is_number(value: Any) -> bool:

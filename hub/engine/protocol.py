@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
@@ -21,21 +21,34 @@ _LENGTH = struct.Struct(">I")
 
 
 class EngineModel(Struct, frozen=True, array_like=True):
-    """Which weights to load and how: an absolute folder, and the dtype that the manifest asks for."""
+    """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, and a noise
+    scheduler with changes to its configuration."""
 
     id: str
     path: str
     dtype: str
+    scheduler: str | None = None
+    scheduler_options: tuple[tuple[str, str | int | float | bool | None], ...] = ()
+
+
+class Picture(Struct, frozen=True, array_like=True):
+    """A source picture: raw RGB bytes, row by row."""
+
+    width: int
+    height: int
+    data: bytes
 
 
 class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     """One request. Picture k of n is drawn from seeds[k] alone.
 
-    `image` is a source picture: raw RGB bytes of exactly `native` size. `mask` says which part of it may change: one
-    byte per pixel of `native` size, 255 = change. `original` and `original_mask` are the same two at `output` size:
-    where the mask is 0 the finished picture is the original itself. `strict`: fail instead of noting what the
-    pipeline cannot honour. `label` names the request in logs. `progress`: send a Stepped after each step; there may
-    be nobody who listens. `partial_images`: how many previews of each picture to send, as `Previewed`.
+    `images` are the source pictures, those that are repainted or drawn along at exactly `native` size. `mask` says
+    which part of the first may change: one byte per pixel of `native` size, 255 = change. `original` and
+    `original_mask` are the same two at `output` size: where the mask is 0 the finished picture is the original itself.
+    `arguments` are the manifest's own for every call of the pipeline. `scheduler` is the noise scheduler's class name,
+    None for the model's own. `strict`: fail instead of noting what the pipeline cannot honour. `owner` is whose turn
+    the request takes. `label` names the request in logs. `progress`: send a Stepped after each step; there may be
+    nobody who listens. `partial_images`: how many previews of each picture to send, as `Previewed`.
     """
 
     id: int
@@ -46,17 +59,20 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     native: Size
     output: Size
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None = None
     negative_prompt: str | None = None
     strength: float | None = None
-    image: bytes | None = None
+    images: list[Picture] = []
     mask: bytes | None = None
     original: bytes | None = None
     original_mask: bytes | None = None
     output_format: OutputFormat = "png"
     output_compression: int = 100
     partial_images: int = 0
+    scheduler: str | None = None
+    arguments: dict[str, Any] = {}
     strict: bool = False
+    owner: str = ""
     progress: bool = False
     label: str = ""
 

@@ -8,12 +8,16 @@ greenlet, and fail alone. Nothing here knows a pipeline, a family or a frame.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from hub.engine.meeting import Call, Run
-from hub.engine.policy import Waiting, choose
+from hub.engine.meter import Meter, rows_of
+from hub.engine.policy import STAY, Ledger, Waiting, choose
 
 log = logging.getLogger(__name__)
 
@@ -23,17 +27,24 @@ class Cancelled(BaseException):
 
 
 class Picture:
-    """A run and what the weave knows of it. `steps()` tells how many denoising steps it has in all."""
+    """A run and what the weave knows of it. `steps()` tells how many denoising steps it has in all, and `done()` how
+    many it has done; where there is none, each call of a denoiser is one. `kind` is what the meter calls a forward
+    with the call that waits."""
 
-    def __init__(self, number: int, body: Callable[[], Any], steps: Callable[[], int]) -> None:
+    def __init__(
+        self, number: int, body: Callable[[], Any], steps: Callable[[], int], done: Callable[[], int] | None, owner: str
+    ) -> None:
         self.number = number
         self.run = Run(body)
         self.steps = steps
+        self.done = done
+        self.owner = owner
         self.done_steps = 0
         self.waited = 0
         self.call: Call | None = None
+        self.kind = ""
 
-    def waiting(self, call: Call) -> Waiting:
+    def waiting(self, call: Call, cap: int) -> Waiting:
         """The policy's view of it and its call."""
         return Waiting(
             run=self.number,
@@ -42,6 +53,10 @@ class Picture:
             denoising=call.point.denoising,
             remaining=max(0, self.steps() - self.done_steps),
             waited=self.waited,
+            cap=cap,
+            owner=self.owner,
+            module=id(call.point),  # not itself: the ledger must not keep a model that is unloaded
+            same=call.known_as,
         )
 
 
@@ -52,13 +67,18 @@ OnDone = Callable[[int, Any], None]
 class Weave:
     """All runs of one device thread. Not thread-safe: that thread alone calls it."""
 
-    def __init__(self, max_rows: int, on_step: OnStep, on_done: OnDone) -> None:
+    def __init__(
+        self, max_rows: int, on_step: OnStep, on_done: OnDone, *, meter: Meter | None = None, stay: int = STAY
+    ) -> None:
         """max_rows: cap of a merged forward's batch. on_step(number, done, all) follows each denoising step of a
         run; on_done(number, outcome) its end, where outcome is the body's result or the exception it died of.
-        Cancelled runs report nothing."""
+        Cancelled runs report nothing. meter: lowers the cap to what is worth it, and tells what forwards cost; without
+        one a row is a row. stay: see policy; 1 where no module ever has to be uploaded."""
         self._max_rows = max_rows
         self._on_step = on_step
         self._on_done = on_done
+        self._meter = meter
+        self._ledger = Ledger(stay=stay)
         self._pictures: dict[int, Picture] = {}
 
     @property
@@ -66,9 +86,17 @@ class Weave:
         """Whether any run waits for a forward."""
         return bool(self._pictures)
 
-    def start(self, number: int, body: Callable[[], Any], steps: Callable[[], int]) -> None:
-        """Starts a run; it goes on to its first meeting point at once."""
-        picture = self._pictures[number] = Picture(number, body, steps)
+    def start(
+        self,
+        number: int,
+        body: Callable[[], Any],
+        steps: Callable[[], int],
+        owner: str = "",
+        done: Callable[[], int] | None = None,
+    ) -> None:
+        """Starts a run; it goes on to its first meeting point at once. For `steps` and `done` see Picture; `owner` is
+        whom its forwards count for."""
+        picture = self._pictures[number] = Picture(number, body, steps, done, owner)
         self._resume(picture)
 
     def cancel(self, number: int) -> None:
@@ -89,22 +117,60 @@ class Weave:
     def tick(self) -> None:
         """Runs one forward for the most urgent waiting calls, and resumes each of them."""
         waiting = {number: (picture, picture.call) for number, picture in self._pictures.items() if picture.call}
-        chosen = choose([picture.waiting(call) for picture, call in waiting.values()], self._max_rows)
+        views = [picture.waiting(call, self._cap(picture)) for picture, call in waiting.values()]
+        chosen = choose(views, self._ledger)
+        group = [waiting[view.run] for view in chosen]
+        self._ledger.note(views, chosen, self._cost(group))
         for picture, _ in waiting.values():
             picture.waited += 1
-        group = [waiting[number] for number in chosen]
-        for (picture, call), outcome in zip(group, _forward([call for _, call in group]), strict=True):
+        for (picture, call), outcome in zip(group, self._forward(group), strict=True):
             if self._pictures.get(picture.number) is not picture:
                 continue  # the end of an earlier one in this group cancelled it
             picture.waited = 0
             if isinstance(outcome, BaseException):
                 self._resume(picture, throw=outcome)
                 continue
-            if call.point.denoising:
-                picture.done_steps += 1
-                total = max(picture.steps(), 1)
-                self._on_step(picture.number, min(picture.done_steps, total), total)
+            if picture.done is None and call.point.denoising:
+                self._stepped(picture, picture.done_steps + 1)
             self._resume(picture, outcome)
+            if picture.done is not None and self._pictures.get(picture.number) is picture:
+                self._stepped(picture, picture.done())
+        if self._meter:
+            self._meter.learn(idle=not self.busy)
+
+    def _stepped(self, picture: Picture, done: int) -> None:
+        if done > picture.done_steps:
+            total = max(picture.steps(), 1)
+            picture.done_steps = done
+            self._on_step(picture.number, min(done, total), total)
+
+    def _cap(self, picture: Picture) -> int:
+        return min(self._max_rows, self._meter.cap(picture.kind)) if self._meter else self._max_rows
+
+    def _cost(self, group: list[tuple[Picture, Call]]) -> float:
+        """What is expected, not what is measured: that may come later, and the first forward of a kind may compile,
+        which is nobody's fault."""
+        rows = rows_of([call for _, call in group])
+        return self._meter.seconds(group[0][0].kind, rows) if self._meter else rows
+
+    def _forward(self, group: list[tuple[Picture, Call]]) -> list[Any]:
+        """Each call's output of a shared forward, or the exception that is its own.
+
+        Where the shared forward fails, each call is tried alone, so that only the one at fault fails.
+        """
+        kinds, calls = [picture.kind for picture, _ in group], [call for _, call in group]
+        try:
+            with self._meter.time(kinds, calls) if self._meter else contextlib.nullcontext():
+                return calls[0].point.forward(calls)
+        except Exception as error:
+            if len(calls) == 1:
+                return [error]
+            words = "a shared forward of %d calls failed (%s); trying each alone"
+            log.warning(words, len(calls), type(error).__name__)
+            if self._meter and isinstance(error, torch.OutOfMemoryError):
+                for kind in set(kinds):
+                    self._meter.refuse(kind, rows_of(calls))
+        return [_alone(call) for call in calls]
 
     def _resume(self, picture: Picture, value: Any = None, throw: BaseException | None = None) -> None:
         fresh = picture.call is None
@@ -118,26 +184,14 @@ class Weave:
             got = error
         if isinstance(got, Call):
             picture.call = got
+            picture.kind = self._meter.kind(got) if self._meter else ""
         else:
             del self._pictures[picture.number]
             self._on_done(picture.number, got)
 
 
-def _forward(calls: list[Call]) -> list[Any]:
-    """Each call's output of a shared forward, or the exception that is its own.
-
-    Where the shared forward fails, each call is tried alone, so that only the one at fault fails.
-    """
+def _alone(call: Call) -> Any:
     try:
-        return calls[0].point.forward(calls)
+        return call.point.forward([call])[0]
     except Exception as error:
-        if len(calls) == 1:
-            return [error]
-        log.warning("a shared forward of %d calls failed (%s); trying each alone", len(calls), type(error).__name__)
-    outcomes: list[Any] = []
-    for call in calls:
-        try:
-            outcomes.extend(call.point.forward([call]))
-        except Exception as error:
-            outcomes.append(error)
-    return outcomes
+        return error

@@ -15,6 +15,7 @@ import signal
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,8 @@ from msgspec import Struct
 
 from hub.engine.jobs import Blocked, Job, Refused, failed_by
 from hub.engine.meeting import MeetingPoint
+from hub.engine.memo import Memo
+from hub.engine.meter import Meter, meter_for
 from hub.engine.protocol import (
     Cancel,
     CannotStart,
@@ -45,6 +48,12 @@ log = logging.getLogger("hub.worker")
 ENCODERS = 2
 
 
+def load(model: EngineModel, device: torch.device) -> LoadedPipeline:
+    """Loads what the frame says."""
+    options = dict(model.scheduler_options)
+    return load_pipeline(model.path, model.dtype, device, scheduler=model.scheduler, scheduler_options=options)
+
+
 class Loaded(Struct):
     """The loader is done with a model: `pipeline`, or the `error` that it met."""
 
@@ -56,12 +65,15 @@ class Loaded(Struct):
 class Worker:
     """The device thread's state. Only that thread touches it, except for `send` and the inbox."""
 
-    def __init__(self, connection: socket.socket, device: torch.device, max_batch: int) -> None:
+    def __init__(
+        self, connection: socket.socket, device: torch.device, max_batch: int, meter: Meter | None = None
+    ) -> None:
         self._connection = connection
         self._device = device
         self._sending = threading.Lock()
         self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded] = queue.SimpleQueue()
-        self._weave = Weave(max_batch, self._on_step, self._on_done)
+        self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, stay=1)
+        self._memo = Memo()
         self._one_load = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder")
         self._models: dict[EngineModel, LoadedPipeline] = {}
@@ -119,7 +131,7 @@ class Worker:
         with self._one_load:
             log.info("loading %s", model.id)
             try:
-                self.inbox.put(Loaded(model, load_pipeline(model.path, model.dtype, self._device), None))
+                self.inbox.put(Loaded(model, load(model, self._device), None))
             except Exception as error:
                 log.exception("loading %s failed", model.id)
                 self.inbox.put(Loaded(model, None, error))
@@ -132,7 +144,8 @@ class Worker:
                 self.send(Failed(request.id, "failed", message))
             return
         for shared in loaded.pipeline.shared_methods():
-            MeetingPoint(shared.module, shared.method, denoising=shared.denoising)
+            memo = self._memo if shared.reading else None
+            MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memo)
         self._models[loaded.model] = loaded.pipeline
         log.info("loaded %s on %s", loaded.model.id, self._device)
         for request in waiting:
@@ -153,7 +166,8 @@ class Worker:
             number = self._next_picture
             self._next_picture += 1
             self._pictures[number] = (job, index)
-            self._weave.start(number, *job.body(index))
+            draw, steps, done = job.body(index)
+            self._weave.start(number, draw, steps, request.owner, done)
 
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
@@ -241,6 +255,7 @@ def main() -> None:
     parser.add_argument("--socket", type=int, required=True, help="descriptor of the connection, inherited")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-batch", type=int, default=16)
+    parser.add_argument("--learned", type=Path, help="file for what is learned about batch sizes")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
     logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s worker: %(message)s")
@@ -252,7 +267,8 @@ def main() -> None:
     except RuntimeError:
         connection.sendall(pack(CannotStart(why_not(options.device))))
         raise SystemExit(2) from None
-    worker = Worker(connection, device, options.max_batch)
+    meter = meter_for(device, options.max_batch, options.learned) if options.learned else None
+    worker = Worker(connection, device, options.max_batch, meter)
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
     worker.send(Ready(str(device)))
     with torch.inference_mode():  # beyond no_grad: two per cent of a small model's step

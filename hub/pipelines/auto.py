@@ -6,22 +6,24 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, TCDScheduler
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
     AUTO_TEXT2IMAGE_PIPELINES_MAPPING,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from msgspec import Struct
 from PIL import Image
 from torch.nn.functional import interpolate, max_pool2d
 
+from hub.pipelines.families import Family, family_at, family_of
 from hub.pipelines.previews import LatentViewer, viewer_for
 from hub.types import Task
 
@@ -36,14 +38,23 @@ PIPELINES: dict[Task, dict[str, type[DiffusionPipeline]]] = {
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+READERS = ("text_encoder", "image_encoder")
+NO_LIMIT = 100_000
+"""Tokens: what tokenizers without a limit name is far above it."""
 
 
 class SharedMethod(Struct, frozen=True):
-    """A method of a module that all requests share. `denoising`: each call is one step of a denoising loop."""
+    """A method of a module that all requests share. `denoising`: each call belongs to a denoising loop. `reading`: it
+    encodes prompts, and the same ones come again and again."""
 
     module: Any
     method: str
-    denoising: bool
+    denoising: bool = False
+    reading: bool = False
+
+
+class UnknownScheduler(Exception):
+    """The model has no such noise scheduler; the words name those it has."""
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -80,8 +91,9 @@ class LoadedPipeline:
 
     def __init__(self, base: DiffusionPipeline) -> None:
         self._base = base
+        self.family: Family = family_of(type(base).__name__)
         self._tasks: dict[Task, DiffusionPipeline] = {}
-        for task, cls in _classes(base).items():
+        for task, cls in _classes(base, self.family).items():
             self._tasks[task] = base if cls is type(base) else _over_same_modules(cls, base)
 
     @property
@@ -95,17 +107,23 @@ class LoadedPipeline:
             if not isinstance(module, torch.nn.Module) or name == "safety_checker":  # its verdicts cannot be split
                 continue
             if hasattr(module, "decode") and hasattr(module, "encode"):
-                yield SharedMethod(module, "encode", False)
-                yield SharedMethod(module, "decode", False)
+                yield SharedMethod(module, "encode")
+                yield SharedMethod(module, "decode")
             else:
-                yield SharedMethod(module, "forward", name in DENOISERS)
+                yield SharedMethod(module, "forward", denoising=name in DENOISERS, reading=name.startswith(READERS))
 
-    def own_copy(self, task: Task) -> DiffusionPipeline:
+    def own_copy(self, task: Task, scheduler: str | None = None) -> DiffusionPipeline:
         """A pipeline for one picture: the modules are shared, but the noise scheduler and all that a pipeline
-        writes to itself while it runs (guidance, step counts, interrupts) are its own."""
-        own = copy.copy(self._tasks[task])
-        own.scheduler = copy.deepcopy(own.scheduler)
-        return own
+        writes to itself while it runs (guidance, step counts, interrupts) are its own.
+
+        `scheduler` is the class name of one that suits the model. Raises UnknownScheduler.
+        """
+        kept: dict[int, Any] = {}
+        if scheduler is not None:
+            if not isinstance(getattr(self._base, "scheduler", None), SchedulerMixin):
+                raise UnknownScheduler("this model's pipeline takes none")
+            kept[id(self._base.scheduler)] = _rescheduled(self._base.scheduler, scheduler, {}, self.family.schedulers)
+        return _own(self._tasks[task], kept)
 
     def accepts(self, task: Task) -> frozenset[str]:
         """The names of the arguments that the task's pipeline takes."""
@@ -126,30 +144,137 @@ class LoadedPipeline:
         """Side in pixels of the square that one latent stands for: no pipeline can change a part of it alone."""
         return int(getattr(self._base, "vae_scale_factor", None) or 1)
 
+    @property
+    def fixed_guidance(self) -> bool:
+        """Whether the model was distilled to one guidance, which nothing can change."""
+        if getattr(self._base.config, "is_distilled", False):
+            return True
+        config = getattr(getattr(self._base, "transformer", None), "config", {})
+        return self.family.embedded_guidance and not config.get("guidance_embeds", False)
+
+    @property
+    def multiple(self) -> int:
+        """Both sides of a picture must be multiples of this: of a latent's side, and of a token's where the pipeline
+        packs latents into tokens."""
+        packed = any(hasattr(self._base, name) for name in ("_pack_latents", "_patchify_latents"))
+        return self.mask_cell * (2 if packed else 1)
+
     def prompt_overflow(self, prompt: str) -> int:
-        """How many tokens of a prompt the text encoder cannot read (0 where all fit or the model has no limit)."""
-        tokenizer = getattr(self._base, "tokenizer", None)
-        limit = getattr(tokenizer, "model_max_length", None)
-        if tokenizer is None or not limit or limit > 100_000:
-            return 0
-        return max(0, len(tokenizer(prompt, truncation=False).input_ids) - int(limit))
+        """How many tokens of a prompt no text encoder can read (0 where one reads all or has no limit).
+
+        Several read the same words; the one that takes the most decides.
+        """
+        longest = inspect.signature(type(self._base).__call__).parameters.get("max_sequence_length")
+        overflows = []
+        for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
+            tokenizer = getattr(self._base, name, None)
+            if tokenizer is None:
+                continue
+            limit = int(getattr(tokenizer, "model_max_length", None) or NO_LIMIT)
+            if longest is not None and "CLIP" not in type(tokenizer).__name__:
+                limit = min(limit, int(longest.default))
+            if limit >= NO_LIMIT:
+                return 0
+            overflows.append(max(0, len(tokenizer(prompt, truncation=False).input_ids) - limit))
+        return min(overflows, default=0)
 
 
-def load_pipeline(path: str, dtype: str, device: torch.device) -> LoadedPipeline:
-    """Loads a diffusers folder from disk: safetensors only, no remote code, no network."""
+def load_pipeline(
+    path: str,
+    dtype: str,
+    device: torch.device,
+    scheduler: str | None = None,
+    scheduler_options: Mapping[str, Any] | None = None,
+) -> LoadedPipeline:
+    """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
+
+    `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration. Raises
+    UnknownScheduler, and whatever diffusers raises for a folder that it cannot load.
+    """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     base = DiffusionPipeline.from_pretrained(
-        path, dtype=choose_dtype(dtype, device), use_safetensors=True, local_files_only=True
+        path,
+        dtype=choose_dtype(dtype, device),
+        use_safetensors=True,
+        local_files_only=True,
+        **family_at(path).components(path),
     )
     base.to(device)
     base.set_progress_bar_config(disable=True)
-    for module in base.components.values():
-        if isinstance(module, torch.nn.Module):
+    for name, module in base.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        module.eval().requires_grad_(False)
+        if not any(parameter.dim() > 4 for parameter in module.parameters()):
             # Convolutions run faster on this layout (5 % of a small UNet's step on a CPU); the rest stays as it is.
-            module.eval().requires_grad_(False)
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the form
+        if name.startswith(READERS):
+            _forget_keys(module)
+    if hasattr(base, "upcast_vae"):
+        _keep_in_float32(base.vae)
+    if scheduler is not None or scheduler_options:
+        further = family_of(type(base).__name__).schedulers
+        base.scheduler = _rescheduled(base.scheduler, scheduler, scheduler_options or {}, further)
     return LoadedPipeline(base)
+
+
+def _rescheduled(own: Any, name: str | None, options: Mapping[str, Any], further: Iterable[str]) -> Any:
+    """A new noise scheduler with the configuration of the model's own, and `options` on top. `further`: names beside
+    those that the model's own is compatible with."""
+    suitable = {cls.__name__: cls for cls in (type(own), *own.compatibles)}
+    if DDIMScheduler in suitable.values():  # the consistency ones follow the same noise; diffusers' list lacks them
+        suitable |= {cls.__name__: cls for cls in (LCMScheduler, TCDScheduler)}
+    suitable |= {each: getattr(diffusers, each) for each in further}
+    if name is not None and name not in suitable:
+        raise UnknownScheduler(f"this model has no '{name[:64]}'; it has {', '.join(sorted(suitable))}")
+    usual = {"skip_prk_steps": True} if name == "PNDMScheduler" and "skip_prk_steps" not in own.config else {}
+    return suitable[name or type(own).__name__].from_config(own.config, **usual, **options)
+
+
+def _own(pipeline: DiffusionPipeline, kept: dict[int, Any]) -> DiffusionPipeline:
+    """A copy of a pipeline, and of the pipelines that it is made of, with noise schedulers of its own; those that
+    they share, their copies share too. `kept` maps ids of schedulers and pipelines to copies made so far."""
+    own = copy.copy(pipeline)
+    for name, value in list(vars(own).items()):
+        if isinstance(value, (SchedulerMixin, DiffusionPipeline)):
+            if id(value) not in kept:
+                is_scheduler = isinstance(value, SchedulerMixin)
+                kept[id(value)] = copy.deepcopy(value) if is_scheduler else _own(value, kept)
+            own.__dict__[name] = kept[id(value)]
+    return own
+
+
+def _forget_keys(module: Any) -> None:
+    """Text encoders read a prompt once: their keys and values would be kept for tokens that nobody adds, and could
+    not be split among requests."""
+    config: Any = getattr(module, "config", None)
+    for each in filter(None, (config, getattr(config, "text_config", None))):
+        if getattr(each, "use_cache", False):
+            each.use_cache = False
+
+
+def _keep_in_float32(vae: Any) -> None:
+    """A VAE that overflows in float16, in float32 once and for all.
+
+    The pipelines would cast it to and fro in place, for each picture: while another one waits to be decoded. They
+    give their latents in whatever type, so its methods cast them.
+    """
+    if not vae.config.get("force_upcast"):
+        return
+    if vae.dtype == torch.float16:
+        vae.to(torch.float32)
+        for name in ("encode", "decode"):
+            setattr(vae, name, _casting(getattr(vae, name)))
+    vae.register_to_config(force_upcast=False)
+
+
+def _casting(plain: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def cast(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return plain(sample.float(), *args, **kwargs)
+
+    return cast
 
 
 def to_picture(raw: bytes, width: int, height: int) -> Image.Image:
@@ -169,18 +294,23 @@ def to_mask(raw: bytes, width: int, height: int, cell: int) -> Image.Image:
     return Image.fromarray(grown.mul(255).to(torch.uint8).numpy())
 
 
-def _classes(base: DiffusionPipeline) -> dict[Task, type[DiffusionPipeline]]:
+def _classes(base: DiffusionPipeline, family: Family) -> dict[Task, type[DiffusionPipeline]]:
     """The class for each task that can run over the modules of `base`, itself among them.
 
     A denoiser with more input channels than the latents have (2 x 4 + 1 in Stable Diffusion's inpainting models)
-    wants a mask with every call and can do nothing else.
+    wants a mask with every call and can do nothing else. Of a class that diffusers' mapping does not know, what it
+    can do is read off its arguments.
     """
     cls = type(base)
-    family = next((key for known in PIPELINES.values() for key, member in known.items() if member is cls), None)
-    if family is None:
-        task: Task = "inpainting" if "mask_image" in inspect.signature(cls.__call__).parameters else "text-to-image"
-        return {task: cls}
-    classes = {task: known[family] for task, known in PIPELINES.items() if family in known}
+    if family.pipelines:
+        return {task: getattr(diffusers, name) for task, name in family.pipelines.items()}
+    key = next((key for known in PIPELINES.values() for key, member in known.items() if member is cls), None)
+    if key is None:
+        takes = inspect.signature(cls.__call__).parameters
+        if "mask_image" in takes:
+            return {"inpainting": cls}
+        return {"text-to-image": cls, "image-to-image": cls} if "image" in takes else {"text-to-image": cls}
+    classes = {task: known[key] for task, known in PIPELINES.items() if key in known}
     if _wants_masks(base):
         return {task: member for task, member in classes.items() if task == "inpainting"} or {"inpainting": cls}
     return classes

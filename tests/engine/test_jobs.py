@@ -124,7 +124,7 @@ def wish(**changes: Any) -> Generate:
 
 def run(job: Job, said: list[FromWorker], index: int = 0) -> Any:
     """One picture alone, without a weave, its previews encoded on the spot."""
-    draw, _ = job.body(index)
+    draw, _, _ = job.body(index)
     with torch.no_grad():
         pixels = draw()
     job.encode(job.outbox.ticket(), index, pixels)
@@ -156,11 +156,6 @@ def test_a_preview_is_finished_like_the_picture(loaded: LoadedPipeline) -> None:
         with Image.open(io.BytesIO(data)) as picture:
             assert (picture.format, picture.size) == ("WEBP", (100, 80))
             assert "Seed: 3" in picture.getexif()[0x010E]
-
-
-def test_without_previews_nothing_watches_the_steps(loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hub.engine.jobs.watch_steps", lambda *_: pytest.fail("watched"))
-    run(Job(wish(), loaded, [].append, on_the_spot), [])
 
 
 def test_a_preview_that_fails_on_the_device_does_not_fail_the_picture(
@@ -243,7 +238,7 @@ def test_a_mask_for_a_pipeline_that_cannot_is_refused_by_name(loaded: LoadedPipe
 
 
 def test_inpainting_gets_its_mask_the_size_and_its_strength_and_no_crop(loaded: LoadedPipeline) -> None:
-    asked = wish(task="inpainting", image=bytes(64 * 64 * 3), mask=b"\xff" * 64 * 64, strength=1.0)
+    asked = wish(task="inpainting", images=[Picture(64, 64, bytes(64 * 64 * 3))], mask=b"\xff" * 64 * 64, strength=1.0)
     arguments, notices = arguments_for(asked, loaded)
     assert notices == []
     assert arguments["mask_image"].mode == "L"

@@ -24,6 +24,7 @@ from hub.engine.protocol import (
     FromWorker,
     Generate,
     Notice,
+    Picture,
     Ping,
     Pong,
     Previewed,
@@ -56,14 +57,17 @@ TO_WORKER: list[ToWorker] = [
         task="image-to-image",
         negative_prompt="dogs",
         strength=0.5,
-        image=bytes(range(256)) * 2000,
+        images=[Picture(640, 200, bytes(range(256)) * 1500), Picture(1, 1, b"rgb")],
+        arguments={"true_cfg_scale": 2.5, "clean_caption": False},
+        scheduler="DDIMScheduler",
+        owner="ann",
         strict=True,
         progress=True,
     ),
     msgspec.structs.replace(
         GENERATE,
         task="inpainting",
-        image=bytes(range(256)),
+        images=[Picture(1, 1, bytes(range(256)))],
         mask=bytes(100),
         original=bytes(300),
         original_mask=b"\xff" * 100,
@@ -203,7 +207,7 @@ def wish(index: int, value: Any) -> bytes:
 def test_the_fields_are_where_the_next_test_thinks() -> None:
     assert to_worker.decode(encode(WISH)) == GENERATE
     assert (WISH[0], WISH[1], WISH[3], WISH[5]) == ("Generate", 1, "text-to-image", [0, MAX_SEED])
-    assert WISH[16:21] == ["png", 100, 0, False, False]
+    assert WISH[16:22] == ["png", 100, 0, None, {}, False]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +295,7 @@ def test_a_pickle_in_a_frame_runs_nothing(tmp_path: Path) -> None:
             for decoder in (to_worker, from_worker):
                 with pytest.raises(msgspec.DecodeError):
                     decoder.decode(body)
-        assert to_worker.decode(wish(12, poison)) == msgspec.structs.replace(GENERATE, image=poison)
+        assert to_worker.decode(wish(13, poison)) == msgspec.structs.replace(GENERATE, mask=poison)
     assert not marker.exists()
     pickle.loads(pickle.dumps(Marker(marker)))
     assert marker.exists(), "the marker works"

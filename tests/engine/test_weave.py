@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
+import re
+import statistics
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hub.engine.meeting import MeetingPoint
+from hub.engine.meeting import Call, MeetingPoint
+from hub.engine.memo import Memo
+from hub.engine.meter import Forward, Meter, Timer, WallTimer
+from hub.engine.saturation import Memory, Saturation
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline, load_pipeline
 
@@ -211,3 +219,249 @@ def test_the_same_seed_gives_the_same_picture_and_another_seed_another(loaded: L
     recorder.finish()
     assert difference(recorder.outcomes[0], recorder.outcomes[1]) < 1
     assert difference(recorder.outcomes[0], recorder.outcomes[2]) > 1
+
+
+# Whose turn it is, and how many at once: over modules that only take a made-up time.
+
+
+class Device:
+    """A clock that forwards move on. cost: seconds of a forward of so many rows."""
+
+    def __init__(self, cost: Callable[[int], float]) -> None:
+        self.now = 0.0
+        self.cost = cost
+        self.forwards: list[tuple[str, int]] = []
+
+    def module(self, name: str, *, denoising: bool = True, memo: Memo | None = None) -> torch.nn.Module:
+        device = self
+
+        class Module(torch.nn.Module):
+            def forward(self, sample: torch.Tensor) -> torch.Tensor:
+                device.forwards.append((name, len(sample)))
+                device.now += device.cost(len(sample))
+                return sample + 1
+
+        module = Module()
+        MeetingPoint(module, "forward", denoising=denoising, memo=memo)
+        return module
+
+    def meter(self, saturation: Saturation, timer: Timer | None = None, memory: Memory | None = None) -> Meter:
+        return Meter(saturation, timer or WallTimer(lambda: self.now), "a device:", memory)
+
+
+def steps_at(module: torch.nn.Module, count: int, rows: int = 1, size: int = 4) -> Callable[[], Any]:
+    def body() -> Any:
+        sample = torch.zeros(rows, size)
+        for _ in range(count):
+            sample = module(sample)
+        return sample
+
+    return body
+
+
+def weave_of(device: Device, saturation: Saturation | None = None, **options: Any) -> tuple[Weave, dict[int, Any]]:
+    outcomes: dict[int, Any] = {}
+    meter = device.meter(saturation) if saturation else None
+    options = {"meter": meter, "stay": 1, **options}
+    return Weave(16, lambda *_: None, outcomes.__setitem__, **options), outcomes
+
+
+def run_out(weave: Weave) -> None:
+    for _ in range(3000):
+        if not weave.busy:
+            return
+        weave.tick()
+    pytest.fail("the weave did not come to an end")
+
+
+def test_batches_grow_where_that_pays_and_stay_small_where_it_does_not() -> None:
+    for cost, largest in ((lambda rows: 1.0, 16), (lambda rows: 1.0 * rows, 1)):
+        device, saturation = Device(cost), Saturation(16)
+        unet = device.module("unet")
+        weave, outcomes = weave_of(device, saturation)
+        for number in range(32):
+            weave.start(number, steps_at(unet, 12), lambda: 12)
+        run_out(weave)
+        assert all(torch.equal(outcomes[number], torch.full((1, 4), 12.0)) for number in range(32))
+        assert statistics.mode(rows for _, rows in device.forwards) == largest
+
+
+def test_without_a_meter_the_cap_is_the_setting() -> None:
+    device = Device(lambda rows: 1.0 * rows)
+    unet = device.module("unet")
+    weave, _ = weave_of(device)
+    for number in range(20):
+        weave.start(number, steps_at(unet, 3), lambda: 3)
+    weave.tick()
+    assert device.forwards == [("unet", 16)]
+
+
+def test_another_size_of_a_module_is_learned_for_itself() -> None:
+    device, saturation = Device(lambda rows: 1.0), Saturation(16)
+    unet = device.module("unet")
+    weave, _ = weave_of(device, saturation)
+    for number in range(16):
+        weave.start(number, steps_at(unet, 30), lambda: 30)
+    run_out(weave)
+    (kind,) = saturation._curves
+    assert kind.startswith("a device: Module-")
+    assert kind.endswith(".forward float32 4")
+    assert saturation.cap(kind) == 16
+    device.forwards.clear()
+    for number in range(16):
+        weave.start(number, steps_at(unet, 30, size=8), lambda: 30)
+    weave.tick()
+    assert device.forwards == [("unet", 1)]
+
+
+def test_what_was_learned_is_kept_when_the_device_gets_idle(tmp_path: Path) -> None:
+    device, saturation, path = Device(lambda rows: 1.0), Saturation(16), tmp_path / "saturation.json"
+    unet = device.module("unet")
+    weave, _ = weave_of(device, meter=device.meter(saturation, memory=Memory(path, lambda: 0.0)))
+    weave.start(0, steps_at(unet, 6), lambda: 6)
+    weave.tick()
+    assert not path.exists()
+    run_out(weave)
+    (kind,) = saturation._curves
+    assert Memory(path).load(16).seconds(kind, 1) == 1.0
+
+
+def test_a_shared_forward_that_runs_out_of_memory_is_not_tried_again() -> None:
+    device, saturation = Device(lambda rows: 1.0), Saturation(16)
+    unet = device.module("unet")
+
+    def cost(rows: int) -> float:
+        if rows > 8:
+            raise torch.OutOfMemoryError
+        return 1.0
+
+    device.cost = cost
+    weave, outcomes = weave_of(device, saturation)
+    for number in range(16):
+        weave.start(number, steps_at(unet, 40), lambda: 40)
+    run_out(weave)
+    assert not any(isinstance(outcome, BaseException) for outcome in outcomes.values())
+    assert [rows for _, rows in device.forwards].count(16) == 1
+    assert max(rows for _, rows in device.forwards[-50:]) == 8
+
+
+def test_a_forward_that_fails_teaches_nothing() -> None:
+    device, saturation = Device(lambda rows: 1 / 0), Saturation(16)
+    weave, outcomes = weave_of(device, saturation)
+    weave.start(0, steps_at(device.module("unet"), 9), lambda: 9)
+    run_out(weave)
+    assert isinstance(outcomes[0], ZeroDivisionError)
+    assert not saturation._curves
+
+
+def test_a_timer_that_answers_late_loses_nothing() -> None:
+    """As on a GPU: what a forward took is known some forwards later."""
+
+    class Late(WallTimer):
+        def __init__(self, clock: Callable[[], float]) -> None:
+            super().__init__(clock)
+            self.held: list[tuple[Forward, float]] = []
+
+        def read(self) -> Any:
+            self.held.extend(super().read())
+            ready, self.held = self.held[:-5], self.held[-5:]
+            return iter(ready)
+
+    device, saturation = Device(lambda rows: 1.0), Saturation(16)
+    unet = device.module("unet")
+    weave, _ = weave_of(device, meter=device.meter(saturation, Late(lambda: device.now)))
+    for number in range(16):
+        weave.start(number, steps_at(unet, 40), lambda: 40)
+    run_out(weave)
+    assert max(rows for _, rows in device.forwards) == 16
+
+
+def test_a_prompt_that_many_share_is_read_once_whatever_the_cap() -> None:
+    device = Device(lambda rows: 1.0 * rows)
+    reader = device.module("text", denoising=False, memo=Memo(1 << 20))
+    weave, outcomes = weave_of(device, Saturation(16))
+    for number in range(10):
+        weave.start(number, steps_at(reader, 1), lambda: 0)
+    run_out(weave)
+    assert len(outcomes) == 10
+    assert device.forwards == [("text", 1)]
+
+
+def test_the_picture_of_one_key_need_not_wait_for_the_hundred_of_another() -> None:
+    device = Device(lambda rows: 1.0 * rows)
+    unet = device.module("unet")
+    weave, outcomes = weave_of(device, Saturation(16))
+    for number in range(100):
+        weave.start(number, steps_at(unet, 4), lambda: 4, owner="alice")
+    for _ in range(20):
+        weave.tick()
+    before = device.now
+    weave.start(100, steps_at(unet, 40), lambda: 40, owner="bob")
+    while 100 not in outcomes:
+        weave.tick()
+    assert device.now - before <= 2 * 40 + 2
+
+
+def test_owners_pay_for_what_their_forwards_cost() -> None:
+    """Bob's steps are five times as expensive: Alice gets five of hers for each."""
+    device, steps = Device(lambda rows: 1.0), Saturation(16)
+    small, large = device.module("small"), device.module("large")
+    weave, _ = weave_of(device, steps)
+    device.cost = lambda rows: 5.0 if device.forwards[-1][0] == "large" else 1.0
+    weave.start(0, steps_at(small, 900), lambda: 900, owner="alice")
+    weave.start(1, steps_at(large, 900, size=8), lambda: 900, owner="bob")
+    for _ in range(20):  # until the costs are known
+        weave.tick()
+    device.forwards.clear()
+    for _ in range(600):
+        weave.tick()
+    share = sum(name == "small" for name, _ in device.forwards) / 600
+    assert share == pytest.approx(5 / 6, abs=0.02)
+
+
+@pytest.mark.parametrize(("stay", "most_switches"), [(8, 7), (1, 1000)])
+def test_two_models_do_not_take_turns_at_every_step(stay: int, most_switches: int) -> None:
+    device = Device(lambda rows: 1.0)
+    one, other = device.module("one"), device.module("other")
+    weave, _ = weave_of(device, stay=stay)
+    weave.start(0, steps_at(one, 24), lambda: 24, owner="alice")
+    weave.start(1, steps_at(other, 24), lambda: 24, owner="bob")
+    run_out(weave)
+    names = [name for name, _ in device.forwards]
+    switches = sum(a != b for a, b in itertools.pairwise(names))
+    assert switches <= most_switches
+    assert stay > 1 or switches > 40, "the other way round, to show that the test can tell"
+
+
+def test_the_ledger_does_not_keep_a_model_that_is_gone() -> None:
+    device = Device(lambda rows: 1.0)
+    unet = device.module("unet")
+    weave, _ = weave_of(device, Saturation(16))
+    weave.start(0, steps_at(unet, 3), lambda: 3)
+    run_out(weave)
+    gone = weakref.ref(unet)
+    del unet
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_calls_of_a_real_pipeline_have_names_that_another_process_gives_them_too(loaded: LoadedPipeline) -> None:
+    recorder, kinds = Recorder(loaded), set[str]()
+
+    class Noting(Meter):
+        def kind(self, call: Call) -> str:
+            kinds.add(super().kind(call))
+            return super().kind(call)
+
+    meter = Noting(Saturation(16), WallTimer(), "here:")
+    recorder.weave = Weave(16, lambda *_: None, recorder._done, meter=meter)
+    for number in range(3):
+        recorder.weave.start(number, *body(loaded, "edit", number))
+    recorder.finish()
+    assert len(recorder.outcomes) == 3
+    assert {re.sub("-[0-9a-f]{12}", "", kind) for kind in kinds} == {
+        "here: CLIPTextModel.forward int64 77",
+        "here: AutoencoderKL.encode float32 3x64x64",
+        "here: UNet2DConditionModel.forward float32 4x32x32",
+        "here: AutoencoderKL.decode float32 4x32x32",
+    }

@@ -11,22 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hub.engine.protocol import EngineModel, Finished, Generate, Notice
+from hub.engine.protocol import EngineModel, Finished, Generate, Notice, Picture
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
-from hub.providers.local import (
+from hub.providers.local import LocalProvider
+from hub.providers.local.plan import (
     MAX_REQUEST_PIXELS,
-    LocalProvider,
-    crop_notices,
-    plan_guidance,
     plan_output,
     plan_prompt,
     plan_seeds,
     plan_steps,
     quality_notices,
     size_notices,
-    unused_notices,
 )
+from hub.providers.local.sources import Sources
 from hub.registry import DefaultsSection, ModelManifest, SizeSection
 from hub.types import MAX_SEED, Accepted, Event, ImageRequest, ImageResult, OnEvent, Progress, Size
 
@@ -136,7 +134,7 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
         guidance_scale=2.5,
         negative_prompt="dogs",
         strength=0.25,
-        image=bytes((255, 0, 0)) * 64 * 64,
+        images=[Picture(64, 64, bytes((255, 0, 0)) * 64 * 64)],
     )
     assert result.images == (b"png10", b"png11", b"png12")
     assert result.warnings == ("size: small drew 64x64; the picture was resampled from that to 640x640",)
@@ -169,8 +167,7 @@ def test_the_source_is_cropped_to_the_native_shape_as_raw_rgb() -> None:
     buffer = io.BytesIO()
     Image.fromarray(source).save(buffer, "PNG")
     job, _ = run(request(images=(buffer.getvalue(),), size=Size(64, 64)))
-    assert job.image is not None
-    middle = np.frombuffer(job.image, np.uint8).reshape(64, 64, 3)[8:56, 8:56]
+    middle = np.frombuffer(job.images[0].data, np.uint8).reshape(64, 64, 3)[8:56, 8:56]
     assert np.array_equal(middle, np.full((48, 48, 3), (0, 0, 255)))
 
 
@@ -194,7 +191,6 @@ def test_a_source_that_is_no_picture_is_refused_before_the_engine_is_asked() -> 
         ({"style": "natural"}, "style"),
         ({"quality": "high", "num_inference_steps": 4}, "quality"),
         ({"strength": 0.5}, "strength"),
-        ({"negative_prompt": "dogs", "guidance_scale": 1.0}, "negative_prompt"),
         ({"images": (picture(), picture())}, "image"),
         ({"images": (picture(mode="RGBA", colour=(0, 0, 0, 0)),)}, "image"),
         ({"images": (picture(128, 64),), "size": Size(64, 64)}, "image"),
@@ -289,7 +285,7 @@ def test_quality_chooses_the_manifests_steps(quality: Any, steps: int) -> None:
 @pytest.mark.parametrize("quality", ["low", "medium", "standard", "hd", "max"])
 def test_a_quality_that_the_manifest_does_not_have_changes_nothing_and_is_told(quality: Any) -> None:
     wish = request(quality=quality)
-    assert plan_steps(PLAIN, wish)[0] == 7
+    assert plan_steps(PLAIN, wish, Sources(None))[0] == 7
     assert str(*quality_notices(PLAIN, wish)) == f"quality: small has no quality '{quality}'; it was not used"
 
 
@@ -299,7 +295,7 @@ def test_auto_quality_is_never_a_notice() -> None:
 
 
 def test_steps_asked_for_win_over_quality_up_to_the_manifests_limit() -> None:
-    assert plan_steps(SMALL, request(quality="low", num_inference_steps=50))[0] == 50
+    assert plan_steps(SMALL, request(quality="low", num_inference_steps=50), Sources(None))[0] == 50
     error = refused(request(num_inference_steps=51))
     assert error.param == "num_inference_steps"
     assert "at most 50" in error.message
@@ -309,7 +305,8 @@ def test_steps_asked_for_win_over_quality_up_to_the_manifests_limit() -> None:
 def test_an_edit_that_would_not_get_a_single_step_is_refused(steps: int, strength: float) -> None:
     error = refused(request(images=(picture(),), num_inference_steps=steps, strength=strength))
     assert error.param == "strength"
-    assert plan_steps(SMALL, request(num_inference_steps=steps, strength=strength)) == (steps, strength)
+    drawing = request(num_inference_steps=steps, strength=strength)
+    assert plan_steps(SMALL, drawing, Sources(None)) == (steps, None)
 
 
 @pytest.mark.parametrize(("steps", "strength"), [(10, 0.1), (1, 1.0), (3, 0.34), (2, 0.5)])
@@ -319,20 +316,8 @@ def test_an_edit_with_one_step_is_done(steps: int, strength: float) -> None:
 
 
 def test_guidance_zero_is_not_taken_for_absent() -> None:
-    assert plan_guidance(SMALL, request(guidance_scale=0.0)) == 0.0
-    assert plan_guidance(SMALL, request()) == 5.0
-
-
-@pytest.mark.parametrize(("scale", "used"), [(None, True), (1.01, True), (1.0, False), (0.0, False)])
-def test_a_negative_prompt_without_guidance_is_told(scale: float | None, used: bool) -> None:
-    notices = unused_notices(SMALL, request(negative_prompt="dogs", guidance_scale=scale))
-    assert [notice.param for notice in notices] == ([] if used else ["negative_prompt"])
-    assert unused_notices(SMALL, request(guidance_scale=scale)) == []
-
-
-def test_a_negative_prompt_is_told_where_the_manifest_itself_has_no_guidance() -> None:
-    turbo = manifest(defaults=DefaultsSection(num_inference_steps=1, guidance_scale=0.0))
-    assert [notice.param for notice in unused_notices(turbo, request(negative_prompt="dogs"))] == ["negative_prompt"]
+    assert run(request(guidance_scale=0.0))[0].guidance_scale == 0.0
+    assert run(request())[0].guidance_scale == 5.0
 
 
 # Seeds
@@ -389,7 +374,7 @@ def test_resampling_is_told_and_only_then() -> None:
 def test_a_source_of_another_shape_is_told_and_rounding_is_not(
     source: tuple[int, int], output: Size, cropped: bool
 ) -> None:
-    notices = crop_notices(Size(*source), output)
+    notices = Sources(Image.new("1", source)).crop_notices(output)
     assert [str(notice) for notice in notices] == (
         [f"image: it was cropped from {source[0]}x{source[1]} to 64x64, the shape of {output}"]
         if cropped and output.width == output.height
@@ -460,7 +445,7 @@ def grey(data: bytes | None, size: Size) -> np.ndarray:
 def test_a_mask_makes_it_inpainting_at_the_native_and_at_the_output_size() -> None:
     job, result = run(request(images=(picture(),), mask=mask_file(), size=Size(128, 128)), INPAINTS)
     assert (job.task, job.native, job.output) == ("inpainting", Size(128, 128), Size(128, 128))
-    assert job.image == bytes((255, 0, 0)) * 128 * 128 == job.original
+    assert job.images[0].data == bytes((255, 0, 0)) * 128 * 128 == job.original
     for data in (job.mask, job.original_mask):
         found = grey(data, Size(128, 128))
         assert found[64, 64] == 255
@@ -478,11 +463,10 @@ def test_a_mask_stays_on_its_place_of_the_picture_whatever_the_shape_of_the_canv
         tasks=["inpainting"], size=SizeSection(native="128x128", multiple=8, min=128, max=128, max_output=2048)
     )
     job, _ = run(wish, square)
-    assert job.image is not None
     assert job.native == Size(128, 128)
     assert job.original == source.tobytes()
     assert job.original_mask == Image.open(io.BytesIO(mask_file(300, 100, box))).tobytes()
-    native = np.frombuffer(job.image, np.uint8).reshape(128, 128, 3)
+    native = np.frombuffer(job.images[0].data, np.uint8).reshape(128, 128, 3)
     red, selected = native[..., 1] < 128, grey(job.mask, job.native) > 128
     assert (red != selected).mean() < 0.01
     assert 0.05 < selected.mean() < 0.5
@@ -550,8 +534,7 @@ def test_without_a_mask_an_images_own_holes_are_the_mask() -> None:
     assert selected[:32, :32].min() == 255
     assert selected[32:].max() == selected[:, 32:].max() == 0
     assert result.warnings == ()
-    assert job.image is not None
-    assert job.image[:3] == b"\xff\xff\xff", "the pipeline never sees what lies under the hole"
+    assert job.images[0].data[:3] == b"\xff\xff\xff", "the pipeline never sees what lies under the hole"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,124 @@
+"""What text encoders have said: the same prompt, negative prompt or empty one is read once.
+
+Exact: a call's whole input is its key, byte by byte, and its output is what the encoder gave. Kept in main memory,
+up to a budget; the least recently used goes first.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+BUDGET = 512 * 1024 * 1024
+"""Bytes. A CLIP prompt takes 0.1 MB, a large language model's with all its layers' states 100 MB."""
+
+
+class Unknown(Exception):
+    """A value of a kind that cannot be told from others by its content, or cannot be kept."""
+
+
+class Kept:
+    """An output in main memory, of so many bytes."""
+
+    def __init__(self, output: Any) -> None:
+        """Raises Unknown for what cannot be kept."""
+        self.bytes = 0
+        self._device = torch.device("cpu")
+        self._output = _map(output, self._keep)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.bytes += tensor.numel() * tensor.element_size()
+        self._device = tensor.device  # one module's outputs lie on one device
+        return tensor.to("cpu", copy=True)
+
+    def output(self) -> Any:
+        """A copy where it was made."""
+        return _map(self._output, lambda tensor: tensor.to(self._device, copy=True))
+
+
+class Memo:
+    """Outputs by inputs, for one worker's text encoders together."""
+
+    def __init__(self, budget: int = BUDGET) -> None:
+        self._budget = budget
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self._bytes = 0
+
+    def key(self, owner: str, arguments: Mapping[str, Any]) -> bytes | None:
+        """A digest of a call to the module that `owner` names; None where an argument has no content to go by."""
+        digest = hashlib.blake2b(owner.encode(), digest_size=24)
+        try:
+            _feed(digest.update, dict(arguments))
+        except Unknown:
+            return None
+        return digest.digest()
+
+    def get(self, key: bytes) -> Any:
+        """The output, the caller's own copy, on the device where it was made; None where it is not known."""
+        found = self._kept.get(key)
+        if found is None:
+            return None
+        self._kept.move_to_end(key)
+        return found.output()
+
+    def put(self, key: bytes, output: Any) -> None:
+        """Keeps an output, unless it is of a kind that cannot be kept or too large for the budget."""
+        try:
+            kept = Kept(output)
+        except Unknown:
+            return
+        if kept.bytes > self._budget:
+            return
+        former = self._kept.pop(key, None)
+        self._bytes += kept.bytes - (former.bytes if former else 0)
+        self._kept[key] = kept
+        while self._bytes > self._budget:
+            self._bytes -= self._kept.popitem(last=False)[1].bytes
+
+
+def copied(output: Any) -> Any:
+    """An output with tensors of its own, for one who may write into them; the same where it cannot be copied."""
+    try:
+        return _map(output, torch.clone)
+    except Unknown:
+        return output
+
+
+def _feed(update: Callable[[bytes], None], value: Any) -> None:
+    if torch.is_tensor(value):
+        update(f"{value.dtype}{tuple(value.shape)}".encode())
+        update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, (list, tuple)):
+        update(f"{type(value).__name__}{len(value)}".encode())
+        for item in value:
+            _feed(update, item)
+    elif isinstance(value, dict):
+        update(f"dict{len(value)}".encode())
+        for key, item in value.items():
+            update(repr(key).encode())
+            _feed(update, item)
+    elif isinstance(value, (int, float, str, bool, type(None), torch.dtype, torch.device)):
+        update(f"{type(value).__name__}{value!r};".encode())
+    else:
+        raise Unknown
+
+
+def _map(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same structure with changed tensors: ModelOutputs, dataclasses, tuples, lists and None."""
+    if torch.is_tensor(output):
+        return change(output)
+    if isinstance(output, dict):
+        return type(output)(**{key: _map(value, change) for key, value in output.items()})
+    if dataclasses.is_dataclass(output) and not isinstance(output, type):
+        values = {f.name: _map(getattr(output, f.name), change) for f in dataclasses.fields(output)}
+        return type(output)(**values)
+    if isinstance(output, (list, tuple)):
+        return type(output)(_map(item, change) for item in output)
+    if output is None:
+        return None
+    raise Unknown

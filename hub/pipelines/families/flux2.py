@@ -1,0 +1,34 @@
+"""FLUX.2 looks at any number of pictures, and has no negative prompt."""
+
+from __future__ import annotations
+
+from hub.pipelines.families import Arguments, Family, Unused
+
+
+def no_negative(wanted: Arguments) -> Unused:
+    """The pipelines steer away from the empty prompt alone."""
+    if wanted.pop("negative_prompt", None):
+        return {"negative_prompt": "this model has none"}
+    return {}
+
+
+FAMILIES = (
+    Family(
+        classes=("Flux2KleinPipeline", "Flux2KleinInpaintPipeline"),
+        pipelines={
+            "text-to-image": "Flux2KleinPipeline",
+            "image-to-image": "Flux2KleinPipeline",
+            "inpainting": "Flux2KleinInpaintPipeline",
+        },
+        images="reference",
+        max_images=10,
+        adapt=no_negative,
+    ),
+    Family(
+        classes=("Flux2Pipeline",),
+        pipelines={"text-to-image": "Flux2Pipeline", "image-to-image": "Flux2Pipeline"},
+        images="reference",
+        max_images=10,
+        adapt=no_negative,
+    ),
+)

@@ -1,0 +1,52 @@
+"""The local provider: fills in a manifest's defaults, plans sizes and sources, and lets the engine run the pipeline."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+from hub.engine.supervisor import Engine
+from hub.providers.local.plan import QUALITY, prepare
+from hub.registry import ModelManifest
+from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
+
+log = logging.getLogger(__name__)
+
+DECODERS = 2
+
+
+class LocalProvider:
+    """Runs manifests with `provider = "local"` on this machine's engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        # Of their own, and few: big source pictures must not crowd out the files that other requests read and write.
+        self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
+
+    async def generate(
+        self, manifest: ModelManifest, request: ImageRequest, on_event: OnEvent | None = None
+    ) -> ImageResult:
+        """See `Provider`."""
+        if request.images:
+            loop = asyncio.get_running_loop()
+            job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
+        else:
+            job, notices, sources = prepare(manifest, request)
+        quality = QUALITY[request.quality or "auto"]
+        try:
+            if on_event:
+                on_event(Accepted(size=job.output, quality=quality, output_format=job.output_format))
+        except Exception:
+            log.exception("an event callback failed")
+            on_event = None
+        finished = await self._engine.generate(job, on_event)
+        warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
+        return ImageResult(
+            images=tuple(finished.images),
+            seed=job.seeds[0],
+            size=job.output,
+            quality=quality,
+            sources=sources,
+            warnings=warnings,
+        )

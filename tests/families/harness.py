@@ -1,0 +1,132 @@
+"""Runs a family's pipelines twice: as diffusers' documentation has it, and through the engine beside strangers."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image
+
+from hub.engine.jobs import Job
+from hub.engine.meeting import MeetingPoint
+from hub.engine.memo import Memo
+from hub.engine.protocol import EngineModel, Generate, Picture
+from hub.engine.weave import Weave
+from hub.pipelines.auto import LoadedPipeline, load_pipeline
+from hub.types import Size, Task
+from tests.families import parts
+
+CPU = torch.device("cpu")
+
+
+def noise(seed: int, width: int, height: int) -> Image.Image:
+    """A smooth random picture: all frequencies of a natural one, none of its content."""
+    pixels = np.random.RandomState(seed).rand(8, 8, 3) * 255
+    return Image.fromarray(pixels.astype(np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def box_mask(width: int, height: int) -> Image.Image:
+    """The middle may change. On the borders of whole latents, as the engine grows masks to these."""
+    mask = Image.new("L", (width, height))
+    mask.paste(255, (width // 4, height // 4, width * 3 // 4, height * 3 // 4))
+    return mask
+
+
+def request(task: Task, size: tuple[int, int], images: list[Image.Image], mask: Image.Image | None, **wish: Any) -> Any:
+    """The engine's frame."""
+    return Generate(
+        id=wish.pop("id", 1),
+        model=EngineModel("small", "", "float32"),
+        task=task,
+        prompt=wish.pop("prompt"),
+        seeds=[wish.pop("seed")],
+        native=Size(*size),
+        output=Size(*size),
+        images=[Picture(*each.size, each.tobytes()) for each in images],
+        mask=mask.tobytes() if mask else None,
+        **wish,
+    )
+
+
+class Engine:
+    """The weave with one model, as the worker puts it together, without the worker's process."""
+
+    def __init__(self, folder: Path) -> None:
+        self.pipeline: LoadedPipeline = load_pipeline(str(folder), "float32", CPU)
+        self.rows: list[int] = []
+        self.forwards = 0
+        self.steps: dict[int, list[tuple[int, int]]] = {}
+        memo = Memo()
+        for shared in self.pipeline.shared_methods():
+            memory = memo if shared.reading else None
+            point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory)
+            if shared.denoising:
+                self._count(point)
+
+    def _count(self, point: MeetingPoint) -> None:
+        plain = point.forward
+
+        def counted(calls: Any) -> Any:
+            self.rows.append(len(calls))
+            return plain(calls)
+
+        point.forward = counted  # type: ignore[method-assign]
+
+    def draw(self, frames: list[Generate], *, cancel: int | None = None) -> list[Any]:
+        """Every frame's picture as pixels, or the exception that it ended with; all are in the weave at once.
+        `cancel`: the frame that is cancelled after its second step."""
+        outcomes: dict[int, Any] = {}
+        self.rows.clear()
+        self.steps = {number: [] for number in range(len(frames))}
+
+        def on_step(number: int, done: int, total: int) -> None:
+            self.steps[number].append((done, total))
+
+        weave = Weave(64, on_step, outcomes.__setitem__)
+        for number, frame in enumerate(frames):
+            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None)
+            draw, steps, done = job.body(0)
+            weave.start(number, draw, steps, done=done)
+        while weave.busy:
+            weave.tick()
+            if cancel is not None and len(self.steps[cancel]) >= 2:
+                weave.cancel(cancel)
+                outcomes.setdefault(cancel, None)
+        return [outcomes.get(number) for number in range(len(frames))]
+
+
+class Bare:
+    """diffusers alone, in another copy of the weights."""
+
+    def __init__(self, folder: Path) -> None:
+        more = {"processor": parts.qwen_processor()} if Path(folder, "processor").is_dir() else {}
+        self._base = diffusers.DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, **more
+        )
+        self._base.set_progress_bar_config(disable=True)
+
+    def draw(self, class_name: str, scheduler: str | None, seed: int, **arguments: Any) -> Any:
+        """`pipe(...)` with a fresh pipeline of that class over the loaded modules; pixels, height x width x 3."""
+        components = {**self._base.components}
+        if "scheduler" in components:
+            own = components["scheduler"]
+            cls = getattr(diffusers, scheduler) if scheduler else type(own)
+            # What every published Stable Diffusion has, and diffusers warns of where it is missing.
+            more = {"skip_prk_steps": True} if scheduler == "PNDMScheduler" else {}
+            components["scheduler"] = cls.from_config(own.config, **more)
+        cls = getattr(diffusers, class_name)
+        takes = inspect.signature(cls.__init__).parameters
+        options = {k: v for k, v in self._base.config.items() if k in takes and isinstance(v, (bool, int, float))}
+        pipe = cls(**{k: v for k, v in {**options, **components}.items() if k in takes})
+        pipe.set_progress_bar_config(disable=True)
+        accepted = inspect.signature(cls.__call__).parameters
+        sized = {"width", "height"} - set(accepted)  # where the picture decides
+        given = {name: value for name, value in arguments.items() if value is not None and name not in sized}
+        generator = torch.Generator("cpu").manual_seed(seed)
+        with torch.no_grad():
+            images = pipe(generator=generator, output_type="np", **given).images
+        return (np.asarray(images[0]).clip(0, 1) * 255).round().astype(np.uint8)
