@@ -73,7 +73,8 @@ def status(url: str) -> int | None:
         with urllib.request.urlopen(url, timeout=5) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
-        return error.code
+        with error:  # else the socket is left to the garbage collector, which complains in some later test
+            return error.code
     except OSError:
         return None
 

@@ -198,7 +198,7 @@ class Engine:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "hub.engine.worker", "--socket", str(connection.fileno())),
             *("--device", settings.device, "--max-batch", str(settings.max_batch)),
-            *("--log-level", settings.log_level),
+            *("--learned", str(settings.cache_dir / "saturation.json"), "--log-level", settings.log_level),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
             env={**os.environ, **WORKER_ENVIRONMENT},
