@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -89,6 +90,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
     except SystemExit:  # uvicorn has written why
         words = f"cannot listen on {settings.host}, port {settings.port}. Choose another with --host and --port."
         raise click.ClickException(words) from None
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does not, for a socket that it did not make
     port = bound.getsockname()[1]
     shown = f"[{settings.host}]" if ":" in settings.host else settings.host
     click.echo(f"Hub {__version__} listens on http://{shown}:{port}   (Ctrl-C ends it)", err=True)
@@ -124,6 +126,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
 @click.option("--negative", help="What the pictures should not show.")
 @click.option("--quality", type=click.Choice(["low", "medium", "high"]))
 @click.option("--style", type=click.Choice(["vivid", "natural"]))
+@click.option("--scheduler", metavar="CLASS", help="Noise scheduler, by diffusers' class name.")
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far an edit may leave its source.")
 @click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A picture to edit.")
 @click.option(
@@ -162,6 +165,7 @@ def generate(
         quality=wish["quality"],
         style=wish["style"],
         strength=wish["strength"],
+        scheduler=wish["scheduler"],
         images=(image.read_bytes(),) if image else (),
         mask=mask.read_bytes() if mask else None,
         output_format=_format(output),

@@ -166,8 +166,9 @@ class Job:
         if done not in due or self._viewer is None:
             return
         try:
-            latents = estimate()
-            if not self._viewer.can_show(latents):
+            native = self.request.native
+            latents = self._viewer.unfolded(estimate(), native.height, native.width)
+            if latents is None:
                 self._say_no_previews()
                 return
             pixels = to_uint8(self._viewer.show(latents))

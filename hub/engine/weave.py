@@ -133,8 +133,6 @@ class Weave:
             if picture.done is None and call.point.denoising:
                 self._stepped(picture, picture.done_steps + 1)
             self._resume(picture, outcome)
-            if picture.done is not None and self._pictures.get(picture.number) is picture:
-                self._stepped(picture, picture.done())
         if self._meter:
             self._meter.learn(idle=not self.busy)
 
@@ -182,6 +180,10 @@ class Weave:
                 got = picture.run.switch() if fresh else picture.run.switch(value)
         except Exception as error:  # one run's failure is its own
             got = error
+        if picture.done is not None:
+            self._stepped(picture, picture.done())
+            if self._pictures.get(picture.number) is not picture:
+                return  # whoever heard of the step has cancelled it
         if isinstance(got, Call):
             picture.call = got
             picture.kind = self._meter.kind(got) if self._meter else ""

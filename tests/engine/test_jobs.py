@@ -28,6 +28,7 @@ from hub.engine.protocol import (
     Stepped,
     from_worker,
     receive_frame,
+    Picture,
 )
 from hub.engine.worker import Worker
 from hub.pipelines.auto import LoadedPipeline, load_pipeline

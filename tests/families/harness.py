@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hub.engine.jobs import Job
+from hub.engine.jobs import Job, arguments_for
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
-from hub.engine.protocol import EngineModel, Generate, Picture
+from hub.engine.protocol import EngineModel, Generate, Notice, Picture
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline, load_pipeline
 from hub.types import Size, Task
@@ -58,7 +58,7 @@ class Engine:
     def __init__(self, folder: Path) -> None:
         self.pipeline: LoadedPipeline = load_pipeline(str(folder), "float32", CPU)
         self.rows: list[int] = []
-        self.forwards = 0
+        self.notices: list[list[Notice]] = []
         self.steps: dict[int, list[tuple[int, int]]] = {}
         memo = Memo()
         for shared in self.pipeline.shared_methods():
@@ -81,6 +81,7 @@ class Engine:
         `cancel`: the frame that is cancelled after its second step."""
         outcomes: dict[int, Any] = {}
         self.rows.clear()
+        self.notices.clear()
         self.steps = {number: [] for number in range(len(frames))}
 
         def on_step(number: int, done: int, total: int) -> None:
@@ -89,13 +90,13 @@ class Engine:
         weave = Weave(64, on_step, outcomes.__setitem__)
         for number, frame in enumerate(frames):
             job = Job(frame, self.pipeline, lambda _: None, lambda *_: None)
+            self.notices.append(arguments_for(frame, self.pipeline)[1])
             draw, steps, done = job.body(0)
             weave.start(number, draw, steps, done=done)
         while weave.busy:
             weave.tick()
             if cancel is not None and len(self.steps[cancel]) >= 2:
                 weave.cancel(cancel)
-                outcomes.setdefault(cancel, None)
         return [outcomes.get(number) for number in range(len(frames))]
 
 

@@ -6,22 +6,24 @@ The calls on diffusers' side are written out here as its documentation has them,
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from hub.engine.protocol import Generate
 from hub.types import Task
 from tests.families import matrix
 from tests.families.builders import NATIVE, build
 from tests.families.harness import Bare, Engine, box_mask, noise, request
 
 pytestmark = [  # diffusers' own
-    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
     pytest.mark.filterwarnings(r"ignore:(?s).*skip_prk_steps:FutureWarning"),
 ]
 
@@ -209,6 +211,26 @@ def wishes(name: str, task: Task) -> list[Wish]:
     return found
 
 
+def frame(name: str, task: Task, wish: Wish, scheduler: str | None, number: int) -> Generate:
+    """The same wish as the engine gets it."""
+    repaints = task == "inpainting" or "Img2Img" in FAMILIES[name].tasks[task][0]
+    return request(
+        task,
+        wish.size,
+        list(wish.images),
+        wish.mask,
+        id=number,
+        prompt=wish.prompt,
+        seed=wish.seed,
+        num_inference_steps=wish.steps,
+        guidance_scale=wish.guidance,
+        negative_prompt=wish.negative,
+        strength=wish.strength if repaints else None,
+        scheduler=scheduler,
+        arguments=dict(FAMILIES[name].arguments),
+    )
+
+
 @pytest.fixture(scope="module", params=list(FAMILIES))
 def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
     yield request.param, build(request.param, tmp_path_factory.mktemp(request.param))
@@ -241,24 +263,7 @@ def test_a_picture_in_a_batch_of_strangers_equals_the_one_that_diffusers_draws_a
     assert engine.pipeline.tasks == set(about.tasks)
     for scheduler in about.schedulers:
         asked = [(task, wish) for task in about.tasks for wish in wishes(name, task)]
-        frames = [
-            request(
-                task,
-                wish.size,
-                list(wish.images),
-                wish.mask,
-                id=number,
-                prompt=wish.prompt,
-                seed=wish.seed,
-                num_inference_steps=wish.steps,
-                guidance_scale=wish.guidance,
-                negative_prompt=wish.negative,
-                strength=wish.strength if task == "inpainting" or "Img2Img" in about.tasks[task][0] else None,
-                scheduler=scheduler,
-                arguments=dict(about.arguments),
-            )
-            for number, (task, wish) in enumerate(asked)
-        ]
+        frames = [frame(name, task, wish, scheduler, number) for number, (task, wish) in enumerate(asked)]
         drawn = engine.draw(frames)
         for outcome in drawn:
             if isinstance(outcome, BaseException):
@@ -268,9 +273,31 @@ def test_a_picture_in_a_batch_of_strangers_equals_the_one_that_diffusers_draws_a
             class_name, call = about.tasks[task]
             alone = bare.draw(class_name, scheduler, wish.seed, **call(wish))
             difference = int(np.abs(pixels.astype(int) - alone.astype(int)).max())
-            matrix.note(name, task, scheduler, difference, max(engine.rows))
+            matrix.note(name, task, scheduler, difference)
             assert difference <= 1, (name, task, scheduler, difference)
             steps = engine.steps[number]
             assert steps == sorted(set(steps)), "progress only goes on"
             assert steps[-1][0] == steps[-1][1], "to the end"
         assert len({pixels.tobytes() for pixels in drawn}) == len(drawn), "they are different pictures"
+
+
+def test_a_picture_that_is_cancelled_ends_before_the_next_forward(family: tuple[str, Path], engine: Engine) -> None:
+    """In every family: and the stranger beside it is the same as without."""
+    name, _ = family
+    task = next(iter(FAMILIES[name].tasks))
+    frames = [frame(name, task, wish, None, number) for number, wish in enumerate(wishes(name, task)[:2])]
+    frames[0] = msgspec.structs.replace(frames[0], num_inference_steps=50)
+    kept = engine.draw(frames[1:])[0]
+    cancelled, beside = engine.draw(frames, cancel=0)
+    assert cancelled is None
+    assert len(engine.steps[0]) <= 2
+    assert np.abs(beside.astype(int) - kept.astype(int)).max() <= 1
+
+
+def test_the_docs_have_what_was_seen() -> None:
+    """After the tests above, all of them."""
+    if matrix.families() != set(FAMILIES):
+        pytest.skip("only some families were tried")
+    if os.environ.get("HUB_UPDATE_DOCS"):
+        matrix.write()
+    assert matrix.written() == matrix.table(), "HUB_UPDATE_DOCS=1 scripts/test tests/families writes it"

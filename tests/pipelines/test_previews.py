@@ -170,7 +170,7 @@ def test_a_tiny_autoencoder_is_shown_too() -> None:
     latents = torch.rand(1, 4, 16, 16)
     for linear in (None, True):
         viewer = LatentViewer(tiny, linear=linear)
-        assert viewer.can_show(latents)
+        assert viewer.unfolded(latents, 64, 64) is not None
         assert viewer.show(latents).shape[0] == 3
 
 
@@ -182,10 +182,10 @@ def test_a_large_decoder_is_not_asked(vae: AutoencoderKL, monkeypatch: pytest.Mo
 
 def test_only_latents_that_the_vae_decodes_are_shown(vae: AutoencoderKL) -> None:
     viewer = LatentViewer(vae)
-    assert viewer.can_show(torch.zeros(1, 4, 16, 16))
-    assert not viewer.can_show(torch.zeros(1, 64, 16))
-    assert not viewer.can_show(torch.zeros(1, 16, 16, 16))
-    assert not viewer.can_show(torch.zeros(1, 4, 1, 16, 16))
+    assert viewer.unfolded(torch.zeros(2, 4, 16, 16), 64, 64).shape == (1, 4, 16, 16)
+    assert viewer.unfolded(torch.zeros(1, 4, 1, 16, 16), 64, 64).shape == (1, 4, 16, 16)
+    for other in (torch.zeros(1, 64, 16), torch.zeros(1, 16, 16, 16), torch.zeros(1, 4, 2, 16, 16)):
+        assert viewer.unfolded(other, 64, 64) is None
 
 
 def test_pipelines_whose_latents_have_another_form_have_no_viewer(vae: AutoencoderKL) -> None:

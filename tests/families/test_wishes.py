@@ -1,0 +1,146 @@
+"""What a family makes of a request, and what it says of the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from hub.engine.jobs import Refused, arguments_for
+from hub.engine.protocol import Generate
+from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, load_pipeline
+from hub.pipelines.families import USUAL, family_of, known
+from tests.families.builders import build
+from tests.families.harness import CPU, noise, request
+
+NEGATIVE = {"negative_prompt": "blur"}
+
+
+def loaded(family: str, folder: Path, **options: Any) -> LoadedPipeline:
+    return load_pipeline(str(build(family, folder)), "float32", CPU, **options)
+
+
+@pytest.fixture(scope="module")
+def schnell(tmp_path_factory: pytest.TempPathFactory) -> LoadedPipeline:
+    return loaded("flux-schnell", tmp_path_factory.mktemp("schnell"))
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> LoadedPipeline:
+    return loaded("stable-diffusion", tmp_path_factory.mktemp("plain"))
+
+
+def wish(images: int = 0, **changes: Any) -> Generate:
+    task = "image-to-image" if images else "text-to-image"
+    size = changes.pop("size", (64, 64))
+    pictures: list[Image.Image] = [noise(number, *size) for number in range(images)]
+    return request(task, size, pictures, None, **{"prompt": "a", "seed": 1, "num_inference_steps": 2, **changes})
+
+
+def told(frame: Generate, pipeline: LoadedPipeline) -> list[str]:
+    return [notice.param for notice in arguments_for(frame, pipeline)[1]]
+
+
+def test_every_class_that_a_family_names_is_one_of_diffusers() -> None:
+    import diffusers
+
+    for name, family in known().items():
+        assert hasattr(diffusers, name)
+        for member in (*family.pipelines.values(), *family.schedulers):
+            assert hasattr(diffusers, member)
+    assert family_of("WhateverPipeline") is USUAL
+
+
+def test_guidance_and_negative_prompts_that_a_model_has_no_use_for_are_told(schnell: LoadedPipeline) -> None:
+    assert told(wish(), schnell) == []
+    assert told(wish(guidance_scale=3.5), schnell) == ["guidance_scale"]
+    assert told(wish(**NEGATIVE), schnell) == ["negative_prompt"]
+    assert told(wish(**NEGATIVE, arguments={"true_cfg_scale": 2.0}), schnell) == []
+    with pytest.raises(Refused) as caught:
+        arguments_for(wish(guidance_scale=3.5, strict=True), schnell)
+    assert caught.value.param == "guidance_scale"
+
+
+@pytest.mark.parametrize(("scale", "used"), [(None, True), (1.01, True), (1.0, False), (0.0, False)])
+def test_a_negative_prompt_without_guidance_is_told(plain: LoadedPipeline, scale: float | None, used: bool) -> None:
+    assert told(wish(**NEGATIVE, guidance_scale=scale), plain) == ([] if used else ["negative_prompt"])
+    assert told(wish(guidance_scale=scale), plain) == []
+
+
+def test_an_argument_of_the_manifest_that_the_pipeline_does_not_take_is_told(plain: LoadedPipeline) -> None:
+    assert told(wish(arguments={"true_cfg_scale": 2.0}), plain) == ["true_cfg_scale"]
+
+
+def test_a_size_between_the_models_own_is_refused_by_name(schnell: LoadedPipeline, plain: LoadedPipeline) -> None:
+    assert (plain.multiple, schnell.multiple) == (plain.mask_cell, 2 * schnell.mask_cell)
+    with pytest.raises(Refused) as caught:
+        arguments_for(wish(size=(64 + schnell.mask_cell, 64)), schnell)
+    assert caught.value.param == "size"
+    assert f"multiples of {schnell.multiple}" in caught.value.message
+
+
+def test_a_scheduler_that_does_not_suit_is_named_with_those_that_do(plain: LoadedPipeline, tmp_path: Path) -> None:
+    assert type(plain.own_copy("text-to-image", "LCMScheduler").scheduler).__name__ == "LCMScheduler"
+    for name in ("FlowMatchEulerDiscreteScheduler", "os", "StableDiffusionPipeline"):
+        with pytest.raises(UnknownScheduler, match="it has DDIMScheduler"):
+            plain.own_copy("text-to-image", name)
+    with pytest.raises(UnknownScheduler):
+        loaded("stable-diffusion", tmp_path, scheduler="FlowMatchEulerDiscreteScheduler")
+
+
+def test_a_manifests_scheduler_and_its_options_replace_the_folders(tmp_path: Path) -> None:
+    pipeline = loaded(
+        "stable-diffusion",
+        tmp_path,
+        scheduler="EulerAncestralDiscreteScheduler",
+        scheduler_options={"timestep_spacing": "trailing"},
+    )
+    own = pipeline.own_copy("text-to-image").scheduler
+    assert type(own).__name__ == "EulerAncestralDiscreteScheduler"
+    assert own.config.timestep_spacing == "trailing"
+
+
+def test_a_model_that_looks_at_pictures_has_no_strength_and_takes_several(tmp_path: Path) -> None:
+    klein = loaded("flux2-klein", tmp_path)
+    arguments, notices = arguments_for(wish(images=3, strength=0.5), klein)
+    assert [notice.param for notice in notices] == ["strength"]
+    assert len(arguments["image"]) == 3
+    assert isinstance(arguments_for(wish(images=1), klein)[0]["image"], Image.Image)
+
+
+def test_a_vae_that_overflows_in_half_precision_stays_in_float32(tmp_path: Path) -> None:
+    import torch
+
+    folder = build("stable-diffusion-xl", tmp_path)
+    pipeline = load_pipeline(str(folder), "float16", CPU)
+    own = pipeline.own_copy("text-to-image")
+    assert own.unet.dtype == torch.float16
+    assert (own.vae.dtype, own.vae.config.force_upcast) == (torch.float32, False)
+    latents = torch.zeros(1, 4, 8, 8, dtype=torch.float16)
+    assert own.vae.decode(latents, return_dict=False)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["flux-dev", "flux2-klein", "qwenimage", "stable-diffusion-3", "z-image", "sana"])
+def test_previews_of_packed_latents_are_the_picture_so_far(family: str, tmp_path: Path) -> None:
+    """The decoder itself is asked: what it says to the last preview's latents is nearly the picture."""
+    import numpy as np
+    import torch
+
+    from hub.engine.jobs import Job
+    from hub.pipelines.previews import LatentViewer
+
+    pipeline = loaded(family, tmp_path)
+    assert pipeline.viewer is not None
+    pipeline.viewer = LatentViewer(pipeline.viewer._vae, linear=False, unfold=pipeline.viewer._unfold)
+    seen: list[np.ndarray] = []
+    frame = wish(num_inference_steps=12, partial_images=3)
+    job = Job(frame, pipeline, lambda _: None, lambda _, index, partial, pixels: seen.append(pixels.astype(int)))
+    with torch.no_grad():
+        final = job.body(0)[0]().astype(int)
+    assert [each.shape for each in seen] == [(64, 64, 3)] * 3
+    distances = [float(np.abs(each - final).mean()) for each in seen]
+    assert distances[2] < distances[0], distances
+    other = np.roll(final, 32, axis=(0, 1))
+    assert distances[2] < np.abs(other - final).mean()
