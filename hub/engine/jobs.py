@@ -86,6 +86,10 @@ PICTURES = frozenset({"image", "mask_image", "control_image"})
 """Arguments without which a pipeline would draw something else than was asked for."""
 
 
+SETTLED = {"use_resolution_binning": False, "clean_caption": False}
+"""For pipelines that have them, unless the manifest says otherwise. They draw the size that we plan: their own binning
+would resample or crop once more, unseen. And they would say, for each prompt, which packages clean it."""
+
 OnPreview = Callable[["Job", int, int, Any], None]
 
 
@@ -137,7 +141,11 @@ class Job:
             return int(getattr(own, "_num_timesteps", 0) or self._steps_of(own))
 
         def draw() -> Any:
-            result = own(**{name: value for name, value in arguments.items() if name in accepted})
+            try:
+                result = own(**{name: value for name, value in arguments.items() if name in accepted})
+            finally:  # the scheduler, its step and this job would keep one another, and the pictures, alive
+                if hasattr(own, "scheduler"):
+                    vars(own.scheduler).pop("step", None)
             if any(getattr(result, "nsfw_content_detected", None) or ()):
                 raise Blocked
             return to_uint8(result.images[0])
@@ -248,8 +256,8 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
         multiple = pipeline.multiple
         words = f"size: this model draws multiples of {multiple} pixels, {request.native} is none."
         raise Refused("size", f"{words} Its owner should write `multiple = {multiple}` into its manifest.")
-    wanted, notices = named_arguments(request, pipeline)
     accepted = pipeline.accepts(request.task)
+    wanted, notices = named_arguments(request, pipeline, accepted)
     if not PICTURES & set(wanted) <= accepted:
         raise Refused(*CANNOT[request.task])
     implied = {"width", "height"} if request.images else set()
@@ -259,7 +267,7 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
         if name not in accepted and name not in implied
     ]
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        overflow = pipeline.prompt_overflow(text) if text else 0
+        overflow = pipeline.prompt_overflow(text, request.arguments.get("max_sequence_length")) if text else 0
         if overflow:
             notices.append(Notice(name, f"too long for this model's text encoder; its last {overflow} tokens were cut"))
     if request.partial_images and pipeline.viewer is None:
@@ -269,7 +277,9 @@ def arguments_for(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str
     return {name: value for name, value in wanted.items() if name in accepted}, notices
 
 
-def named_arguments(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[str, Any], list[Notice]]:
+def named_arguments(
+    request: Generate, pipeline: LoadedPipeline, accepted: frozenset[str]
+) -> tuple[dict[str, Any], list[Notice]]:
     """What the request asks for, by the names that its pipeline's family gives it, and what the family has to drop."""
     usual = {
         "prompt": request.prompt,
@@ -280,13 +290,14 @@ def named_arguments(request: Generate, pipeline: LoadedPipeline) -> tuple[dict[s
         "width": request.native.width,
         "height": request.native.height,
     }
-    wanted = request.arguments | {name: value for name, value in usual.items() if value is not None}
+    settled = {name: value for name, value in SETTLED.items() if name in accepted}
+    wanted = settled | request.arguments | {name: value for name, value in usual.items() if value is not None}
     unused = {}
     if pipeline.fixed_guidance and wanted.pop("guidance_scale", None) is not None:
         unused["guidance_scale"] = "this model was distilled to one guidance; it was not used"
     unused |= pipeline.family.adapt(wanted)
     wanted["images"] = [to_picture(each.data, each.width, each.height) for each in request.images]
-    pipeline.family.place_images(request.task, wanted)
+    pipeline.family.place_images(request.task, wanted, accepted)
     if request.mask is not None:
         size = (request.native.width, request.native.height)
         wanted["mask_image"] = to_mask(request.mask, *size, pipeline.mask_cell)

@@ -1,7 +1,8 @@
-"""What text encoders have said: the same prompt, negative prompt or empty one is read once.
+"""What text encoders have said: a prompt, negative prompt or empty one that comes again is not read again.
 
-Exact: a call's whole input is its key, byte by byte, and its output is what the encoder gave. Kept in main memory,
-up to a budget; the least recently used goes first.
+Exact: a call's whole input is its key, byte by byte, and its output is what the encoder gave. Kept in main memory
+when it comes for the second time (most prompts never do, and copying costs), up to a budget; the least recently used
+goes first.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 
 import torch
 
-BUDGET = 512 * 1024 * 1024
-"""Bytes. A CLIP prompt takes 0.1 MB, a large language model's with all its layers' states 100 MB."""
+BUDGET = 1024 * 1024 * 1024
+"""Bytes. A CLIP prompt takes 0.1 MB, a large language model's with all its layers' states and scores 250 MB."""
+SEEN = 4096
+"""Keys that are remembered without their outputs."""
 
 
 class Unknown(Exception):
@@ -25,14 +28,12 @@ class Unknown(Exception):
 class Kept:
     """An output in main memory, of so many bytes."""
 
-    def __init__(self, output: Any) -> None:
-        """Raises Unknown for what cannot be kept."""
-        self.bytes = 0
+    def __init__(self, output: Any, size: int) -> None:
+        self.bytes = size
         self._device = torch.device("cpu")
         self._output = _map(output, self._keep)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.bytes += tensor.numel() * tensor.element_size()
         self._device = tensor.device  # one module's outputs lie on one device
         return tensor.to("cpu", copy=True)
 
@@ -46,6 +47,7 @@ class Memo:
 
     def __init__(self, budget: int = BUDGET) -> None:
         self._budget = budget
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._bytes = 0
 
@@ -67,18 +69,38 @@ class Memo:
         return found.output()
 
     def put(self, key: bytes, output: Any) -> None:
-        """Keeps an output, unless it is of a kind that cannot be kept or too large for the budget."""
+        """Keeps an output, unless its input is new, or it is of a kind that cannot be kept, or too large."""
+        if key in self._kept:
+            return
+        if key not in self._seen:
+            self._seen[key] = None
+            if len(self._seen) > SEEN:
+                self._seen.popitem(last=False)
+            return
         try:
-            kept = Kept(output)
+            size = _size(output)
         except Unknown:
             return
-        if kept.bytes > self._budget:
+        if size > self._budget:
             return
-        former = self._kept.pop(key, None)
-        self._bytes += kept.bytes - (former.bytes if former else 0)
-        self._kept[key] = kept
+        del self._seen[key]
+        self._bytes += size
+        self._kept[key] = Kept(output, size)
         while self._bytes > self._budget:
             self._bytes -= self._kept.popitem(last=False)[1].bytes
+
+
+def _size(output: Any) -> int:
+    """Bytes of its tensors. Raises Unknown for what cannot be kept."""
+    size = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal size
+        size += tensor.numel() * tensor.element_size()
+        return tensor
+
+    _map(output, count)
+    return size
 
 
 def copied(output: Any) -> Any:

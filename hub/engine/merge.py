@@ -73,6 +73,8 @@ def _sign_tensor(name: str, value: torch.Tensor, layout: Layout) -> Hashable:
         return ("per row", value.dtype, value.device)
     if value.dim() > 0 and value.shape[0] == layout.rows:
         return ("batched", value.dtype, value.device, tuple(value.shape[1:]))
+    if name.startswith("pixel_values"):  # patches of all rows' pictures in one, counted by another argument
+        return ("own", id(value))
     # Shared by all rows (position ids and the like: small). Equal shapes do not make equal values.
     content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
     return ("shared", value.dtype, value.device, tuple(value.shape), content)

@@ -12,7 +12,8 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DDIMScheduler, DiffusionPipeline, LCMScheduler, TCDScheduler
+from diffusers import ConsistencyDecoderVAE, DDIMScheduler, DiffusionPipeline, LCMScheduler, TCDScheduler
+from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
     AUTO_INPAINT_PIPELINES_MAPPING,
@@ -37,7 +38,7 @@ PIPELINES: dict[Task, dict[str, type[DiffusionPipeline]]] = {
 """For each task, diffusers' pipelines by family."""
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DENOISERS = ("unet", "transformer", "transformer_2", "prior")
+DENOISERS = ("unet", "transformer", "transformer_2", "prior", "prior_prior", "decoder")
 READERS = ("text_encoder", "image_encoder")
 NO_LIMIT = 100_000
 """Tokens: what tokenizers without a limit name is far above it."""
@@ -53,7 +54,11 @@ class SharedMethod(Struct, frozen=True):
     reading: bool = False
 
 
-class UnknownScheduler(Exception):
+class Unsupported(Exception):
+    """The pipeline cannot run here; the words say why, and clients may read them."""
+
+
+class UnknownScheduler(Unsupported):
     """The model has no such noise scheduler; the words name those it has."""
 
 
@@ -106,6 +111,8 @@ class LoadedPipeline:
         for name, module in self._base.components.items():
             if not isinstance(module, torch.nn.Module) or name == "safety_checker":  # its verdicts cannot be split
                 continue
+            if isinstance(module, ConsistencyDecoderVAE):
+                continue  # its decoder draws noise of its own, by the request's generator
             if hasattr(module, "decode") and hasattr(module, "encode"):
                 yield SharedMethod(module, "encode")
                 yield SharedMethod(module, "decode")
@@ -154,25 +161,28 @@ class LoadedPipeline:
 
     @property
     def multiple(self) -> int:
-        """Both sides of a picture must be multiples of this: of a latent's side, and of a token's where the pipeline
-        packs latents into tokens."""
-        packed = any(hasattr(self._base, name) for name in ("_pack_latents", "_patchify_latents"))
-        return self.mask_cell * (2 if packed else 1)
+        """Both sides of a picture must be multiples of this: of a latent's side, and of a token's."""
+        if any(hasattr(self._base, name) for name in ("_pack_latents", "_patchify_latents")):
+            return self.mask_cell * 2
+        config = getattr(getattr(self._base, "transformer", None), "config", {})
+        patch = config.get("patch_size") or config.get("all_patch_size") or 1
+        return self.mask_cell * (int(patch) if isinstance(patch, int) else max(patch))
 
-    def prompt_overflow(self, prompt: str) -> int:
-        """How many tokens of a prompt no text encoder can read (0 where one reads all or has no limit).
+    def prompt_overflow(self, prompt: str, longest: int | None = None) -> int:
+        """How many tokens of a prompt no text encoder can read (0 where one reads all or has no limit). `longest`:
+        the `max_sequence_length` of the call where it is not the pipeline's own.
 
         Several read the same words; the one that takes the most decides.
         """
-        longest = inspect.signature(type(self._base).__call__).parameters.get("max_sequence_length")
+        usual = inspect.signature(type(self._base).__call__).parameters.get("max_sequence_length")
         overflows = []
         for name in ("tokenizer", "tokenizer_2", "tokenizer_3"):
             tokenizer = getattr(self._base, name, None)
             if tokenizer is None:
                 continue
             limit = int(getattr(tokenizer, "model_max_length", None) or NO_LIMIT)
-            if longest is not None and "CLIP" not in type(tokenizer).__name__:
-                limit = min(limit, int(longest.default))
+            if usual is not None and "CLIP" not in type(tokenizer).__name__:
+                limit = min(limit, longest or int(usual.default))
             if limit >= NO_LIMIT:
                 return 0
             overflows.append(max(0, len(tokenizer(prompt, truncation=False).input_ids) - limit))
@@ -200,6 +210,8 @@ def load_pipeline(
         local_files_only=True,
         **family_at(path).components(path),
     )
+    if hasattr(base, "_set_pag_attn_processor"):
+        raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
     base.to(device)
     base.set_progress_bar_config(disable=True)
     for name, module in base.components.items():
@@ -222,25 +234,24 @@ def load_pipeline(
 def _rescheduled(own: Any, name: str | None, options: Mapping[str, Any], further: Iterable[str]) -> Any:
     """A new noise scheduler with the configuration of the model's own, and `options` on top. `further`: names beside
     those that the model's own is compatible with."""
-    suitable = {cls.__name__: cls for cls in (type(own), *own.compatibles)}
+    suitable = {cls.__name__: cls for cls in (type(own), *own.compatibles) if not hasattr(cls, "_backends")}
     if DDIMScheduler in suitable.values():  # the consistency ones follow the same noise; diffusers' list lacks them
         suitable |= {cls.__name__: cls for cls in (LCMScheduler, TCDScheduler)}
     suitable |= {each: getattr(diffusers, each) for each in further}
     if name is not None and name not in suitable:
         raise UnknownScheduler(f"this model has no '{name[:64]}'; it has {', '.join(sorted(suitable))}")
     usual = {"skip_prk_steps": True} if name == "PNDMScheduler" and "skip_prk_steps" not in own.config else {}
-    return suitable[name or type(own).__name__].from_config(own.config, **usual, **options)
+    return suitable[name or type(own).__name__].from_config(own.config, **{**usual, **options})
 
 
 def _own(pipeline: DiffusionPipeline, kept: dict[int, Any]) -> DiffusionPipeline:
-    """A copy of a pipeline, and of the pipelines that it is made of, with noise schedulers of its own; those that
-    they share, their copies share too. `kept` maps ids of schedulers and pipelines to copies made so far."""
+    """A copy of a pipeline, and of the pipelines that it is made of, with noise schedulers and guiders of its own;
+    those that they share, their copies share too. `kept` maps ids to copies made so far."""
     own = copy.copy(pipeline)
     for name, value in list(vars(own).items()):
-        if isinstance(value, (SchedulerMixin, DiffusionPipeline)):
+        if isinstance(value, (SchedulerMixin, BaseGuidance, DiffusionPipeline)):
             if id(value) not in kept:
-                is_scheduler = isinstance(value, SchedulerMixin)
-                kept[id(value)] = copy.deepcopy(value) if is_scheduler else _own(value, kept)
+                kept[id(value)] = _own(value, kept) if isinstance(value, DiffusionPipeline) else copy.deepcopy(value)
             own.__dict__[name] = kept[id(value)]
     return own
 
@@ -255,24 +266,32 @@ def _forget_keys(module: Any) -> None:
 
 
 def _keep_in_float32(vae: Any) -> None:
-    """A VAE that overflows in float16, in float32 once and for all.
+    """A VAE that overflows in float16 stays in float32, as far as diffusers' pipelines would cast it: all of it, or
+    of bfloat16 the encoder.
 
-    The pipelines would cast it to and fro in place, for each picture: while another one waits to be decoded. They
-    give their latents in whatever type, so its methods cast them.
+    They would cast it to and fro in place, for each picture: while another one waits to be decoded. They give their
+    latents in whatever type, so its methods cast them.
     """
     if not vae.config.get("force_upcast"):
         return
-    if vae.dtype == torch.float16:
+    plain = vae.dtype
+    if plain == torch.float16:
         vae.to(torch.float32)
-        for name in ("encode", "decode"):
-            setattr(vae, name, _casting(getattr(vae, name)))
+    elif plain == torch.bfloat16:
+        for part in filter(None, (vae.encoder, getattr(vae, "quant_conv", None))):
+            part.to(torch.float32)
+    if plain in (torch.float16, torch.bfloat16):
+        vae.encode = _casting(vae.encode, torch.float32)
+        vae.decode = _casting(vae.decode, torch.float32 if plain == torch.float16 else plain)
+        if vae.device.type == "mps":  # there the pipelines cast any VAE of another type than their latents
+            vae.to = lambda *_, **__: vae
     vae.register_to_config(force_upcast=False)
 
 
-def _casting(plain: Callable[..., Any]) -> Callable[..., Any]:
+def _casting(plain: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
     @functools.wraps(plain)
     def cast(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return plain(sample.float(), *args, **kwargs)
+        return plain(sample.to(dtype), *args, **kwargs)
 
     return cast
 

@@ -24,11 +24,11 @@ from hub.engine.protocol import (
     Finished,
     FromWorker,
     Generate,
+    Picture,
     Previewed,
     Stepped,
     from_worker,
     receive_frame,
-    Picture,
 )
 from hub.engine.worker import Worker
 from hub.pipelines.auto import LoadedPipeline, load_pipeline
@@ -187,7 +187,7 @@ def test_latents_of_an_unknown_form_give_no_previews_and_a_word(
     loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert loaded.viewer is not None
-    monkeypatch.setattr(loaded.viewer, "can_show", lambda latents: False)
+    monkeypatch.setattr(loaded.viewer, "unfolded", lambda *_: None)
     said: list[Any] = []
     run(Job(wish(partial_images=3), loaded, said.append, on_the_spot), said)
     (finished,) = said

@@ -119,3 +119,22 @@ def test_a_list_with_one_tensor_per_row_is_split_only_for_ragged_calls() -> None
 def test_what_cannot_be_split_is_an_error() -> None:
     with pytest.raises(TypeError, match="cannot split"):
         split(object(), ROWS)
+
+
+def test_patches_of_pictures_that_another_argument_counts_stay_apart() -> None:
+    """Qwen2.5-VL: one `pixel_values` for all rows, of as many patches as `image_grid_thw` says."""
+
+    def call() -> dict[str, object]:
+        return {"input_ids": torch.zeros(1, 4), "pixel_values": torch.zeros(16, 8), "image_grid_thw": torch.ones(1, 3)}
+
+    assert sign(**call()) != sign(**call())
+
+
+def test_lists_that_describe_the_rows_are_joined_and_must_be_equal() -> None:
+    """Qwen-Image's `img_shapes`."""
+
+    def call(side: int) -> dict[str, object]:
+        return {"sample": torch.zeros(2, 4), "img_shapes": [[(1, side, side)], [(1, side, side)]]}
+
+    assert join(call(4), call(4))["img_shapes"] == [[(1, 4, 4)]] * 4
+    assert sign(**call(4)) != sign(**call(8))

@@ -147,7 +147,8 @@ FAMILIES: dict[str, Family] = {
             "text-to-image": ("StableDiffusion3Pipeline", usual),
             "image-to-image": ("StableDiffusion3Img2ImgPipeline", usual),
             "inpainting": ("StableDiffusion3InpaintPipeline", usual),
-        }
+        },
+        (None, "FlowMatchHeunDiscreteScheduler"),
     ),
     "flux-dev": Family(three("Flux", without(**FLUX_CFG)), arguments=FLUX_CFG),
     "flux-schnell": Family(three("Flux", without("negative_prompt"))),

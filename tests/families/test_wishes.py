@@ -10,7 +10,7 @@ from PIL import Image
 
 from hub.engine.jobs import Refused, arguments_for
 from hub.engine.protocol import Generate
-from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, load_pipeline
+from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, Unsupported, load_pipeline
 from hub.pipelines.families import USUAL, family_of, known
 from tests.families.builders import build
 from tests.families.harness import CPU, noise, request
@@ -144,3 +144,66 @@ def test_previews_of_packed_latents_are_the_picture_so_far(family: str, tmp_path
     assert distances[2] < distances[0], distances
     other = np.roll(final, 32, axis=(0, 1))
     assert distances[2] < np.abs(other - final).mean()
+
+
+def test_a_pipeline_that_changes_the_shared_model_while_it_draws_is_refused_in_words(tmp_path: Path) -> None:
+    import json
+
+    folder = build("stable-diffusion", tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": "StableDiffusionPAGPipeline"}))
+    with pytest.raises(Unsupported, match="PAG"):
+        load_pipeline(str(folder), "float32", CPU)
+
+
+def test_z_image_guides_at_any_scale_above_nought(tmp_path: Path) -> None:
+    pipeline = loaded("z-image", tmp_path)
+    assert told(wish(**NEGATIVE, guidance_scale=1.0), pipeline) == []
+    assert told(wish(**NEGATIVE, guidance_scale=0.0), pipeline) == ["negative_prompt"]
+
+
+def test_a_distilled_qwen_tells_of_a_negative_prompt_that_its_manifest_turns_off(tmp_path: Path) -> None:
+    pipeline = loaded("qwenimage", tmp_path)
+    assert told(wish(**NEGATIVE), pipeline) == []
+    assert told(wish(**NEGATIVE, arguments={"true_cfg_scale": 1.0}), pipeline) == ["negative_prompt"]
+    assert arguments_for(wish(), pipeline)[0]["negative_prompt"] == " "
+
+
+def test_how_much_of_a_prompt_is_cut_follows_the_manifests_length(schnell: LoadedPipeline) -> None:
+    long = "a " * 300
+    (notice,) = arguments_for(wish(prompt=long, arguments={"max_sequence_length": 32}), schnell)[1]
+    assert notice.param == "prompt"
+    assert told(wish(prompt=long), schnell) != [] or schnell.prompt_overflow(long) == 0
+    assert schnell.prompt_overflow(long, 32) > schnell.prompt_overflow(long)
+
+
+def test_control_maps_of_other_families_reach_the_argument_that_they_have() -> None:
+    family = family_of("FluxControlNetPipeline")
+    wanted: dict[str, Any] = {"images": ["map"]}
+    family.place_images("text-to-image", wanted, frozenset({"control_image"}))
+    assert wanted == {"control_image": "map"}
+    wanted = {"images": ["map"]}
+    family.place_images("text-to-image", wanted, frozenset({"image"}))
+    assert wanted == {"image": "map"}
+
+
+def test_a_finished_run_leaves_nothing_alive(plain: LoadedPipeline) -> None:
+    """Its pictures and sources are megabytes."""
+    import gc
+    import weakref
+
+    import torch
+
+    from hub.engine.jobs import Job
+
+    gc.collect()
+    gc.disable()
+    try:
+        job = Job(wish(), plain, lambda _: None, lambda *_: None)
+        with torch.no_grad():
+            job.body(0)[0]()
+        gone = weakref.ref(job)
+        del job
+        assert gone() is None
+    finally:
+        gc.enable()

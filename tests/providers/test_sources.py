@@ -68,7 +68,7 @@ def test_a_huge_picture_to_look_at_is_shrunk(tmp_path: Path) -> None:
 def test_more_pictures_than_a_family_uses_are_told(tmp_path: Path) -> None:
     plan = prepare(manifest(tmp_path, LOOKS), wish(images=(picture(),) * 12))
     assert len(plan.job.images) == 10
-    assert [str(notice) for notice in plan.notices] == ["image: only the first 10 of 12 images was used"]
+    assert [str(notice) for notice in plan.notices] == ["image: only the first 10 of 12 images were used"]
 
 
 def test_with_a_mask_the_first_is_repainted_and_the_others_are_looked_at(tmp_path: Path) -> None:

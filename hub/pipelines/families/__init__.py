@@ -1,8 +1,8 @@
 """Where a family of diffusers' pipelines differs from the usual: one file each, found by itself.
 
-Pure data and pure functions: the API process reads them too, to prepare source pictures, and has no torch. A family
-is told from the class name in a folder's model_index.json. Most need no file: `USUAL` is what Stable Diffusion,
-SDXL, SD3, Z-Image and whatever diffusers adds next have in common.
+The API process reads them too, to prepare source pictures, and has no torch: they import nothing of the kind, but
+for `components`, which the worker alone calls. A family is told from the class name in a folder's model_index.json.
+Most need no file: `USUAL` is what Stable Diffusion, SDXL and whatever diffusers adds next have in common.
 """
 
 from __future__ import annotations
@@ -25,21 +25,17 @@ Adapt = Callable[[Arguments], Unused]
 Components = Callable[[str], dict[str, Any]]
 
 
-def by_guidance(wanted: Arguments) -> Unused:
-    """Classifier-free guidance: without it there is nothing that a negative prompt could steer."""
-    guidance = wanted.get("guidance_scale")
-    if wanted.get("negative_prompt") and guidance is not None and guidance <= 1:
+NO_GUIDANCE = {"negative_prompt": "it has no effect without guidance, which guidance_scale turns off here"}
+
+
+def by_guidance(wanted: Arguments, *, off: float = 1, name: str = "guidance_scale") -> Unused:
+    """Classifier-free guidance: without it there is nothing that a negative prompt could steer. `off`: the largest
+    scale that means none."""
+    scale = wanted.get(name)
+    if wanted.get("negative_prompt") and scale is not None and scale <= off:
         del wanted["negative_prompt"]
-        return {"negative_prompt": "it has no effect where guidance_scale is 1 or less"}
+        return NO_GUIDANCE
     return {}
-
-
-def unbinned(wanted: Arguments) -> Unused:
-    """For pipelines that draw one of their own sizes and resample it: they draw the size that we plan, unless a
-    manifest's arguments switch that on again."""
-    wanted.setdefault("use_resolution_binning", False)
-    wanted.setdefault("clean_caption", False)  # it would only say, for each prompt, which packages it misses
-    return by_guidance(wanted)
 
 
 class Family(Struct, frozen=True, kw_only=True):
@@ -67,22 +63,32 @@ class Family(Struct, frozen=True, kw_only=True):
     components: Components = lambda folder: {}  # noqa: ARG005
     schedulers: tuple[str, ...] = ()
 
-    def place_images(self, task: Task, wanted: Arguments) -> None:
-        """Turns `images` into the arguments that hold pictures."""
+    def place_images(self, task: Task, wanted: Arguments, accepted: frozenset[str]) -> None:
+        """Turns `images` into the arguments that hold pictures. `accepted`: the names that the pipeline takes."""
         images = wanted.pop("images")
         if not images:
             return
         if self.images == "control" and len(images) > 1:
             wanted["image"], wanted["control_image"] = images[:2]
+        elif self.images == "control" and "control_image" in accepted:
+            wanted["control_image"] = images[0]
         elif self.images == "reference" and task == "inpainting":
             wanted["image"] = images[0]
             if images[1:]:
-                wanted["image_reference"] = images[1] if len(images) == 2 else images[1:]
+                wanted["image_reference"] = images[1]
         else:
             wanted["image"] = images[0] if len(images) == 1 else images
 
+    def most_images(self, *, masked: bool) -> int:
+        """How many source pictures a request can use. Beside the one that a mask belongs to, pipelines crop what they
+        look at to one shape: one is whole."""
+        return min(self.max_images, 2) if masked else self.max_images
+
 
 USUAL = Family()
+CONTROL = Family(images="control", max_images=2)
+"""ControlNets and their kind draw along a map (edges, depth, a pose …): the first picture, or the second where one is
+repainted."""
 
 
 @functools.cache
@@ -96,8 +102,8 @@ def known() -> dict[str, Family]:
 
 
 def family_of(class_name: str) -> Family:
-    """The family of a pipeline's class; USUAL for one without a file."""
-    return known().get(class_name, USUAL)
+    """The family of a pipeline's class; one without a file is USUAL, or CONTROL by its name."""
+    return known().get(class_name) or (CONTROL if "Control" in class_name else USUAL)
 
 
 @functools.lru_cache(256)

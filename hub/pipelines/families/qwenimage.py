@@ -6,20 +6,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hub.pipelines.families import Arguments, Family, Unused
+from hub.pipelines.families import Arguments, Family, Unused, by_guidance
 
 
 def by_true_cfg(wanted: Arguments) -> Unused:
     """`guidance_scale` as the wire has it is this family's `true_cfg_scale`."""
-    guidance = wanted.pop("guidance_scale", None)
-    if guidance is not None:
-        wanted["true_cfg_scale"] = guidance
-    if guidance is not None and guidance <= 1:
-        if wanted.pop("negative_prompt", None):
-            return {"negative_prompt": "it has no effect where guidance_scale is 1 or less"}
-        return {}
-    wanted["negative_prompt"] = wanted.get("negative_prompt") or " "
-    return {}
+    scale = wanted.pop("guidance_scale", None)
+    if scale is not None:
+        wanted["true_cfg_scale"] = scale
+    unused = by_guidance(wanted, name="true_cfg_scale")
+    if wanted.get("true_cfg_scale", 4.0) > 1:
+        wanted["negative_prompt"] = wanted.get("negative_prompt") or " "
+    return unused
 
 
 def without_films(folder: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""Sana resamples what it draws unless it is told not to."""
+"""Sana was trained by flow matching, which its solver's list of compatible schedulers does not tell."""
 
 from __future__ import annotations
 
-from hub.pipelines.families import Family, unbinned
+from hub.pipelines.families import Family
 
-FAMILIES = (Family(classes=("SanaPipeline",), adapt=unbinned, schedulers=("FlowMatchEulerDiscreteScheduler",)),)
+FAMILIES = (Family(classes=("SanaPipeline",), schedulers=("FlowMatchEulerDiscreteScheduler",)),)

@@ -86,17 +86,18 @@ def read_sources(manifest: ModelManifest, family: Family, request: ImageRequest)
     if not request.images:
         return Sources(None)
     first = decode_image(request.images[0])
+    most = family.most_images(masked=request.mask is not None)
     further: list[Image.Image] = []
     sizes = [first.size]
     for data in request.images[1:]:
         decoded = decode_image(data)
         sizes.append(decoded.size)
-        if len(further) + 1 < family.max_images:
+        if len(further) + 1 < most:
             further.append(decoded.picture if family.images == "control" else shrunk(decoded.picture))
     notices = []
-    if len(request.images) > family.max_images:
-        used = "the first" if family.max_images == 1 else f"the first {family.max_images}"
-        notices.append(Notice("image", f"only {used} of {len(request.images)} images was used"))
+    if len(request.images) > most:
+        used, verb = ("the first", "was") if most == 1 else (f"the first {most}", "were")
+        notices.append(Notice("image", f"only {used} of {len(request.images)} images {verb} used"))
     sources = plan_sources(manifest, family, request, first, further)
     if request.mask is not None:
         sizes.append(size_of(request.mask))
