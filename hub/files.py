@@ -60,8 +60,7 @@ class Files:
 
         It is kept until `keep_until` (unix seconds), and at least as long as a link made now is good.
         """
-        ends = int(max(keep_until, self._now() + self._ttl))
-        name = f"{secrets.token_hex(16)}-{ends}.{EXTENSIONS[output_format]}"
+        name = self._fresh_name(EXTENSIONS[output_format], keep_until)
         try:
             await asyncio.to_thread(self._store, self._folder / name, data)
         except OSError as error:
@@ -69,6 +68,32 @@ class Files:
                 raise StorageFull("The hub's disk is full; the picture could not be stored.") from None
             raise
         return name
+
+    async def share(self, names: Sequence[str], keep_until: float = 0) -> list[str]:
+        """New names for stored pictures, which live apart from the old ones; raises NotFound, and makes none, where a
+        file is gone. A hard link: no byte is copied, and the file is there or it is not, whoever deletes it meanwhile.
+
+        Not synchronised with the disk: what a power failure takes away can be had again by asking again.
+        """
+        fresh = [self._fresh_name(name.rpartition(".")[2], keep_until) for name in names]
+        linking = asyncio.create_task(asyncio.to_thread(self._link_all, names, fresh))
+        try:
+            await asyncio.shield(linking)
+        except BaseException as error:
+            await asyncio.wait({linking})  # a thread cannot be cancelled
+            await self.delete(fresh)
+            if isinstance(error, OSError):
+                raise NotFound("The file of this picture is gone.") from None
+            raise
+        return fresh
+
+    def _link_all(self, names: Sequence[str], fresh: Sequence[str]) -> None:
+        for old, new in zip(names, fresh, strict=True):
+            _link_regular(self._folder / old, self._folder / new)
+
+    def _fresh_name(self, extension: str, keep_until: float) -> str:
+        ends = int(max(keep_until, self._now() + self._ttl))
+        return f"{secrets.token_hex(16)}-{ends}.{extension}"
 
     def link(self, name: str) -> str:
         """The path of a new link to a stored file: good for the time to live, but no longer than the file is kept."""
@@ -220,3 +245,15 @@ def _read_regular(path: Path) -> bytes:
         raise FileNotFoundError(path)
     with open(descriptor, "rb") as file:
         return file.read()
+
+
+def _link_regular(path: Path, target: Path) -> None:
+    """A second name for a file; a copy where the file system has none, or no more (ext4: 65,000)."""
+    try:
+        os.link(path, target, follow_symlinks=False)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        _write_atomically(target, _read_regular(path))
+    if not stat.S_ISREG(os.lstat(target).st_mode):  # somebody planted a link; now there are two
+        raise FileNotFoundError(path)

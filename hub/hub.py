@@ -38,7 +38,8 @@ class Hub:
         except ModelNotFound as error:
             raise ConfigurationError(f"default_model: {error.message}") from None
         self.files = Files(settings.cache_dir, settings.file_ttl)
-        self.engine = Engine(settings)
+        models = [listed.manifest for listed in self.registry if not listed.is_alias]
+        self.engine = Engine(settings, {model.id: model.device for model in models if model.device})
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)

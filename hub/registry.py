@@ -5,22 +5,30 @@ A manifest is the only thing that a new model needs. docs/models.md explains eac
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import difflib
+import functools
+import hashlib
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
 
+from hub import __version__
 from hub.errors import ConfigurationError, ModelNotFound
 from hub.imaging.geometry import NativeShapes
 from hub.types import Effort, Size, Style, Task
 
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+
+DEVICE_PATTERN = r"^(cpu|mps|cuda:(0|[1-9][0-9]?))$"
 
 SCHEDULER_PATTERN = r"^[A-Za-z0-9]{1,64}$"
 
@@ -101,6 +109,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     aliases: list[ModelId] = field(default_factory=list)
     max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    device: Annotated[str, Meta(pattern=DEVICE_PATTERN)] | None = None
     pipeline: PipelineSection = field(default_factory=PipelineSection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
@@ -123,6 +132,8 @@ class ListedModel(Struct, frozen=True):
 
     id: str
     manifest: ModelManifest
+    revision: str
+    """Another one after a start with another manifest, other weights or another hub: it may draw other pictures."""
 
     @property
     def is_alias(self) -> bool:
@@ -147,24 +158,69 @@ def read_manifest(source: Path) -> ModelManifest:
     return manifest
 
 
+def revision_of(source: Path, folder: Path) -> str:
+    """A digest of the manifest's bytes, the names, sizes and times of all files of the model's folder, and what draws
+    with them. Cheap: the weights themselves are not read."""
+    digest = hashlib.sha256(drawn_by().encode() + source.read_bytes())
+    for line in _files_of(folder):
+        digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+@functools.cache
+def drawn_by() -> str:
+    """What may change a picture beside the model: the hub, also while it is worked on, and the libraries."""
+    libraries = []
+    for name in ("torch", "diffusers", "transformers"):
+        with contextlib.suppress(PackageNotFoundError):  # some come without their papers
+            libraries.append(f"{name} {version(name)}")
+    own = [line for line in _files_of(Path(__file__).parent) if line.partition("\t")[0].endswith(".py")]
+    return "\n".join([f"hub {__version__}", *libraries, *own])
+
+
+def _files_of(folder: Path) -> list[str]:
+    """Name, size and time of every file below the folder, sorted. Links are followed, as those who load the model do;
+    what cannot be read has a name only."""
+    found, seen = [], set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(at)) in seen:  # a link that leads upwards
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in names:
+            path = Path(at, name)
+            try:
+                status = path.stat()
+                found.append(f"{path.relative_to(folder)}\t{status.st_size}\t{status.st_mtime_ns}")
+            except OSError:
+                found.append(f"{path.relative_to(folder)}\t")
+    return sorted(found)
+
+
 class Registry:
     """All models by id and alias. Immutable after `open_registry`."""
 
-    def __init__(self, manifests: Mapping[str, ModelManifest], aliases: Mapping[str, str]) -> None:
+    def __init__(
+        self, manifests: Mapping[str, ModelManifest], aliases: Mapping[str, str], revisions: Mapping[str, str]
+    ) -> None:
+        """`revisions`: by the manifests' ids."""
         self._manifests = dict(manifests)
         self._aliases = dict(aliases)
+        self._revisions = dict(revisions)
 
     def __iter__(self) -> Iterator[ListedModel]:
-        for name, manifest in self._manifests.items():
-            yield ListedModel(name, manifest)
-        for alias, target in self._aliases.items():
-            yield ListedModel(alias, self._manifests[target])
+        for name in (*self._manifests, *self._aliases):
+            yield self._listed(name, self._aliases.get(name, name))
+
+    def _listed(self, name: str, target: str) -> ListedModel:
+        return ListedModel(name, self._manifests[target], self._revisions[target])
 
     def get(self, model: str) -> ListedModel:
         """The model behind an id or alias; raises ModelNotFound that lists near names."""
         target = self._aliases.get(model, model)
         if target in self._manifests:
-            return ListedModel(model, self._manifests[target])
+            return self._listed(model, target)
         known = [*self._manifests, *self._aliases]
         near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.5) or list(self._manifests)[:3]
         shown = re.sub(r"[^ -~]", "?", model[:64])
@@ -181,6 +237,7 @@ def open_registry(folders: Sequence[Path], owner_aliases: Mapping[str, str]) -> 
     they lie in different folders (the later counts) or hub.toml decides.
     """
     manifests: dict[str, ModelManifest] = {}
+    sources: dict[str, Path] = {}
     aliases: dict[str, str] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -197,7 +254,7 @@ def open_registry(folders: Sequence[Path], owner_aliases: Mapping[str, str]) -> 
                         f'Remove it from one, or decide with `"{name}" = "MODEL"` under [aliases] in hub.toml.'
                     )
                 claimed[name] = source
-            manifests[manifest.id] = manifest
+            manifests[manifest.id], sources[manifest.id] = manifest, source
             aliases |= dict.fromkeys(manifest.aliases, manifest.id)
     if not manifests:
         raise ConfigurationError(f"no model manifest (*.toml) in {', '.join(map(str, folders))}")
@@ -208,4 +265,6 @@ def open_registry(folders: Sequence[Path], owner_aliases: Mapping[str, str]) -> 
             raise ConfigurationError(f"aliases.{alias}: {why}")
         if target not in manifests:
             raise ConfigurationError(f"aliases.{alias}: there is no model '{target}' (models: {', '.join(manifests)})")
-    return Registry(manifests, {alias: target for alias, target in aliases.items() if alias not in manifests})
+    aliases = {alias: target for alias, target in aliases.items() if alias not in manifests}
+    revisions = {name: revision_of(source, Path(manifests[name].path)) for name, source in sources.items()}
+    return Registry(manifests, aliases, revisions)

@@ -37,8 +37,13 @@ NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON"}
 """Variables for the command line and for scripts/."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
+_DEVICE = r"(cpu|mps|cuda(:(0|[1-9][0-9]?))?)"
 Device = Annotated[
-    str, Meta(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:N (N is a number)")
+    str,
+    Meta(
+        pattern=rf"^(auto|{_DEVICE}(, ?{_DEVICE})*)$",
+        description="auto, cpu, mps, cuda or cuda:N (N is a number), or several with commas (cuda:0,cuda:1)",
+    ),
 ]
 
 
@@ -66,6 +71,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     file_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 3600
     job_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 24 * 3600
     on_disconnect: Literal["cancel", "finish"] = "cancel"
+    reuse_results: bool = True
     image_hosts: list[str] = field(default_factory=list)
     max_body_mb: PositiveInt = 64
     max_queue: PositiveInt = 64
@@ -92,6 +98,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
             for host in hosts:
                 if not _HOST.fullmatch(host) and not (name == "image_hosts" and host == "*"):
                     raise ValueError(f"{name}: {host!r} is not a host or host:port")
+        for device in self.devices:
+            if device != "cpu" and self.devices.count(device) > 1:
+                raise ValueError(f"device: {device} is named twice")
         self.cache_dir = _absolute("cache_dir", self.cache_dir)
         if self.models_dir is not None:
             self.models_dir = _absolute("models_dir", self.models_dir)
@@ -105,6 +114,12 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def devices(self) -> list[str]:
+        """`auto` alone, or what `device` names, one worker each: cpu, mps or cuda:N."""
+        named = [device.strip() for device in self.device.split(",")]
+        return ["cuda:0" if device == "cuda" else device for device in named]
 
     @property
     def models_dirs(self) -> list[Path]:
@@ -207,6 +222,8 @@ def _allowed(kind: Any) -> str:
             return f"a whole number, {low} or more"
         case inspect.IntType(ge=low, le=high):
             return f"a whole number from {low} to {high}"
+        case inspect.BoolType():
+            return "true or false"
         case inspect.ListType():
             return 'a list of texts, ["…", "…"]'
         case inspect.DictType():

@@ -64,6 +64,8 @@ class JobRow(Struct, kw_only=True):
     step: int = 0
     steps: int = 0
     fingerprint: str | None = None
+    recipe: str | None = None
+    """What its pictures follow from; jobs of one recipe have the same ones."""
     idempotency_key: str | None = None
     rendering: bytes
     """JSON, opaque here as are `result` and `error`: how the answer is rendered."""
@@ -92,6 +94,7 @@ def jobs_table() -> Table:
         Column("step", Integer, nullable=False),
         Column("steps", Integer, nullable=False),
         Column("fingerprint", Text),
+        Column("recipe", Text),
         Column("idempotency_key", Text),
         Column("rendering", LargeBinary, nullable=False),
         Column("result", LargeBinary),
@@ -105,6 +108,7 @@ def jobs_table() -> Table:
             "created_at",
             sqlite_where=text("idempotency_key IS NOT NULL"),
         ),
+        Index("jobs_by_recipe", "recipe", "owner", "created_at", sqlite_where=text("recipe IS NOT NULL")),
         Index("jobs_unfinished", "hub", sqlite_where=text("status IN ('queued', 'in_progress')")),
     )
 
@@ -187,6 +191,16 @@ class Store:
             return next(iter(found), None)
 
         return await self._do(select)
+
+    async def with_recipe(self, owner: str | None, recipe: str) -> JobRow | None:
+        """The owner's newest completed job with this recipe that has not expired. Makes no database."""
+
+        def select(database: Database) -> JobRow | None:
+            c = jobs_table().c
+            completed = (c.recipe == recipe, c.owner.is_not_distinct_from(owner), c.status == "completed")
+            return next(iter(_newest(database.core, *completed, c.expires_at > self._now())), None)
+
+        return await self._do(select, make=False)
 
     async def newest(self, owner: str | None, limit: int) -> list[JobRow]:
         """The owner's jobs that have not expired, the newest first."""

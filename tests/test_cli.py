@@ -9,6 +9,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -120,7 +121,7 @@ def test_the_help_says_where_settings_are_read_from(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_told_by_ready_and_in_the_log(tmp_path: Path) -> None:
     with run_server(tmp_path, ready=False, HUB_DEVICE="cuda:77") as server:
-        told: list[dict[str, str]] = []
+        told: list[dict[str, Any]] = []
 
         def failed() -> bool:
             with pytest.raises(urllib.error.HTTPError) as caught:
@@ -130,8 +131,10 @@ def test_a_device_that_is_not_there_is_told_by_ready_and_in_the_log(tmp_path: Pa
                 return answer.code == 503 and told[-1]["status"] == "failed"
 
         wait_for(failed, server=server)
-        assert told[0] == {"status": "starting", "version": told[0]["version"]}
+        devices = [{"device": "cuda:77", "status": "starting"}]
+        assert told[0] == {"status": "starting", "version": told[0]["version"], "devices": devices}
         assert "HUB_DEVICE=cuda:77" in told[-1]["reason"]
+        assert told[-1]["devices"] == [{"device": "cuda:77", "status": "failed", "reason": told[-1]["reason"]}]
         assert told[-1]["reason"] in server.log.read_text()
         assert "Traceback" not in server.log.read_text()
 

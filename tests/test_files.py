@@ -539,3 +539,55 @@ def test_a_planted_fifo_does_not_block_a_reader(files: Files, tmp_path: Path) ->
 def test_the_seconds_left_of_no_signature_are_none(files: Files) -> None:
     assert files.seconds_left("x") == 0
     assert files.seconds_left("") == 0
+
+
+def shared(files: Files, *names: str, **how: Any) -> list[str]:
+    return asyncio.run(files.share(names, **how))
+
+
+def test_a_shared_file_has_two_names_with_a_life_each_and_is_stored_once(
+    files: Files, tmp_path: Path, clock: Clock
+) -> None:
+    _, old = save(files, keep_until=NOON + 100)
+    (new,) = shared(files, old, keep_until=NOON + 200)
+    assert (new[:32] != old[:32], new[32:]) == (True, f"-{int(NOON) + 200}.png")
+    assert len({(tmp_path / "files" / name).stat().st_ino for name in (old, new)}) == 1
+    clock.time = NOON + 100
+    assert files.sweep() == 1
+    assert asyncio.run(files.read(link(files, new), new)) == b"picture"
+    asyncio.run(files.delete([new]))
+    assert os.listdir(tmp_path / "files") == []
+
+
+def test_where_one_of_several_is_gone_none_is_shared(files: Files, tmp_path: Path) -> None:
+    names = [save(files)[1] for _ in range(3)]
+    asyncio.run(files.delete(names[1:2]))
+    with pytest.raises(NotFound):
+        shared(files, *names)
+    assert sorted(os.listdir(tmp_path / "files")) == sorted([names[0], names[2]])
+
+
+def test_a_planted_link_is_not_shared(files: Files, tmp_path: Path) -> None:
+    _, name = save(files)
+    (tmp_path / "secret.txt").write_text("secret")
+    (tmp_path / "files" / name).unlink()
+    (tmp_path / "files" / name).symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(NotFound):
+        shared(files, name)
+    assert os.listdir(tmp_path / "files") == [name]
+
+
+@pytest.mark.parametrize("error", [errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP])
+def test_where_no_second_name_can_be_had_the_file_is_copied(
+    files: Files, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(error, "no")
+
+    _, old = save(files)
+    monkeypatch.setattr(os, "link", refuse)
+    (new,) = shared(files, old)
+    asyncio.run(files.delete([old]))
+    assert asyncio.run(files.read_stored(new)) == b"picture"
+    with pytest.raises(NotFound):
+        shared(files, old)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import shutil
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -879,6 +880,296 @@ def test_a_deleted_cache_does_not_hinder_the_next_job(tmp_path: Path) -> None:
             await hub.jobs.get(done.row.id, None)
 
     in_hub(tmp_path / "cache", test)
+
+
+# Repeats: pictures that another job has drawn
+
+
+def by(recipe: str = "r", fingerprint: str = "body", **how: Any) -> Ask:
+    return ask(fingerprint, recipe=recipe, **how)
+
+
+async def drawn(hub: Hub, painter: Painter, **how: Any) -> tuple[Job, bytes]:
+    job = await hub.jobs.submit(by(**how), painter)
+    return job, await answered(hub, job)
+
+
+def test_a_repeat_is_a_job_of_its_own_with_files_of_its_own_and_the_same_answer(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter(images=2)
+        first, picture = await drawn(hub, painter)
+        await asyncio.sleep(0.05)
+        second, same = await drawn(hub, painter, rendering=b'{"other": true}', model="alias", output_format="webp")
+        assert (picture, same, painter.runs) == (b"picture 1.0", b"picture 1.0", 1)
+        assert (first.repeats, second.repeats) == (False, True)
+        assert second.row.id != first.row.id
+        assert first.result is not None
+        assert second.result is not None
+        assert msgspec.structs.replace(second.result, files=first.result.files) == first.result
+        assert sorted([*first.result.files, *second.result.files]) == hub.stored()
+        assert len(set(hub.stored())) == 4
+        row = await row_of(hub, second)
+        assert (row.status, row.model, row.rendering) == ("completed", "alias", b'{"other": true}')
+        assert (row.started_at, row.step, row.steps) == (None, 0, 0), "nothing ran"
+        assert row.created_at > (await row_of(hub, first)).created_at
+        assert row.expires_at > first.row.expires_at
+        assert {int(name[33:-4]) for name in second.result.files} == {int(row.expires_at)}
+        assert [each.row.id for each in await hub.jobs.newest(None, 10)] == [second.row.id, first.row.id]
+        assert await hub.jobs.images(await hub.jobs.get(second.row.id, None)) == (b"picture 1.0", b"picture 1.1")
+
+    in_hub(tmp_path, test)
+
+
+def test_no_picture_of_a_repeat_is_held_in_memory_or_stored_twice(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        await drawn(hub, painter)
+        for _ in range(30):
+            job = await hub.jobs.submit(by(), painter)
+            assert await answered(hub, job) == b"picture 1.0"
+            assert job.images == ()
+            assert job.forgotten is not None
+            assert job.forgotten.cancelled()
+        assert (hub.jobs._live, hub.jobs._keyed, hub.jobs._alike) == ({}, {}, {})
+        assert len({(hub.folder / "files" / name).stat().st_ino for name in hub.stored()}) == 1
+
+    in_hub(tmp_path, test)
+
+
+@pytest.mark.parametrize("deleted", [0, 1, 2])
+def test_deleting_one_of_several_repeats_leaves_the_others_their_pictures(tmp_path: Path, deleted: int) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter(images=2)
+        jobs = [(await drawn(hub, painter))[0] for _ in range(3)]
+        await hub.jobs.delete(await hub.jobs.get(jobs[deleted].row.id, None))
+        for job in jobs:
+            if job is not jobs[deleted]:
+                again = await hub.jobs.get(job.row.id, None)
+                assert await hub.jobs.images(again) == (b"picture 1.0", b"picture 1.1")
+        assert len(hub.stored()) == 4
+        assert (await drawn(hub, painter))[1] == b"picture 1.0", "what is left goes on answering"
+        for job in await hub.jobs.newest(None, 10):
+            await hub.jobs.delete(job)
+        assert hub.stored() == []
+        assert (await drawn(hub, painter))[1] == b"picture 2.0"
+
+    in_hub(tmp_path, test)
+
+
+def test_a_request_by_another_recipe_or_owner_or_by_none_is_drawn(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        await drawn(hub, painter, owner="alice")
+        for how in ({"owner": "bob"}, {"owner": None}, {"owner": "alice", "recipe": "other"}):
+            job, picture = await drawn(hub, painter, **how)
+            assert (job.repeats, picture) == (False, f"picture {painter.runs}.0".encode())
+        assert painter.runs == 4
+        for _ in range(2):
+            assert not (await drawn(hub, painter, owner="alice", recipe=None))[0].repeats
+        assert painter.runs == 6
+        assert (await drawn(hub, painter, owner="alice", fingerprint="answered otherwise"))[0].repeats
+
+    in_hub(tmp_path, test)
+
+
+def test_what_failed_or_was_cancelled_is_drawn_and_then_repeated(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        with pytest.raises(EngineUnavailable):
+            await drawn(hub, Painter(error=EngineUnavailable("gone")))
+        waiting = Painter(waits=True)
+        job = await hub.jobs.submit(by(), waiting)
+        await until(lambda: waiting.runs == 1)
+        await hub.jobs.cancel(job)
+        painter = Painter()
+        assert [(await drawn(hub, painter))[0].repeats for _ in range(2)] == [False, True]
+
+    in_hub(tmp_path, test)
+
+
+def test_repeats_outlive_the_process_and_end_with_the_time_to_live(tmp_path: Path) -> None:
+    async def first(hub: Hub) -> None:
+        await drawn(hub, Painter())
+
+    async def second(hub: Hub) -> None:
+        painter = Painter()
+        for _ in range(3):
+            assert (await drawn(hub, painter))[0].repeats, "each one keeps the picture for its own time"
+            await asyncio.sleep(0.8)
+        await asyncio.sleep(2)
+        assert not (await drawn(hub, painter))[0].repeats
+
+    in_hub(tmp_path, first, ttl=2)
+    in_hub(tmp_path, second, ttl=2)
+
+
+@pytest.mark.parametrize("gone", [slice(0, 1), slice(1, 2), slice(None)])
+def test_a_job_whose_pictures_are_gone_is_drawn_and_leaves_nothing_behind(tmp_path: Path, gone: slice) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter(images=2)
+        job, _ = await drawn(hub, painter)
+        assert job.result is not None
+        await hub.files.delete(job.result.files[gone])
+        left = hub.stored()
+        again, picture = await drawn(hub, painter)
+        assert (again.repeats, picture, painter.runs) == (False, b"picture 2.0", 2)
+        assert len(hub.stored()) == len(left) + 2
+        assert (await drawn(hub, painter))[1] == b"picture 2.0"
+
+    in_hub(tmp_path, test)
+
+
+def test_pictures_that_go_between_the_look_and_the_taking_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = Store.with_recipe
+
+    async def test(hub: Hub) -> None:
+        async def then_deletes(store: Store, owner: str | None, recipe: str) -> JobRow | None:
+            row = await plain(store, owner, recipe)
+            if row is not None:
+                await hub.jobs.delete(Job(row))
+            return row
+
+        monkeypatch.setattr(Store, "with_recipe", then_deletes)
+        painter = Painter()
+        for run in (1, 2, 3):
+            job, picture = await drawn(hub, painter)
+            assert (job.repeats, picture) == (False, f"picture {run}.0".encode())
+            assert len(hub.stored()) == 1
+
+    in_hub(tmp_path, test)
+
+
+def test_identical_requests_at_once_share_one_run_and_later_one_repeat(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter(waits=True)
+        jobs = await asyncio.gather(*(hub.jobs.submit(by(), painter) for _ in range(10)))
+        assert len({job.row.id for job in jobs}) == 1
+        painter.go.set()
+        await asyncio.gather(*(answered(hub, job) for job in jobs))
+        jobs = await asyncio.gather(*(hub.jobs.submit(by(), painter) for _ in range(10)))
+        assert set(await asyncio.gather(*(answered(hub, job) for job in jobs))) == {b"picture 1.0"}
+        assert all(job.repeats for job in jobs)
+        assert painter.runs == 1
+
+    in_hub(tmp_path, test)
+
+
+def test_a_fresh_run_is_drawn_joins_one_that_is_being_drawn_and_answers_later_repeats(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        assert (await drawn(hub, painter))[1] == b"picture 1.0"
+        assert (await drawn(hub, painter, fresh=True))[1] == b"picture 2.0"
+        assert (await drawn(hub, painter))[1] == b"picture 2.0", "the newest one"
+        left = await hub.jobs.submit(by(goes_on=True, fresh=True), painter)
+        await until(lambda: left.ended)
+        assert (await drawn(hub, painter, fresh=True))[1] == b"picture 4.0", "not what nobody took, either"
+        waiting = Painter(waits=True)
+        jobs = [await hub.jobs.submit(by(fresh=True), waiting) for _ in range(2)]
+        waiting.go.set()
+        assert {await answered(hub, job) for job in jobs} == {b"picture 1.0"}
+
+    in_hub(tmp_path, test)
+
+
+def test_a_new_key_repeats_and_an_old_one_leads_back_even_where_a_fresh_run_is_asked_for(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        await drawn(hub, painter)
+        jobs = await asyncio.gather(*(hub.jobs.submit(by(key="k"), painter) for _ in range(5)))
+        assert len({job.row.id for job in jobs}) == 1, "one key, one job"
+        assert {await answered(hub, job) for job in jobs} == {b"picture 1.0"}
+        assert jobs[0].repeats
+        for fresh in (False, True):
+            again, _ = await drawn(hub, painter, key="k", fresh=fresh)
+            assert again.row.id == jobs[0].row.id
+        with pytest.raises(IdempotencyKeyReuse):
+            await hub.jobs.submit(by(fingerprint="other", key="k"), painter)
+        assert painter.runs == 1
+        assert (await drawn(hub, painter, key="another", fresh=True))[1] == b"picture 2.0"
+
+    in_hub(tmp_path, test)
+
+
+def test_a_repeat_needs_no_place_in_the_queue(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        await drawn(hub, Painter())
+        waiting = Painter(waits=True)
+        await hub.jobs.submit(ask(), waiting)
+        with pytest.raises(QueueFull):
+            await drawn(hub, Painter(), recipe="other", fingerprint="other")
+        assert (await drawn(hub, Painter()))[0].repeats
+
+    in_hub(tmp_path, test, max_running=1)
+
+
+@pytest.mark.parametrize("error", [StorageFull("The hub's disk is full."), sqlite3.OperationalError("locked")])
+def test_a_look_that_fails_is_no_worse_than_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        await drawn(hub, painter)
+        failing(monkeypatch, Store, "with_recipe", error)
+        assert (await drawn(hub, painter))[1] == b"picture 2.0"
+
+    in_hub(tmp_path, test)
+    assert "drawn anew" in caplog.text
+
+
+def test_a_repeat_that_cannot_be_stored_has_failed_and_takes_only_its_own_names_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        first, _ = await drawn(hub, painter)
+        with monkeypatch.context() as patch:
+            failing(patch, Store, "add", StorageFull("The hub's disk is full."))
+            with pytest.raises(StorageFull):
+                await drawn(hub, painter)
+        assert first.result is not None
+        assert hub.stored() == first.result.files
+        assert (await drawn(hub, painter))[0].repeats
+
+    in_hub(tmp_path, test)
+
+
+def test_a_repeat_that_is_cancelled_while_it_takes_its_files_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    linking = threading.Event()
+
+    async def test(hub: Hub) -> None:
+        painter = Painter(images=3)
+        await drawn(hub, painter)
+        stored, plain = hub.stored(), Files._link_all
+
+        def slowly(*arguments: Any) -> None:
+            linking.set()
+            time.sleep(0.1)
+            plain(*arguments)
+
+        monkeypatch.setattr(Files, "_link_all", slowly)
+        job = await hub.jobs.submit(by(), painter)
+        with hub.jobs.watching(job):
+            await until(linking.is_set)
+        await until(lambda: job.ended)
+        assert job.row.status == "cancelled"
+        assert hub.stored() == stored
+
+    in_hub(tmp_path, test)
+
+
+def test_a_repeat_that_nobody_took_goes_to_the_next_request(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter()
+        await drawn(hub, painter)
+        left = await hub.jobs.submit(by(goes_on=True), painter)
+        await until(lambda: left.ended)
+        assert (await drawn(hub, painter))[0].row.id == left.row.id
+        assert (await drawn(hub, painter))[0].row.id != left.row.id
+
+    in_hub(tmp_path, test)
 
 
 def test_the_work_may_be_any_callable(tmp_path: Path) -> None:

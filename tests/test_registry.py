@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hub import registry as registry_module
 from hub.errors import ConfigurationError, ModelNotFound
-from hub.registry import Registry, open_registry, parse_size, read_manifest
+from hub.registry import Registry, drawn_by, open_registry, parse_size, read_manifest
 from hub.settings import Settings
 from hub.types import Size
 from tests.conftest import write_manifest
@@ -61,6 +64,9 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ({"tasks": 'tasks = ["text-to-video"]'}, r"\$\.tasks"),
         ({"provider": 'provider = "openai"'}, r"\$\.provider"),
         ({"dtype": 'dtype = "int8"'}, r"\$\.dtype"),
+        ({"device": 'device = "gpu"'}, r"\$\.device"),
+        ({"device": 'device = "cuda:01"'}, r"\$\.device"),
+        ({"device": 'device = "cuda:0,cuda:1"'}, r"\$\.device"),
         ({"quality": "quality = { ultra = 5 }"}, r"\$\.quality"),
         ({"quality": "quality = { low = 0 }"}, r"\$\.quality"),
         ({"style": 'style = { gothic = "dark" }'}, r"\$\.style"),
@@ -193,3 +199,74 @@ def test_whatever_is_asked_for_finds_a_listed_id_or_is_answered_in_short_printab
     assert caught.value.message.isascii()
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 300
+
+
+def revision(folder: Path) -> str:
+    (found,) = {model.revision for model in open_registry([folder], {})}
+    return found
+
+
+def test_a_revision_stays_as_long_as_nothing_changes_and_aliases_have_their_models(
+    tmp_path: Path, weights: Path
+) -> None:
+    folder = add(tmp_path / "models", weights, "one", "alias").parent
+    assert revision(folder) == revision(folder)
+    add(tmp_path / "models", weights, "two")
+    listed = open_registry([folder], {"mine": "two"})
+    assert listed.get("alias").revision == listed.get("one").revision != listed.get("two").revision
+    assert listed.get("mine").revision == listed.get("two").revision
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda weights, manifest: manifest.write_text(manifest.read_text() + "\n"),
+        lambda weights, manifest: (weights / "unet" / "model.safetensors").write_bytes(b"other"),
+        lambda weights, manifest: os.utime(weights / "unet" / "model.safetensors", (1, 1)),
+        lambda weights, manifest: (weights / "unet" / "model.safetensors").rename(weights / "unet" / "b.safetensors"),
+        lambda weights, manifest: (weights / "unet").rename(weights / "vae"),
+        lambda weights, manifest: (weights / "more").write_text(""),
+        lambda weights, manifest: os.utime(weights.parent / "blob", (1, 1)),
+    ],
+    ids=["manifest", "size", "time", "name", "folder", "file", "behind a link"],
+)
+def test_a_revision_changes_with_the_manifest_and_every_file_of_the_model(
+    tmp_path: Path, weights: Path, change: Callable[[Path, Path], object]
+) -> None:
+    (weights / "unet").mkdir()
+    (weights / "unet" / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "blob").write_bytes(b"linked, as in Hugging Face's cache")
+    (weights / "linked.safetensors").symlink_to(tmp_path / "blob")
+    manifest = add(tmp_path / "models", weights, "one")
+    before = revision(manifest.parent)
+    change(weights, manifest)
+    assert revision(manifest.parent) != before
+
+
+def test_a_folder_with_links_that_lead_upwards_or_nowhere_has_a_revision(tmp_path: Path, weights: Path) -> None:
+    (weights / "unet").mkdir()
+    (weights / "unet" / "up").symlink_to(weights)
+    (weights / "nowhere").symlink_to(tmp_path / "absent")
+    (weights / "vae").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"1")
+    folder = add(tmp_path / "models", weights, "one").parent
+    before = revision(folder)
+    assert before == revision(folder)
+    (tmp_path / "elsewhere" / "model.safetensors").write_bytes(b"12")
+    assert revision(folder) != before, "a component may lie elsewhere"
+
+
+def test_a_revision_changes_with_the_hub_and_its_libraries(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = add(tmp_path / "models", weights, "one").parent
+    found = {revision(folder)}
+    for name, value in (("__version__", "9"), ("version", lambda name: "9")):
+        with monkeypatch.context() as patch:
+            patch.setattr(registry_module, name, value)
+            drawn_by.cache_clear()
+            found.add(revision(folder))
+    drawn_by.cache_clear()
+    assert len(found) == 3
+    assert "registry.py\t" in drawn_by(), "a checkout's sources count, whose version does not change"

@@ -71,8 +71,15 @@ def test_a_named_settings_file_that_is_missing_is_an_error_and_not_skipped(envir
         ("file_ttl = 0", "file_ttl: 0 is not possible; it takes a whole number from 1 to 316224000."),
         ("max_queue = 0.5", "max_queue: 0.5 is not possible; it takes a whole number, 1 or more."),
         ('device = "gpu"', "device: 'gpu' is not possible; it takes auto, cpu, mps, cuda or cuda:N"),
+        (
+            'device = "cpu;cpu"',
+            "device: 'cpu;cpu' is not possible; it takes auto, cpu, mps, cuda or cuda:N (N is a number),",
+        ),
+        ('device = "auto,cpu"', "device: 'auto,cpu' is not possible"),
+        ('device = "cuda,cuda:0"', "device: cuda:0 is named twice"),
         ('log_level = "verbose"', "log_level: 'verbose' is not possible; it takes debug, info, warning or error."),
         ('on_disconnect = "stop"', "on_disconnect: 'stop' is not possible; it takes cancel or finish."),
+        ("reuse_results = 1", "reuse_results: 1 is not possible; it takes true or false."),
         ('image_hosts = "a"', "image_hosts: 'a' is not possible; it takes a list of texts"),
         ("cache_dir = 3", "cache_dir: 3 is not possible; it takes a text in quotes"),
         ('cache_dir = "~nobody-has-this-name/x"', "cache_dir: ~nobody-has-this-name/x begins with ~"),
@@ -225,6 +232,19 @@ def test_a_public_url_becomes_an_origin_in_lower_case(url: str, origin: str) -> 
 def test_a_public_url_that_is_no_origin_is_refused(url: str) -> None:
     with pytest.raises(ValueError):
         Settings(public_url=url)
+
+
+@pytest.mark.parametrize(
+    ("device", "devices"),
+    [
+        ("auto", ["auto"]),
+        ("cuda", ["cuda:0"]),
+        ("cuda:1, cuda:0,cpu", ["cuda:1", "cuda:0", "cpu"]),
+        ("cpu,cpu", ["cpu", "cpu"]),
+    ],
+)
+def test_a_device_or_several_are_one_worker_each(device: str, devices: list[str]) -> None:
+    assert load_settings(environ={"HUB_DEVICE": device}).devices == devices
 
 
 def test_folders_are_absolute_with_the_users_home_filled_in(tmp_path: Path) -> None:

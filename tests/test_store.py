@@ -21,6 +21,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hub import database, migrations, store
@@ -30,6 +31,8 @@ from tests.conftest import ROOT
 
 NOON = 1_800_000_000.0
 RESTARTED = b'{"code":"hub_restarted"}'
+HEAD = migrations.HEAD
+NEXT = f"{int(HEAD) + 1:04}"
 
 
 class Clock:
@@ -189,6 +192,56 @@ def test_an_idempotency_key_finds_its_owners_newest_job_that_has_not_expired(tmp
         assert await store.with_idempotency_key("ann", "key") == jobs["middle"]
 
     run(tmp_path, work, clock)
+
+
+def test_a_recipe_finds_its_owners_newest_completed_job_that_has_not_expired(tmp_path: Path, clock: Clock) -> None:
+    done = {"recipe": "r", "status": "completed", "owner": "ann"}
+    jobs = {
+        name: new_job(**done | changes)
+        for name, changes in {
+            "old": {},
+            "new": {"created_at": NOON + 1, "expires_at": NOON + 10},
+            "middle": {"created_at": NOON + 0.5},
+            "open": {"owner": None, "created_at": NOON + 5},
+            "another": {"recipe": "other", "created_at": NOON + 6},
+            "none": {"recipe": None, "created_at": NOON + 6},
+            **{
+                status: {"status": status, "created_at": NOON + 7}
+                for status in ("queued", "in_progress", "failed", "cancelled")
+            },
+        }.items()
+    }
+
+    async def work(store: Store) -> None:
+        assert await store.with_recipe("ann", "r") is None
+        assert not (tmp_path / "hub.db").exists(), "looking makes no database"
+        for job in jobs.values():
+            await store.add(job)
+        assert await store.with_recipe("ann", "r") == jobs["new"]
+        assert await store.with_recipe(None, "r") == jobs["open"]
+        assert await store.with_recipe("eve", "r") is None
+        assert await store.with_recipe("ann", "unknown") is None
+        clock.time = NOON + 10
+        assert await store.with_recipe("ann", "r") == jobs["middle"]
+        await store.delete(jobs["middle"].id)
+        assert await store.with_recipe("ann", "r") == jobs["old"]
+
+    run(tmp_path, work, clock)
+
+
+@pytest.mark.parametrize("owner", [None, "ann"])
+def test_looking_for_a_recipe_uses_the_index_whatever_else_is_stored(tmp_path: Path, owner: str | None) -> None:
+    statements: list[str] = []
+
+    async def work(store: Store) -> None:
+        await store.add(new_job(owner=owner, recipe="r", status="completed"))
+        await store._do(lambda database: database.raw.set_trace_callback(statements.append))
+        assert await store.with_recipe(owner, "r") is not None
+
+    run(tmp_path, work)
+    (statement,) = [each for each in statements if each.startswith("SELECT")]
+    (plan,) = raw(tmp_path, f"EXPLAIN QUERY PLAN {statement}")
+    assert "USING INDEX jobs_by_recipe (recipe=? AND owner=?)" in plan[3], plan
 
 
 def test_an_owners_jobs_are_listed_newest_first_without_those_that_have_expired(tmp_path: Path) -> None:
@@ -642,8 +695,8 @@ ADDS_A_COLUMN = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{next}"
+down_revision = "{head}"
 
 
 def upgrade():
@@ -659,9 +712,9 @@ def next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     def release(then: str = "pass") -> Path:
         folder = tmp_path / "migrations"
         shutil.copytree(migrations.FOLDER, folder, dirs_exist_ok=True)
-        (folder / "versions" / "v0002_colour.py").write_text(ADDS_A_COLUMN.format(then=then))
+        (folder / "versions" / f"v{NEXT}_colour.py").write_text(ADDS_A_COLUMN.format(head=HEAD, next=NEXT, then=then))
         monkeypatch.setattr(migrations, "FOLDER", folder)
-        monkeypatch.setattr(migrations, "HEAD", "0002")
+        monkeypatch.setattr(migrations, "HEAD", NEXT)
         return folder
 
     return release
@@ -686,6 +739,28 @@ def test_the_migrations_make_the_table_that_the_store_uses_and_head_is_their_new
     assert ScriptDirectory.from_config(config).get_heads() == [migrations.HEAD]
 
 
+def test_a_database_of_the_first_revision_keeps_its_jobs_which_have_no_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job(status="completed", idempotency_key="k")
+    with monkeypatch.context() as first:
+        first.setattr(migrations, "HEAD", "0001")
+        database.open_database(tmp_path / "hub.db").close()
+    values = {name: value for name, value in msgspec.structs.asdict(job).items() if name != "recipe"} | {"hub": "x"}
+    marks = ", ".join("?" * len(values))
+    raw(tmp_path, f"INSERT INTO jobs ({', '.join(values)}) VALUES ({marks})", *values.values())
+
+    async def work(store: Store) -> None:
+        assert await store.get(job.id) == job
+        assert await store.with_idempotency_key(None, "k") == job
+        again = new_job(status="completed", recipe="r")
+        await store.add(again)
+        assert await store.with_recipe(None, "r") == again
+
+    run(tmp_path, work)
+    assert raw(tmp_path, "SELECT version_num FROM alembic_version") == [(HEAD,)]
+
+
 def test_an_older_database_is_migrated_with_its_jobs_and_stays_as_a_copy(
     tmp_path: Path, next_version: Callable[..., Path]
 ) -> None:
@@ -695,12 +770,12 @@ def test_an_older_database_is_migrated_with_its_jobs_and_stays_as_a_copy(
     next_version()
     assert run(cache, lambda store: store.get(job.id)) == job
     assert raw(cache, "SELECT colour FROM jobs") == [("red",)]
-    copy = cache / "hub.db.before-0002"
+    copy = cache / f"hub.db.before-{NEXT}"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     with contextlib.closing(sqlite3.connect(copy)) as before:
-        assert before.execute("SELECT version_num FROM alembic_version").fetchall() == [("0001",)]
+        assert before.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
         assert before.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
-    assert sorted(os.listdir(cache)) == ["hub.db", "hub.db.before-0002", "instances"]
+    assert sorted(os.listdir(cache)) == ["hub.db", f"hub.db.before-{NEXT}", "instances"]
 
 
 def test_a_migration_that_fails_changes_nothing_and_is_told(tmp_path: Path, next_version: Callable[..., Path]) -> None:
@@ -709,7 +784,7 @@ def test_a_migration_that_fails_changes_nothing_and_is_told(tmp_path: Path, next
     next_version('op.execute("SELECT * FROM missing")')
     with pytest.raises(ConfigurationError, match=r"hub.db: no such table: missing"):
         run(cache, nothing)
-    assert raw(cache, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert raw(cache, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert "colour" not in raw(cache, "SELECT sql FROM sqlite_master WHERE name = 'jobs'")[0][0]
 
 
@@ -722,17 +797,17 @@ def test_a_hub_killed_while_it_migrates_leaves_the_old_database(
     folder = next_version('import os; os.kill(os.getpid(), 9) if "HUB_TEST_KILL" in os.environ else None')
     script = (
         "import asyncio, sys; from pathlib import Path; from hub import migrations; from tests import test_store as t\n"
-        "migrations.FOLDER, migrations.HEAD = Path(sys.argv[2]), '0002'\n"
+        f"migrations.FOLDER, migrations.HEAD = Path(sys.argv[2]), {NEXT!r}\n"
         "t.run(Path(sys.argv[1]), t.nothing)"
     )
     killed = subprocess.run(
         [sys.executable, "-c", script, cache, folder], cwd=ROOT, env={**os.environ, "HUB_TEST_KILL": "1"}
     )
     assert killed.returncode == -signal.SIGKILL
-    assert raw(cache, "SELECT version_num FROM alembic_version") == [("0001",)]
+    assert raw(cache, "SELECT version_num FROM alembic_version") == [(HEAD,)]
     assert_sound(cache)
     assert run(cache, lambda store: store.get(job.id)) == job
-    assert raw(cache, "SELECT version_num FROM alembic_version") == [("0002",)]
+    assert raw(cache, "SELECT version_num FROM alembic_version") == [(NEXT,)]
 
 
 def test_a_newer_database_is_refused_untouched_with_words_that_say_what_to_do(

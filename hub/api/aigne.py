@@ -34,7 +34,17 @@ from hub.api.aigne_bodies import (
     OutputImage,
 )
 from hub.api.answers import ImagesResponse, images_response
-from hub.api.described import IDEMPOTENCY_KEY, answer, as_json, as_json_list, as_text, errors, operation, query
+from hub.api.described import (
+    CACHE_CONTROL,
+    IDEMPOTENCY_KEY,
+    answer,
+    as_json,
+    as_json_list,
+    as_text,
+    errors,
+    operation,
+    query,
+)
 from hub.api.modes import submit, wait_for
 from hub.api.params import CreateImageRequest, ResponseFormat, of_generation
 from hub.api.refusals import invalid
@@ -77,7 +87,7 @@ async def blocklet(request: AnyRequest) -> Response[bytes]:
     "/api/v2/image",
     status_code=200,
     operation_class=operation(
-        as_json(InvokeRequest), answers={200: as_json(InvokeResponse)}, parameters=[IDEMPOTENCY_KEY]
+        as_json(InvokeRequest), answers={200: as_json(InvokeResponse)}, parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL]
     ),
     responses=errors(404, 409, 507),
     summary="AIGNE: create or edit images",
@@ -102,7 +112,9 @@ async def invoke(request: AnyRequest) -> Response[bytes]:
     ["/api/v1/image/generations", "/api/v2/image/generations"],
     status_code=200,
     operation_class=operation(
-        as_json(CreateImageRequest), answers={200: as_json(GenerationsResponse)}, parameters=[IDEMPOTENCY_KEY]
+        as_json(CreateImageRequest),
+        answers={200: as_json(GenerationsResponse)},
+        parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL],
     ),
     responses=errors(404, 409, 507),
     summary="AIGNE: generations",

@@ -190,6 +190,12 @@ IDEMPOTENCY_KEY = header(
     pattern=r"^[!-~]{1,255}$",
 )
 PREFER = header("Prefer", "`respond-async`: answer at once with a job.", examples=["respond-async"])
+CACHE_CONTROL = header(
+    "Cache-Control",
+    "`no-cache`: draw, also where pictures of the same seed and parameters are stored. `no-store`: and keep these from "
+    "later requests.",
+    examples=["no-cache"],
+)
 
 
 def operation(

@@ -9,16 +9,18 @@ from msgspec import Struct
 
 from hub import __version__
 from hub.api.described import answer, as_json, operation
+from hub.engine.worker_process import DeviceState
 from hub.hub import Hub
 
 
 class Health(Struct, omit_defaults=True):
-    """`status` is ok; starting while the engine is not ready; or failed where it could not start, with the `reason`,
-    until a later try succeeds."""
+    """`status` is ok; starting while no device takes requests; or failed where none could be started, with the
+    `reason`, until a later try succeeds. `devices` tells the same of each device."""
 
     status: Literal["ok", "starting", "failed"]
     version: str
     reason: str | None = None
+    devices: list[DeviceState] = []
 
 
 @route(
@@ -28,9 +30,10 @@ class Health(Struct, omit_defaults=True):
     status_code=200,
     summary="Liveness",
 )
-async def health() -> Health:
+async def health(request: Request[Any, Any, Any]) -> Health:
     """Always ok while the process can answer, under load and without an engine too."""
-    return Health("ok", __version__)
+    hub: Hub = request.app.state.hub
+    return Health("ok", __version__, devices=hub.engine.devices)
 
 
 @route(
@@ -40,16 +43,17 @@ async def health() -> Health:
     status_code=200,
     operation_class=operation(
         answers={
-            200: answer(as_json(Health), description="The engine takes requests."),
+            200: answer(as_json(Health), description="A device takes requests."),
             503: answer(as_json(Health), description="The engine starts, or starts again; or it could not, and why."),
         }
     ),
     summary="Readiness",
 )
 async def ready(request: Request[Any, Any, Any]) -> Response[Health]:
-    """200 once the engine process is ready, 503 before and while it restarts."""
-    hub: Hub = request.app.state.hub
-    if hub.engine.device is None:
-        reason = hub.engine.problem
-        return Response(Health("failed" if reason else "starting", __version__, reason), status_code=503)
-    return Response(Health("ok", __version__))
+    """200 as long as one device takes requests, 503 before and while none does."""
+    engine = request.app.state.hub.engine
+    if engine.device is None:
+        reason = engine.problem
+        words = Health("failed" if reason else "starting", __version__, reason, engine.devices)
+        return Response(words, status_code=503)
+    return Response(Health("ok", __version__, devices=engine.devices))

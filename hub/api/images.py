@@ -6,6 +6,7 @@ from litestar import Response, post
 
 from hub.api.answers import ImagesResponse
 from hub.api.described import (
+    CACHE_CONTROL,
     IDEMPOTENCY_KEY,
     PREFER,
     Upload,
@@ -44,6 +45,7 @@ ANSWERS = {
 PARAMETERS = [
     IDEMPOTENCY_KEY,
     PREFER,
+    CACHE_CONTROL,
     query("async", "Answer at once with a job.", type="boolean", default=False),
 ]
 ERRORS = errors(404, 409, 507)

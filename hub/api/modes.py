@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import re
 from typing import Literal
 
@@ -15,7 +16,8 @@ from hub.api.events import EventStream, image_events, or_error
 from hub.api.job_body import job_body
 from hub.api.params import ResponseFormat, Wanted, choose_response_format
 from hub.api.wire import (
-    JOB_ID,
+    JOB,
+    WAS_THERE,
     AnyRequest,
     log_label,
     origin_for_links,
@@ -54,6 +56,8 @@ async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
     if "respond-async" in _preferences(request):
         headers["Preference-Applied"] = "respond-async"
     body = await job_body(job, hub, origin_for_links(request, hub.settings))
+    if body.result is not None:
+        hub.jobs.collect(job)
     return Response(msgspec.json.encode(body), status_code=202, media_type="application/json", headers=headers)
 
 
@@ -67,25 +71,31 @@ async def submit(
     wanted.check()
     params = wanted.params
     model = params.model or hub.settings.default_model
-    hub.registry.get(model)
+    listed = hub.registry.get(model)
     ignored = wanted.warnings(partial_images_reach_somebody=mode != "wait")
     if params.strict and ignored:
         raise InvalidRequest(f"strict: {ignored[0]}.", param=ignored[0].partition(":")[0], code="unsupported_value")
-    key = idempotency_key(request)
+    key, cache = idempotency_key(request), cache_control(request)
     comes_back = client_retries or key is not None
     policy = params.on_disconnect or ("finish" if comes_back else hub.settings.on_disconnect)
     extended = not model.startswith("dall-e-")
     note = Rendering(response_format=response_format, extended=extended, warnings=ignored)
     rendering = msgspec.json.encode(note)
     answered_as = f"{response_format} {extended}"
-    identified = comes_back or params.seed is not None
+    drawn_by = f"{listed.manifest.id} {listed.revision} {hub.settings.device}"
+    fingerprint = recipe = None
+    if key is not None or ("no-store" not in cache and (client_retries or params.seed is not None)):
+        digests = functools.partial(wanted.digests, answered_as, drawn_by)
+        fingerprint, recipe = await asyncio.to_thread(digests) if wanted.images else digests()
     ask = Ask(
         owner=owner_of(request),
         kind=wanted.kind,
         model=model,
         rendering=rendering,
         output_format=params.output_format or "png",
-        fingerprint=await asyncio.to_thread(wanted.fingerprint, answered_as) if identified else None,
+        fingerprint=fingerprint,
+        recipe=recipe if hub.settings.reuse_results and "no-store" not in cache else None,
+        fresh="no-cache" in cache,
         idempotency_key=key,
         goes_on=mode == "job" or policy == "finish",
     )
@@ -96,7 +106,7 @@ async def submit(
         return await hub.generate(model, await wanted.to_domain(hub, origins, label, partial_images), on_event)
 
     job = await hub.jobs.submit(ask, work)
-    request.scope["state"][JOB_ID] = job.row.id
+    request.scope["state"] |= {JOB: job, WAS_THERE: job.ended}
     return job
 
 
@@ -125,6 +135,12 @@ def _preferences(request: AnyRequest) -> set[str]:
     """The preferences of every `Prefer` header, without their parameters (RFC 7240, section 2)."""
     parts = ",".join(request.headers.getall("prefer", [])).split(",")
     return {part.partition(";")[0].strip().lower() for part in parts}
+
+
+def cache_control(request: AnyRequest) -> set[str]:
+    """The directives of every `Cache-Control` header, without their values (RFC 9111, section 5.2.1)."""
+    parts = ",".join(request.headers.getall("cache-control", [])).split(",")
+    return {part.partition("=")[0].strip().lower() for part in parts}
 
 
 def idempotency_key(request: AnyRequest) -> str | None:

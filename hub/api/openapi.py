@@ -43,7 +43,12 @@ _OF_ROUTES_WITH_BODY = {400, 413, 415}
 _HEADERS = {
     "x-request-id": {"description": "The request's name in the hub's log.", "schema": {"type": "string"}},
     "x-job-id": {"description": "The job that the request has become.", "schema": {"type": "string"}},
+    "x-hub-cache": {
+        "description": "Only where stored pictures answer and nothing was drawn.",
+        "schema": {"type": "string", "enum": ["hit"]},
+    },
 }
+_OF_JOBS = ("x-request-id", "x-job-id", "x-hub-cache")
 _DESCRIPTION = """\
 OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer KEY`; a hub without keys answers
 this machine's own programs only.
@@ -173,7 +178,7 @@ def _complete(operation: dict[str, Any], where: str, *, public: bool) -> set[int
     for code, response in answers.items():
         if "$ref" in response:
             continue
-        shared = ("x-request-id", "x-job-id") if "requestBody" in operation else ("x-request-id",)
+        shared = _OF_JOBS if "requestBody" in operation else ("x-request-id",)
         response.setdefault("headers", {}).update(_header_refs(*shared))
         if response["description"] == ResponseSpec.description:
             response["description"] = HTTPStatus(int(code)).phrase
@@ -206,7 +211,7 @@ def _error(status: int) -> dict[str, Any]:
     """The shared description of an error's status: its codes, from the errors themselves."""
     codes = {kind.code: (kind.__doc__ or "").partition("\n")[0] for kind in _error_kinds() if kind.status == status}
     words = "\n".join(f"- `{code}`: {text}" for code, text in codes.items())
-    headers = _header_refs(*_HEADERS)
+    headers = _header_refs("x-request-id", "x-job-id")
     if status in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         headers["Retry-After"] = {"description": "Seconds.", "schema": {"type": "string", "pattern": "^[0-9]+$"}}
     if status == HTTPStatus.UNAUTHORIZED:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -33,6 +33,12 @@ References = Annotated[
 ]
 Source = bytes | str
 """A picture of a request: an uploaded file's bytes, or a URL, data URL or base64."""
+
+NOT_DRAWN = {
+    *("model", "response_format", "responseFormat", "stream", "on_disconnect"),
+    *("image", "images", "mask"),
+}
+"""Parameters that change nothing in the pictures, or that stand in their recipe in another form."""
 
 
 class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -149,18 +155,24 @@ class Wanted(Struct, frozen=True, kw_only=True):
         if self.params.size is not None:
             wanted_size(self.params.size)
 
-    def fingerprint(self, answered_as: str) -> str:
-        """A digest that is equal for equal requests that are answered alike: the same body means other answers on
-        other paths. What was left out does not count, so that a later version with more parameters gives the same.
-        Reads all of its pictures: not for the event loop."""
+    def digests(self, answered_as: str, drawn_by: str) -> tuple[str, str | None]:
+        """Two digests of the request: its fingerprint, and the recipe of its pictures. What was left out does not
+        count, so that a later version with more parameters gives the same. Reads all source pictures: not for the
+        event loop, where there are any.
+
+        The fingerprint is equal for equal requests that are answered alike: the same body means other answers on other
+        paths. The recipe is equal where the pictures must be, drawn by the same model and device (`drawn_by`), however
+        they are answered; None where they may differ: without a seed, or with a source behind a URL.
+        """
         params = {name: value for name, value in msgspec.to_builtins(self.params).items() if value is not None}
-        digest = hashlib.sha256(f"{self.kind} {answered_as} ".encode() + msgspec.json.encode(params, order="sorted"))
-        for name, source in (*(("image", image) for image in self.images), ("mask", self.mask)):
-            if isinstance(source, bytes):
-                digest.update(name.encode() + hashlib.sha256(source).digest())
-            elif source is not None:
-                digest.update(name.encode() + hashlib.sha256(source.encode()).digest())
-        return digest.hexdigest()
+        sources = [("image", image) for image in self.images] + ([("mask", self.mask)] if self.mask is not None else [])
+        told = [(name, type(source).__name__, _digest(source)) for name, source in sources]
+        kind = (self.kind, None if self.params.size else str(self.default_size))
+        fingerprint = _digest_of(kind, answered_as, params, told)
+        if self.params.seed is None or any(isinstance(source, str) and _is_url(source) for _, source in sources):
+            return fingerprint, None
+        drawn = {name: value for name, value in params.items() if name not in NOT_DRAWN}
+        return fingerprint, _digest_of(kind, drawn_by, drawn, told)
 
     async def to_domain(self, hub: Hub, origins: Sequence[str], label: str, partial_images: int) -> ImageRequest:
         """The domain's request; pictures are read here. Raises InvalidRequest."""
@@ -188,6 +200,18 @@ class Wanted(Struct, frozen=True, kw_only=True):
             strict=bool(params.strict),
             label=label,
         )
+
+
+def _digest(source: Source) -> str:
+    return hashlib.sha256(source if isinstance(source, bytes) else source.encode()).hexdigest()
+
+
+def _digest_of(*parts: Any) -> str:
+    return hashlib.sha256(msgspec.json.encode(parts, order="sorted")).hexdigest()
+
+
+def _is_url(source: str) -> bool:
+    return source[:6].lower().startswith(("http:", "https:"))
 
 
 def of_generation(body: CreateImageRequest) -> Wanted:

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from hub.api.refusals import invalid
 from hub.errors import BodyTooLarge, ErrorBody, HubError, InvalidRequest, UnsupportedMedia
+from hub.jobs import Job
 from hub.settings import Settings, has_port
 
 log = logging.getLogger("hub.api")
@@ -27,8 +28,11 @@ T = TypeVar("T")
 KEY_NAME = "hub_key_name"
 """Where the guard leaves the name of the caller's key in the scope's state."""
 
-JOB_ID = "hub_job_id"
-"""Where a handler leaves the id of the job that its request has become."""
+JOB = "hub_job"
+"""Where a handler leaves the job that its request has become."""
+
+WAS_THERE = "hub_job_was_there"
+"""Whether that job had ended before the request came."""
 
 BODY_TIMEOUT = 60.0
 LARGE_BODY = 1 << 18
@@ -72,15 +76,18 @@ def log_label(request: AnyRequest) -> str:
 
 
 async def add_common_headers(message: Message, scope: Scope) -> None:
-    """Puts x-request-id and nosniff on every answer, the framework's own errors included, and x-job-id where the
-    request became a job."""
+    """Puts x-request-id and nosniff on every answer, the framework's own errors included, x-job-id where the request
+    became a job, and x-hub-cache where nothing was drawn for it."""
     if message["type"] == "http.response.start":
-        job = scope.get("state", {}).get(JOB_ID)
+        state = scope.get("state", {})
+        job: Job | None = state.get(JOB)
+        stored = job is not None and (job.repeats or state[WAS_THERE])
         message["headers"] = [
             *(_methods_of(scope, message["headers"]) if scope.get("method") == "OPTIONS" else message["headers"]),
             (b"x-request-id", request_id(scope).encode()),
             (b"x-content-type-options", b"nosniff"),
-            *([(b"x-job-id", job.encode())] if job else []),
+            *([(b"x-job-id", job.row.id.encode())] if job else []),
+            *([(b"x-hub-cache", b"hit")] if stored else []),
         ]
 
 

@@ -1,8 +1,12 @@
-"""The local engine: a worker process that runs diffusers pipelines, and its supervisor in the API process.
+"""The local engine: a worker process per device that runs diffusers pipelines, and their supervisor in the API process.
 
 protocol    the frames that travel between the two
-supervisor  API process: starts, watches and restarts the worker; one awaitable call per request. No torch.
+supervisor  API process: a worker for each device, one awaitable call per request. No torch.
+placement   pure: which worker runs a request
+worker_process  API process: starts, watches and restarts one worker
+in_flight   API process: the requests that a worker has
 worker      worker process: reads frames, owns the device thread, encodes pictures
+devices     worker process: which devices there are, and their memory
 weave       a request's life on the device thread: every picture is a pipeline call in a greenlet
 meeting     the methods of shared modules where those calls meet
 merge       how calls are merged into one forward, and its output is split

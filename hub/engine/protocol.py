@@ -21,14 +21,15 @@ _LENGTH = struct.Struct(">I")
 
 
 class EngineModel(Struct, frozen=True, array_like=True):
-    """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, and a noise
-    scheduler with changes to its configuration."""
+    """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, a noise scheduler
+    with changes to its configuration, and `device`, the only one that may run it."""
 
     id: str
     path: str
     dtype: str
     scheduler: str | None = None
     scheduler_options: tuple[tuple[str, str | int | float | bool | None], ...] = ()
+    device: str | None = None
 
 
 class Picture(Struct, frozen=True, array_like=True):
@@ -87,10 +88,30 @@ class Ping(Struct, frozen=True, array_like=True, tag=True):
     """Is the worker still there? Its reader answers with Pong at once, whatever the device computes."""
 
 
+class DeviceMemory(Struct, frozen=True, array_like=True):
+    """A device as torch names it (`cuda:0`), and its memory in bytes. Of a device that is not the worker's own, `free`
+    is a guess: all."""
+
+    name: str
+    total: int
+    free: int
+
+
 class Ready(Struct, frozen=True, array_like=True, tag=True):
-    """The worker has imported its libraries and takes requests."""
+    """The worker has imported its libraries and takes requests. `devices`: its own, and others of its kind that the
+    machine has."""
 
     device: str
+    devices: list[DeviceMemory] = []
+
+
+class Memory(Struct, frozen=True, array_like=True, tag=True):
+    """After each load: the bytes that the device has free now, the ids of all models that the worker holds, and the
+    one that it tried to load, in vain if it is not among them."""
+
+    free: int
+    models: list[str]
+    tried: str
 
 
 class CannotStart(Struct, frozen=True, array_like=True, tag=True):
@@ -152,7 +173,7 @@ class Failed(Struct, frozen=True, array_like=True, tag=True):
 ToWorker = Generate | Cancel | Ping
 Answer = Stepped | Previewed | Finished | Failed
 """What belongs to one request."""
-FromWorker = Ready | CannotStart | Pong | Answer
+FromWorker = Ready | CannotStart | Pong | Memory | Answer
 
 to_worker = msgspec.msgpack.Decoder(ToWorker)
 from_worker = msgspec.msgpack.Decoder(FromWorker)

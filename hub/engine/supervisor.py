@@ -1,4 +1,4 @@
-"""The API process's side of the engine: keeps one worker process alive and turns its frames into awaitable calls."""
+"""The API process's side of the engine: a worker process for each device, and the choice of one for each request."""
 
 from __future__ import annotations
 
@@ -6,43 +6,22 @@ import asyncio
 import contextlib
 import logging
 import os
-import socket
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 
 import msgspec
-from msgspec import Struct
 
-from hub.engine.protocol import (
-    Answer,
-    Cancel,
-    CannotStart,
-    Failed,
-    Finished,
-    Generate,
-    Ping,
-    Pong,
-    Previewed,
-    Ready,
-    Stepped,
-    from_worker,
-    pack,
-    read_frame,
-)
-from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest
+from hub.engine.placement import Wanted, candidates, choose
+from hub.engine.protocol import EngineModel, Finished, Generate, Ready
+from hub.engine.worker_process import DeviceState, WorkerProcess
+from hub.errors import EngineUnavailable
 from hub.settings import Settings
-from hub.types import Event, OnEvent, Preview, Progress
+from hub.types import OnEvent
 
 log = logging.getLogger(__name__)
 
-MAX_BACKOFF = 30.0
-STOP_TIMEOUT = 5.0
-PING_EVERY = 10.0
-MAX_UNANSWERED = 6
-"""So many pings in a row, with no other frame either, and the worker is taken for frozen. Patient: a library that is
-imported or a driver that wakes up holds the interpreter's lock, and with it the worker's reader, for many seconds."""
-
-NOT_STARTED = "The engine could not be started; the server's log says why."
+PATIENCE = 20.0
+"""Seconds that a request waits for a better worker that starts, while another one could take it."""
 
 WORKER_ENVIRONMENT = {
     # Read by the libraries when they are imported, hence set here and not in the worker.
@@ -56,260 +35,158 @@ WORKER_ENVIRONMENT = {
 }
 
 
-class _Waiting(Struct):
-    """A request that the worker has or will get: its answer to be, and who hears of its steps and previews."""
-
-    answer: asyncio.Future[Finished]
-    on_event: OnEvent | None
-    sent: bool = False
-
-
 class Engine:
-    """One worker, any number of concurrent requests."""
+    """All workers; any number of concurrent requests."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pins: Mapping[str, str] | None = None) -> None:
+        """pins: models whose manifests say on which device they run, to be checked when the devices are known."""
         self._settings = settings
-        self._waiting: dict[int, _Waiting] = {}
+        self._pins = pins or {}
+        self._workers: list[WorkerProcess] = []
+        self._supervisions: set[asyncio.Task[None]] = set()
+        self._sizes: dict[str, int] = {}
         self._next_id = 0
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._in_flight = 0
         self._loop: asyncio.AbstractEventLoop
-        self._ready: asyncio.Future[None]
-        self._cause = NOT_STARTED
-        self._unanswered = 0
-        self.device: str | None = None
-        """Where the worker computes (`cpu`, `cuda`); None until it is ready."""
-        self.problem: str | None = None
-        """Why the last start failed, in public words; None before the first, and while a worker runs."""
 
     @property
-    def worker_pid(self) -> int | None:
-        """The worker's process id while one runs."""
-        return self._process.pid if self._process and self._process.returncode is None else None
+    def devices(self) -> list[DeviceState]:
+        """How it stands with each; `auto` stands for those that are not known yet."""
+        return [worker.device_state for worker in self._workers]
+
+    @property
+    def device(self) -> str | None:
+        """The first one that takes requests; None while there is none."""
+        return next((worker.device for worker in self._workers if worker.is_ready), None)
+
+    @property
+    def problem(self) -> str | None:
+        """Why no device takes requests, in public words; None while one does, or may soon."""
+        problems = [worker.problem for worker in self._workers]
+        return problems[0] if problems and all(problems) else None
+
+    @property
+    def worker_pids(self) -> list[int | None]:
+        """The workers' process ids, None for one that does not run."""
+        processes = [worker.process for worker in self._workers]
+        return [each.pid if each and each.returncode is None else None for each in processes]
 
     @property
     def in_flight(self) -> int:
         """Requests that wait or run."""
-        return len(self._waiting)
+        return self._in_flight
 
     async def generate(self, request: Generate, on_event: OnEvent | None = None) -> Finished:
         """Runs a request; its `id` and `progress` are set here. Cancelling the call stops the work within a forward.
 
         Raises InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when the worker
-        dies under it or cannot start.
+        dies under it or cannot start, or the hub does not use the device that the model is pinned to.
         """
         self._next_id += 1
         request = msgspec.structs.replace(request, id=self._next_id, progress=on_event is not None)
-        waiting = _Waiting(asyncio.get_running_loop().create_future(), on_event)
-        self._waiting[request.id] = waiting
+        self._in_flight += 1
         try:
-            writer = await self._wait_until_ready()
-            waiting.sent = True
-            writer.write(pack(request))
-            with contextlib.suppress(ConnectionError):  # then the answer is an exception already
-                await writer.drain()
-            return await waiting.answer
-        except asyncio.CancelledError:
-            if waiting.sent and self._writer is not None:
-                self._writer.write(pack(Cancel(request.id)))
-            raise
+            worker = await self._place(request.model)
+            return await worker.generate(request, on_event, self._size(request.model))
         finally:
-            del self._waiting[request.id]
+            self._in_flight -= 1
 
-    async def _wait_until_ready(self) -> asyncio.StreamWriter:
+    async def _place(self, model: EngineModel) -> WorkerProcess:
+        """The worker that runs a request for the model, as soon as one is ready; the caller sends it at once."""
+        wanted = Wanted(model.id, self._size(model), model.device)
+        failures: dict[WorkerProcess, BaseException] = {}
+        patient_until = self._loop.time() + PATIENCE
         try:
             async with asyncio.timeout(self._settings.engine_start_timeout):
-                while self._writer is None or not self._ready.done():
-                    await asyncio.shield(self._ready)
-                return self._writer
+                while True:
+                    states = [worker.state for worker in self._workers]
+                    chosen = choose(states, wanted, patient=self._loop.time() < patient_until)
+                    if chosen is not None:
+                        return self._workers[chosen]
+                    may = [self._workers[index] for index in candidates([each.device for each in states], model.device)]
+                    if not may:
+                        refusal = EngineUnavailable(self._not_used(model.id, model.device))
+                        refusal.headers["x-should-retry"] = "false"  # clients try again after a 503
+                        raise refusal
+                    tries = {each.started: each for each in may if not each.is_ready and each not in failures}
+                    if not tries:
+                        raise next(reversed(failures.values()))
+                    await asyncio.wait(tries, timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+                    failures |= {w: error for done, w in tries.items() if done.done() and (error := done.exception())}
         except TimeoutError:
             raise EngineUnavailable("The engine has not started yet. Try again.", retry_after=10) from None
 
+    def _size(self, model: EngineModel) -> int:
+        """Bytes of the model's weights; not looked up where there is nothing to choose."""
+        if len(self._workers) < 2:
+            return 0
+        if model.path not in self._sizes:
+            self._sizes[model.path] = weights_of(Path(model.path))
+        return self._sizes[model.path]
+
+    def _not_used(self, model: str, pin: str | None) -> str:
+        used = ", ".join(dict.fromkeys(worker.device for worker in self._workers))
+        return (
+            f"The manifest of {model} pins it to {pin} (`device`), but this hub uses {used}. "
+            "The owner has to change the manifest, or HUB_DEVICE (`device` in hub.toml)."
+        )
+
     def end_soon(self, seconds: float) -> None:
         """Refuses what still runs after so many seconds, since the hub ends. From a signal handler or any thread."""
-        words = "The hub is shutting down and could not finish this picture."
-        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._fail_all, words)
+        self._loop.call_soon_threadsafe(self._loop.call_later, seconds, self._fail_all)
 
-    def _fail_all(self, words: str) -> None:
-        for waiting in self._waiting.values():
-            if not waiting.answer.done():
-                waiting.answer.set_exception(EngineUnavailable(words, retry_after=5))
+    def _fail_all(self) -> None:
+        for worker in self._workers:
+            worker.requests.fail_all("The hub is shutting down and could not finish this picture.")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Starts the worker at once, keeps it alive, and ends it with the context."""
+        """Starts the workers at once, keeps them alive, and ends them with the context."""
         self._loop = asyncio.get_running_loop()
-        self._ready = self._loop.create_future()
-        supervision = asyncio.create_task(self._supervise())
+        for device in self._settings.devices:
+            self._begin(device)
+        self._check_pins()
         try:
             yield
         finally:
-            supervision.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await supervision
+            for supervision in self._supervisions:
+                supervision.cancel()
+            await asyncio.gather(*self._supervisions, return_exceptions=True)
 
-    async def _supervise(self) -> None:
-        """Starts the worker, serves it until it ends, and starts it again; forever."""
-        failures = 0
-        while True:
-            try:
-                was_ready = await self._run_worker()
-            except Exception:
-                log.exception("the connection to the engine process failed")
-                was_ready = False
-            failures = 0 if was_ready else failures + 1
-            if failures:
-                delay = min(2.0 ** min(failures, 10), MAX_BACKOFF)
-                log.error("%s (trying again in %.0f s)", self._cause, delay)
-                self._refuse(self._cause)
-                await asyncio.sleep(delay)
+    def _begin(self, device: str) -> None:
+        environment = WORKER_ENVIRONMENT | threads_for(self._settings.devices)
+        worker = WorkerProcess(len(self._workers), device, self._settings, environment, self._on_ready)
+        self._workers.append(worker)
+        self._supervisions.add(asyncio.create_task(worker.run()))
 
-    async def _run_worker(self) -> bool:
-        """One worker's life; returns whether it ever became ready, else `_cause` says why not.
+    def _on_ready(self, ready: Ready) -> None:
+        """With `auto`, the first worker tells which others there should be."""
+        if self._settings.devices != ["auto"] or len(self._workers) > 1:
+            return
+        for device in ready.devices:
+            if device.name != ready.device:
+                self._begin(device.name)
+        self._check_pins()
 
-        The connection is a pair of sockets, of which the worker inherits one: there is no name that others could
-        connect to, and nothing is left behind, however this process ends.
-        """
-        self._cause, was_ready = NOT_STARTED, False
-        ours, theirs = socket.socketpair()
-        async with contextlib.AsyncExitStack() as stack:
-            with theirs:
-                reader, writer = await asyncio.open_unix_connection(sock=ours, limit=1 << 20)
-                stack.callback(writer.close)
-                process = self._process = await self._spawn(theirs)
-            stack.push_async_callback(_stop, process, asyncio.create_task(process.wait()))
-            watch = asyncio.create_task(self._watch(process, writer))
-            stack.callback(watch.cancel)
-            self._writer = writer
-            try:
-                await self._serve(reader)
-            except Exception:
-                log.exception("the connection to the engine process failed")
-            finally:
-                was_ready = self._disconnect()
-                if not was_ready:  # still importing its libraries: it has nothing to put in order
-                    _kill(process)
-        log.info("the engine process ended (exit code %s)", process.returncode)
-        return was_ready
-
-    async def _spawn(self, connection: socket.socket) -> asyncio.subprocess.Process:
-        settings = self._settings
-        log.info("starting the engine process; importing its libraries takes some seconds")
-        return await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "hub.engine.worker", "--socket", str(connection.fileno())),
-            *("--device", settings.device, "--max-batch", str(settings.max_batch)),
-            *("--learned", str(settings.cache_dir / "saturation.json"), "--log-level", settings.log_level),
-            stdin=asyncio.subprocess.DEVNULL,
-            pass_fds=(connection.fileno(),),
-            env={**os.environ, **WORKER_ENVIRONMENT},
-        )
-
-    async def _watch(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
-        """Kills a worker that does not become ready in time, or does not answer later on.
-
-        Pings are counted and not seconds: these pass, too, while the whole hub stands still (Ctrl-Z, a busy machine),
-        and no answer is to be expected then.
-        """
-        limit = self._settings.engine_start_timeout
-        try:
-            async with asyncio.timeout(limit):
-                await asyncio.shield(self._ready)
-            self._unanswered = 0
-            while self._unanswered < MAX_UNANSWERED:
-                self._unanswered += 1
-                writer.write(pack(Ping()))
-                await asyncio.sleep(PING_EVERY)
-            log.error("the engine process has not answered for %.0f s; it is killed", MAX_UNANSWERED * PING_EVERY)
-        except TimeoutError:
-            self._cause = f"The engine process did not become ready within {limit} s and was killed."
-        _kill(process)
-
-    async def _serve(self, reader: asyncio.StreamReader) -> None:
-        """Hands out the worker's frames until it closes the connection, or says that it cannot start."""
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while True:
-                message = from_worker.decode(await read_frame(reader))
-                self._unanswered = 0
-                match message:
-                    case Ready():
-                        self.device, self.problem = message.device, None
-                        log.info("the engine is ready (process %s, device %s)", self.worker_pid, message.device)
-                        if not self._ready.done():
-                            self._ready.set_result(None)
-                    case CannotStart():
-                        self._cause = f"The engine cannot start: {message.reason}"
-                        return
-                    case Pong():
-                        pass
-                    case _:
-                        self._hand_out(message)
-
-    def _hand_out(self, message: Answer) -> None:
-        waiting = self._waiting.get(message.id)
-        if waiting is None or waiting.answer.done():
-            return  # the caller has gone
-        match message:
-            case Stepped():
-                _tell(waiting, Progress(step=message.step, steps=message.steps))
-            case Previewed():
-                _tell(waiting, Preview(index=message.index, partial=message.partial, image=message.image))
-            case Finished():
-                waiting.answer.set_result(message)
-            case Failed():
-                waiting.answer.set_exception(_error_of(message))
-
-    def _disconnect(self) -> bool:
-        """Closes the connection and fails what the worker had; returns whether it was ever ready."""
-        was_ready = self._ready.done()
-        if was_ready:
-            self._ready = asyncio.get_running_loop().create_future()
-        if self._writer is not None:
-            self._writer.close()  # at which the worker exits
-            self._writer = None
-        self.device = None
-        for waiting in self._waiting.values():
-            if waiting.sent and not waiting.answer.done():
-                words = "The engine process stopped while it made this picture. It is being restarted; try again."
-                waiting.answer.set_exception(EngineUnavailable(words, retry_after=5))
-        return was_ready
-
-    def _refuse(self, words: str) -> None:
-        """Fails all that wait for the start; later requests wait for the next try."""
-        self.problem = words
-        if not self._ready.done():
-            self._ready.set_exception(EngineUnavailable(words, retry_after=10))
-            self._ready.exception()  # marked as seen: there may be nobody waiting
-        self._ready = asyncio.get_running_loop().create_future()
+    def _check_pins(self) -> None:
+        devices = [worker.device for worker in self._workers]
+        for model, pin in self._pins.items():
+            if not candidates(devices, pin):
+                log.error("%s Until then its requests are refused.", self._not_used(model, pin))
 
 
-def _tell(waiting: _Waiting, event: Event) -> None:
-    """A listener's own failure is told to the log and ends its listening, nothing else."""
-    try:
-        if waiting.on_event:
-            waiting.on_event(event)
-    except Exception:
-        log.exception("an event callback failed")
-        waiting.on_event = None
+def threads_for(devices: list[str]) -> dict[str, str]:
+    """Variables that divide the cores among several workers on the CPU, unless the owner has: each would take all,
+    and they would wait for one another at every barrier."""
+    count = devices.count("cpu")
+    if count < 2 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": str(max(1, cores // count))}
 
 
-def _error_of(failed: Failed) -> HubError:
-    if failed.kind == "invalid":
-        return InvalidRequest(failed.message, param=failed.param, code="unsupported_value")
-    if failed.kind == "blocked":
-        return InvalidRequest(failed.message, param=failed.param, code="content_policy_violation")
-    return GenerationFailed(failed.message, param=failed.param)
-
-
-def _kill(process: asyncio.subprocess.Process) -> None:
-    with contextlib.suppress(ProcessLookupError):  # it has ended meanwhile
-        process.kill()
-
-
-async def _stop(process: asyncio.subprocess.Process, exited: asyncio.Task[int]) -> None:
-    """Waits for a worker whose connection was closed, and kills it where it does not end."""
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT):
-            await asyncio.shield(exited)
-    except TimeoutError:
-        _kill(process)
-        await exited
+def weights_of(folder: Path) -> int:
+    """Bytes of what is loaded from a diffusers folder: its components' safetensors, without variants of them
+    (`model.fp16.safetensors`) and single files with all in one, which may lie beside."""
+    files = [path for path in folder.glob("*/*.safetensors") if "." not in path.stem]
+    return sum(path.stat().st_size for path in files if path.is_file())

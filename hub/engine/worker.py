@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from msgspec import Struct
 
+from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
 from hub.engine.jobs import Blocked, Job, Refused, failed_by
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
@@ -32,6 +33,7 @@ from hub.engine.protocol import (
     Failed,
     FromWorker,
     Generate,
+    Memory,
     Ping,
     Pong,
     Ready,
@@ -41,7 +43,7 @@ from hub.engine.protocol import (
     to_worker,
 )
 from hub.engine.weave import Weave
-from hub.pipelines.auto import LoadedPipeline, choose_device, load_pipeline
+from hub.pipelines.auto import LoadedPipeline, Unsupported, load_pipeline
 
 log = logging.getLogger("hub.worker")
 
@@ -75,7 +77,7 @@ class Worker:
         self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, stay=1)
         self._memo = Memo()
         self._one_load = threading.Lock()
-        self._encoders = ThreadPoolExecutor(ENCODERS, "encoder")
+        self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
         self._models: dict[EngineModel, LoadedPipeline] = {}
         self._loading: dict[EngineModel, list[Generate]] = {}
         self._jobs: dict[int, Job] = {}
@@ -111,6 +113,7 @@ class Worker:
                     self._cancel(message.id)
                 case Loaded():
                     self._on_loaded(message)
+                    self._tell_memory(message.model)
             block = False
 
     def _admit(self, request: Generate) -> None:
@@ -131,6 +134,7 @@ class Worker:
         with self._one_load:
             log.info("loading %s", model.id)
             try:
+                use(self._device)  # so is this
                 self.inbox.put(Loaded(model, load(model, self._device), None))
             except Exception as error:
                 log.exception("loading %s failed", model.id)
@@ -140,6 +144,8 @@ class Worker:
         waiting = self._loading.pop(loaded.model, [])
         if loaded.pipeline is None:
             message = f"The model's files could not be loaded ({type(loaded.error).__name__}); see the server's log."
+            if isinstance(loaded.error, Unsupported):
+                message = f"This model cannot be used here: {loaded.error}."
             for request in waiting:
                 self.send(Failed(request.id, "failed", message))
             return
@@ -150,6 +156,14 @@ class Worker:
         log.info("loaded %s on %s", loaded.model.id, self._device)
         for request in waiting:
             self._start(request, loaded.pipeline)
+
+    def _tell_memory(self, tried: EngineModel) -> None:
+        try:
+            free = memory_of(self._device).free
+        except RuntimeError:  # a device that is broken says so at the next forward, too
+            log.exception("%s does not tell its memory", self._device)
+            free = 0
+        self.send(Memory(free, [model.id for model in self._models], tried.id))
 
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
@@ -218,6 +232,9 @@ class Worker:
         blocked = isinstance(error, Blocked)
         log.error("%s failed", job.request.label or job.request.id, exc_info=None if blocked else error)
         job.fail(error)
+        if isinstance(error, torch.AcceleratorError) and not works(self._device):
+            log.critical("%s is broken for this process, which ends; the next one tries it anew", self._device)
+            os._exit(1)
 
 
 def _read_forever(connection: socket.socket, worker: Worker) -> None:
@@ -236,41 +253,31 @@ def _read_forever(connection: socket.socket, worker: Worker) -> None:
     os._exit(0)
 
 
-def why_not(device: str) -> str:
-    """Why torch cannot compute on a device that the owner chose, and what to do."""
-    kind, _, index = device.partition(":")
-    count = torch.cuda.device_count() if kind == "cuda" else 0
-    if kind == "mps":
-        found = "no Apple GPU"
-    elif count and index:
-        found = f"only {', '.join(f'cuda:{number}' for number in range(count))}"
-    else:
-        found = "no CUDA device" + ("" if torch.version.cuda or torch.version.hip else " (this torch is built without)")
-    return f"HUB_DEVICE={device} (`device` in hub.toml), but torch finds {found} here. Set it to auto or cpu."
-
-
 def main() -> None:
     """Says Ready, or why not, and works until the connection ends."""
     parser = argparse.ArgumentParser(prog="hub.engine.worker", description=__doc__)
     parser.add_argument("--socket", type=int, required=True, help="descriptor of the connection, inherited")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--setting", default="auto", help="what the owner says about devices, for messages")
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--learned", type=Path, help="file for what is learned about batch sizes")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
-    logging.basicConfig(level=options.log_level.upper(), format="%(levelname)s worker: %(message)s")
+    name = "worker" if options.device == options.setting else f"worker {options.device}"
+    logging.basicConfig(level=options.log_level.upper(), format=f"%(levelname)s {name}: %(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; the supervisor decides
     connection = socket.socket(fileno=options.socket)
     connection.set_inheritable(False)
     try:
-        device = choose_device(options.device)
-    except RuntimeError:
-        connection.sendall(pack(CannotStart(why_not(options.device))))
+        device = open_device(options.device, options.setting)
+        devices = devices_here(device)
+    except Unusable as error:
+        connection.sendall(pack(CannotStart(str(error))))
         raise SystemExit(2) from None
     meter = meter_for(device, options.max_batch, options.learned) if options.learned else None
     worker = Worker(connection, device, options.max_batch, meter)
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
-    worker.send(Ready(str(device)))
+    worker.send(Ready(str(device), devices))
     with torch.inference_mode():  # beyond no_grad: two per cent of a small model's step
         worker.run()
 

@@ -1,9 +1,10 @@
 """Jobs: every request is one, whether its client waits for the answer, follows it as a stream, or comes back for it.
 
 A job runs once, for any number of clients that watch it. Identical requests that are in flight share one (see
-`Ask.fingerprint`), and a finished `Idempotency-Key` leads back to its job. When the last watcher leaves, the work is
-cancelled, unless the job `goes_on` alone. What a job made lies in files before it counts as completed, and its state
-lies in the store, so that it can be fetched after its client has gone and after the hub was restarted.
+`Ask.fingerprint`), and a finished `Idempotency-Key` leads back to its job. A job whose pictures another one has drawn
+(see `Ask.recipe`) takes over their files instead of working. When the last watcher leaves, the work is cancelled,
+unless the job `goes_on` alone. What a job made lies in files before it counts as completed, and its state lies in the
+store, so that it can be fetched after its client has gone and after the hub was restarted.
 """
 
 from __future__ import annotations
@@ -67,18 +68,23 @@ class Jobs:
     async def submit(self, ask: Ask, work: Work) -> Job:
         """The job that answers a request: a new one, or one that an identical request has started.
 
-        `work` makes the pictures. Raises QueueFull and IdempotencyKeyReuse.
+        `work` makes the pictures, where none are stored that can be had again. Raises QueueFull and
+        IdempotencyKeyReuse.
         """
         job = self._started(ask)
-        if job is not None and job.result and not await self._files.exist(job.result.files):
-            self._forget(job)  # somebody deleted its pictures
+        if job is not None and job.result and not await self._answers(job, job.result, ask):
+            self._forget(job)
             job = self._started(ask)
         if job is None and ask.idempotency_key is not None:
             row = await self._store.with_idempotency_key(ask.owner, ask.idempotency_key)
             job = await self._replayed(row, ask) if row else None
             job = job or self._started(ask)  # by another request, while this one looked
+        source = None
+        if job is None and ask.recipe is not None and not ask.fresh:
+            source = await self._source(ask.owner, ask.recipe)
+            job = self._started(ask)
         if job is None:
-            job = self._start(ask, work)
+            job = self._start(ask, work, source)
         job.goes_on = job.goes_on or ask.goes_on
         return job
 
@@ -167,6 +173,21 @@ class Jobs:
             return job
         return self._alike.get((ask.owner, ask.fingerprint)) if ask.fingerprint else None
 
+    async def _answers(self, job: Job, result: JobResult, ask: Ask) -> bool:
+        """Whether a job that has its pictures can answer once more: not where a fresh run is asked for (but a key is
+        a promise), and not where somebody deleted them."""
+        if ask.fresh and ask.idempotency_key is None and job.ended:
+            return False
+        return await self._files.exist(result.files)
+
+    async def _source(self, owner: str | None, recipe: str) -> JobRow | None:
+        """The job that has drawn by this recipe. Not finding out must not be worse than there being none."""
+        try:
+            return await self._store.with_recipe(owner, recipe)
+        except Exception as error:
+            log.warning("looking for stored pictures failed (%s); they are drawn anew", error)
+            return None
+
     async def _replayed(self, row: JobRow, ask: Ask) -> Job | None:
         """The completed job of an Idempotency-Key. A key whose job failed, or whose files are gone, starts anew."""
         if row.status != "completed":
@@ -179,8 +200,9 @@ class Jobs:
         log.info("%s: answered again, for its Idempotency-Key", row.id)
         return job
 
-    def _start(self, ask: Ask, work: Work) -> Job:
-        if sum(not job.ended for job in self._live.values()) >= self._max_running:
+    def _start(self, ask: Ask, work: Work, source: JobRow | None = None) -> Job:
+        """A new job. It takes a place in the queue, unless there is a `source` that has its pictures."""
+        if source is None and sum(not job.ended for job in self._live.values()) >= self._max_running:
             raise QueueFull("Too many requests are waiting on this hub. Try again shortly.", retry_after=5)
         now = time.time()
         row = JobRow(
@@ -192,6 +214,7 @@ class Jobs:
             created_at=now,
             expires_at=now + self._ttl,
             fingerprint=ask.fingerprint,
+            recipe=ask.recipe,
             idempotency_key=ask.idempotency_key,
             rendering=ask.rendering,
         )
@@ -200,7 +223,7 @@ class Jobs:
             self._keyed[ask.owner, ask.idempotency_key] = job
         elif ask.fingerprint is not None:
             self._alike[ask.owner, ask.fingerprint] = job
-        job.task = asyncio.create_task(self._run(job, ask, work), name=row.id)
+        job.task = asyncio.create_task(self._run(job, ask, work, source), name=row.id)
         job.task.add_done_callback(lambda _: self._ended(job))
         return job
 
@@ -213,12 +236,13 @@ class Jobs:
                 self._left_alone(job)
             self._live.pop(job.row.id, None)
 
-    async def _run(self, job: Job, ask: Ask, work: Work) -> None:
+    async def _run(self, job: Job, ask: Ask, work: Work, source: JobRow | None) -> None:
         """A job's life; never raises."""
         try:
-            await self._store.add(job.row)
-            made = await work(functools.partial(self._hear, job))
-            await self._complete(job, ask, made)
+            if source is None or not await self._repeat(job, source):
+                await self._store.add(job.row)
+                made = await work(functools.partial(self._hear, job))
+                await self._complete(job, ask, made)
         except asyncio.CancelledError:
             if self._closing:
                 self._fail(job, EngineUnavailable(RESTARTED.message, code=RESTARTED.code))
@@ -246,10 +270,26 @@ class Jobs:
         except Exception as error:  # its end is written later, and tells the same
             log.warning("%s: its start could not be stored: %s", job_id, error)
 
+    async def _repeat(self, job: Job, source: JobRow) -> bool:
+        """Completes a job with the pictures of another one, under names of its own; whether they were still there."""
+        keep_until = time.time() + self._ttl
+        drawn = Job(source).result
+        try:
+            files = await self._files.share(drawn.files, keep_until) if drawn else []
+        except NotFound:
+            files = []
+        if drawn is None or not files:
+            log.info("%s: the pictures of %s are gone; they are drawn anew", job.row.id, source.id)
+            return False
+        job.repeats = True
+        self._hold(job, msgspec.structs.replace(drawn, files=files), keep_until)
+        log.info("%s: answered with the pictures of %s", job.row.id, source.id)
+        return True
+
     async def _complete(self, job: Job, ask: Ask, made: ImageResult) -> None:
         keep_until = time.time() + self._ttl
         job.images = made.images
-        job.result = JobResult(
+        result = JobResult(
             files=await self._save_all(made.images, ask.output_format, keep_until),
             seed=made.seed,
             size=made.size,
@@ -258,7 +298,11 @@ class Jobs:
             usage=made.usage or Usage(text_tokens=0, image_tokens=0, output_tokens=0),
             warnings=list(made.warnings),
         )
-        job.row.result = msgspec.json.encode(job.result)
+        self._hold(job, result, keep_until)
+
+    @staticmethod
+    def _hold(job: Job, result: JobResult, keep_until: float) -> None:
+        job.result, job.row.result = result, msgspec.json.encode(result)
         job.row.status, job.row.expires_at = "completed", keep_until
 
     async def _save_all(self, images: Sequence[bytes], output_format: OutputFormat, keep_until: float) -> list[str]:
@@ -281,7 +325,7 @@ class Jobs:
         job.closing = True
         job.row.completed_at = time.time()
         try:
-            await self._store.save(job.row)
+            await (self._store.add if job.repeats else self._store.save)(job.row)
         except Exception as error:
             log.exception("%s: its end could not be stored", job.row.id)
             job.unsaved = True
@@ -294,7 +338,7 @@ class Jobs:
         if not uncollected:
             self._forget(job)
         elif job.row.fingerprint:
-            asyncio.get_running_loop().call_later(UNCOLLECTED, self._forget, job)
+            job.forgotten = asyncio.get_running_loop().call_later(UNCOLLECTED, self._forget, job)
         if not job.watchers:
             self._left_alone(job)
 
@@ -304,6 +348,8 @@ class Jobs:
             known = index.get((job.row.owner, name)) if name is not None else None
             if name is not None and known is not None and known.row.id == job.row.id:  # `job` may be read anew
                 del index[job.row.owner, name]
+                if known.forgotten is not None:
+                    known.forgotten.cancel()  # else it would hold the job, and repeats are fast
 
     async def _save_the_unsaved(self) -> None:
         """Ends that could not be written down when they came; until then the jobs are told from memory."""

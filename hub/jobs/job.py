@@ -42,8 +42,9 @@ class Ask(Struct, frozen=True, kw_only=True):
     """A request as the jobs see it.
 
     `owner` is the name of the caller's key. `rendering` is opaque here: the API's own note of how to answer.
-    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. `goes_on`: the
-    work is finished even when nobody waits for it any more.
+    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. `recipe` is a
+    digest of all that its pictures follow from, where a later request for the same may have them, else None; `fresh`
+    asks for a run all the same. `goes_on`: the work is finished even when nobody waits for it any more.
     """
 
     owner: str | None
@@ -52,6 +53,8 @@ class Ask(Struct, frozen=True, kw_only=True):
     rendering: bytes
     output_format: OutputFormat
     fingerprint: str | None = None
+    recipe: str | None = None
+    fresh: bool = False
     idempotency_key: str | None = None
     goes_on: bool = False
 
@@ -69,8 +72,12 @@ class Job:
         """The encoded pictures, while there may be a client to send them to; later they are read from files."""
         self.plan: Accepted | None = None
         """What the pictures will be like; known once the request was accepted."""
+        self.repeats = False
+        """Whether its pictures were drawn for another job, before."""
         self.collected = False
         """Whether some client was given the result."""
+        self.forgotten: asyncio.TimerHandle | None = None
+        """When it is no longer handed to identical requests, although nobody took its result."""
         self.watchers = 0
         self.unsaved = False
         """Whether its end could not be written down yet."""

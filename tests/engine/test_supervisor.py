@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from hub.engine.supervisor import Engine
+from hub.engine.worker_process import WorkerProcess
 from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest
 from hub.hub import Hub, open_hub
 from hub.settings import Settings
@@ -56,9 +57,9 @@ async def until(condition: Callable[[], bool], timeout: float = 60) -> None:
 class Started:
     """A request in the background, and how far it is."""
 
-    def __init__(self, hub: Hub, wish: ImageRequest) -> None:
+    def __init__(self, hub: Hub, wish: ImageRequest, model: str = "small") -> None:
         self.progress: list[Progress] = []
-        self.task = asyncio.ensure_future(hub.generate("small", wish, self._hear))
+        self.task = asyncio.ensure_future(hub.generate(model, wish, self._hear))
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, Progress):
@@ -84,7 +85,7 @@ def test_progress_of_every_step_reaches_the_api_process(settings: Settings) -> N
 def test_a_killed_worker_is_a_clear_error_for_its_request_and_the_next_one_works(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         lost = await Started(hub, request(num_inference_steps=LONG)).running()
-        first = hub.engine.worker_pid
+        first = hub.engine.worker_pids[0]
         assert first is not None
         os.kill(first, signal.SIGKILL)
         with pytest.raises(EngineUnavailable) as caught:
@@ -92,7 +93,7 @@ def test_a_killed_worker_is_a_clear_error_for_its_request_and_the_next_one_works
         assert caught.value.status == 503
         assert caught.value.retry_after
         assert len((await hub.generate("small", request())).images) == 1
-        assert hub.engine.worker_pid not in (None, first)
+        assert hub.engine.worker_pids[0] not in (None, first)
         assert hub.engine.in_flight == 0
 
     with_hub(settings, test)
@@ -111,7 +112,7 @@ def fake_worker(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> Non
     script = folder / "fake-worker"
     script.write_text(FAKE.format(python=sys.executable, root=str(ROOT)) + body)
     script.chmod(0o755)
-    monkeypatch.setattr("hub.engine.supervisor.sys.executable", str(script))
+    monkeypatch.setattr("hub.engine.worker_process.sys.executable", str(script))
 
 
 ANSWERS_PINGS = """
@@ -125,23 +126,23 @@ while (frame := receive_frame(connection)):
 def test_a_frozen_worker_is_killed_and_restarted_and_one_that_works_for_long_is_not(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hub.engine.supervisor.PING_EVERY", 0.2)
+    monkeypatch.setattr("hub.engine.worker_process.PING_EVERY", 0.2)
     fake_worker(tmp_path, monkeypatch, ANSWERS_PINGS)
 
     async def test(hub: Hub) -> None:
         lost = asyncio.ensure_future(hub.generate("small", request()))
         await until(lambda: hub.engine.device is not None)
-        worker = hub.engine.worker_pid
+        worker = hub.engine.worker_pids[0]
         assert worker is not None
         await asyncio.sleep(1.5)  # more than six pings, and not a step done
-        assert (hub.engine.worker_pid, lost.done()) == (worker, False)
+        assert (hub.engine.worker_pids[0], lost.done()) == (worker, False)
         os.kill(worker, signal.SIGSTOP)
         async with asyncio.timeout(10):
             with pytest.raises(EngineUnavailable, match="try again"):
                 await lost
         assert "has not answered" in caplog.text
         await until(lambda: hub.engine.device is not None)
-        assert hub.engine.worker_pid != worker
+        assert hub.engine.worker_pids[0] != worker
 
     with_hub(settings, test)
 
@@ -150,18 +151,18 @@ def test_a_hub_that_stood_still_itself_does_not_blame_its_worker(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As after Ctrl-Z and fg: time has passed for both."""
-    monkeypatch.setattr("hub.engine.supervisor.PING_EVERY", 0.2)
+    monkeypatch.setattr("hub.engine.worker_process.PING_EVERY", 0.2)
     fake_worker(tmp_path, monkeypatch, ANSWERS_PINGS)
 
     async def test(hub: Hub) -> None:
         await until(lambda: hub.engine.device is not None)
-        worker = hub.engine.worker_pid
+        worker = hub.engine.worker_pids[0]
         assert worker is not None
         os.kill(worker, signal.SIGSTOP)
         time.sleep(1.5)  # not asyncio's: nothing of the hub runs
         os.kill(worker, signal.SIGCONT)
         await asyncio.sleep(0.5)
-        assert (hub.engine.worker_pid, hub.engine.device) == (worker, "cpu")
+        assert (hub.engine.worker_pids[0], hub.engine.device) == (worker, "cpu")
 
     with_hub(settings, test)
 
@@ -169,7 +170,7 @@ def test_a_hub_that_stood_still_itself_does_not_blame_its_worker(
 def test_requests_that_come_while_the_worker_restarts_wait_for_it(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         await hub.generate("small", request())
-        os.kill(hub.engine.worker_pid or 0, signal.SIGKILL)
+        os.kill(hub.engine.worker_pids[0] or 0, signal.SIGKILL)
         await until(lambda: hub.engine.device is None)
         results = await asyncio.gather(*(hub.generate("small", request(seed=seed)) for seed in range(3)))
         assert len(results) == 3
@@ -179,7 +180,7 @@ def test_requests_that_come_while_the_worker_restarts_wait_for_it(settings: Sett
 
 async def idle(hub: Hub) -> None:
     """Fails unless the worker stops computing within a few seconds."""
-    worker = psutil.Process(hub.engine.worker_pid)
+    worker = psutil.Process(hub.engine.worker_pids[0])
     for _ in range(20):
         before = sum(worker.cpu_times()[:2])
         await asyncio.sleep(0.25)
@@ -284,12 +285,12 @@ def test_weights_that_give_nan_are_an_error_for_that_request_alone_and_never_a_b
 
     async def test(hub: Hub) -> None:
         await hub.generate("small", request())
-        worker = hub.engine.worker_pid
+        worker = hub.engine.worker_pids[0]
         stranger = await Started(hub, request(num_inference_steps=60)).running()
         with pytest.raises(GenerationFailed, match="no valid picture"):
             await hub.generate("poisoned", request(n=3))
         assert len((await stranger.task).images) == 1
-        assert hub.engine.worker_pid == worker
+        assert hub.engine.worker_pids[0] == worker
 
     with_hub(settings, test)
 
@@ -343,13 +344,13 @@ def test_a_worker_that_hangs_at_its_start_is_killed_and_told(
     asleep = tmp_path / "asleep"
     asleep.write_text("#!/bin/sh\nexec sleep 600\n")
     asleep.chmod(0o755)
-    monkeypatch.setattr("hub.engine.supervisor.sys.executable", str(asleep))
+    monkeypatch.setattr("hub.engine.worker_process.sys.executable", str(asleep))
     settings.engine_start_timeout = 1
 
     async def test(hub: Hub) -> None:
         with pytest.raises(EngineUnavailable):
             await hub.generate("small", request())
-        await until(lambda: hub.engine.worker_pid is None)
+        await until(lambda: hub.engine.worker_pids[0] is None)
         assert hub.engine.problem == "The engine process did not become ready within 1 s and was killed."
 
     with_hub(settings, test)
@@ -358,7 +359,7 @@ def test_a_worker_that_hangs_at_its_start_is_killed_and_told(
 def test_why_a_worker_cannot_start_is_told_to_its_requests_and_in_the_log_until_one_starts(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("hub.engine.supervisor.MAX_BACKOFF", 0.3)
+    monkeypatch.setattr("hub.engine.worker_process.MAX_BACKOFF", 0.3)
     flag = tmp_path / "mended"
     body = f"""
 from pathlib import Path
@@ -381,16 +382,16 @@ receive_frame(connection)
 
 
 def test_a_worker_that_never_starts_is_tried_for_ever(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hub.engine.supervisor.MAX_BACKOFF", 0.0)
+    monkeypatch.setattr("hub.engine.worker_process.MAX_BACKOFF", 0.0)
     engine, tries = Engine(settings), 0
 
-    async def fail() -> bool:
+    async def fail(_: WorkerProcess) -> bool:
         nonlocal tries
         tries += 1
         return False
 
     async def main() -> None:
-        monkeypatch.setattr(engine, "_run_worker", fail)
+        monkeypatch.setattr(WorkerProcess, "_run_once", fail)
         async with engine.running():
             await until(lambda: tries > 1100)  # 2.0**1024 is too large for a float
 
@@ -400,7 +401,7 @@ def test_a_worker_that_never_starts_is_tried_for_ever(settings: Settings, monkey
 def test_a_worker_that_cannot_start_is_a_clear_error_and_is_tried_again(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hub.engine.supervisor.sys.executable", "/bin/false")
+    monkeypatch.setattr("hub.engine.worker_process.sys.executable", "/bin/false")
 
     async def test(hub: Hub) -> None:
         with pytest.raises(EngineUnavailable, match="could not be started"):
@@ -421,8 +422,8 @@ def test_the_worker_is_reached_by_no_name_and_ends_with_the_hub(
 
     async def test(hub: Hub) -> None:
         await until(lambda: hub.engine.device is not None)
-        assert hub.engine.worker_pid is not None
-        pids.append(hub.engine.worker_pid)
+        assert hub.engine.worker_pids[0] is not None
+        pids.append(hub.engine.worker_pids[0])
         assert not list((tmp_path / "temporary").iterdir())
         sockets = psutil.Process(pids[0]).net_connections("unix")
         assert [connection.laddr for connection in sockets] == [""]
@@ -448,7 +449,7 @@ async def main():
         said = []
         def on_event(event):
             if isinstance(event, Progress) and not said:
-                said.append(print(hub.engine.worker_pid, flush=True))
+                said.append(print(hub.engine.worker_pids[0], flush=True))
         wish = ImageRequest(prompt="a", size=Size(64, 64), num_inference_steps={LONG})
         await hub.generate("small", wish, on_event)
 

@@ -7,12 +7,14 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 import torch
 
+from hub.engine.jobs import Job
 from hub.engine.protocol import Ping, Pong, Stepped, from_worker, pack, receive_frame
-from hub.engine.worker import Worker, _read_forever, why_not
+from hub.engine.worker import Worker, _read_forever
 
 
 @pytest.fixture
@@ -93,19 +95,27 @@ def test_a_frame_that_makes_no_sense_is_told(
     assert [record.levelno for record in caplog.get_records("call")] == [logging.ERROR]
 
 
-@pytest.mark.parametrize(
-    ("device", "count", "built", "words"),
-    [
-        ("cuda", 0, "13.0", "HUB_DEVICE=cuda (`device` in hub.toml), but torch finds no CUDA device here. Set it to"),
-        ("cuda:1", 0, None, "torch finds no CUDA device (this torch is built without) here."),
-        ("cuda:2", 2, "13.0", "torch finds only cuda:0, cuda:1 here."),
-        ("mps", 2, "13.0", "torch finds no Apple GPU here."),
-    ],
-)
-def test_why_a_device_cannot_be_used_is_told_with_what_there_is(
-    monkeypatch: pytest.MonkeyPatch, device: str, count: int, built: str | None, words: str
+class Ending:
+    """As much of a job as is needed to fail it."""
+
+    def __init__(self) -> None:
+        self.request = type("Request", (), {"label": "", "id": 1})()
+        self.failed: list[BaseException] = []
+
+    def fail(self, error: BaseException) -> None:
+        self.failed.append(error)
+
+
+def test_a_device_that_is_broken_for_the_process_ends_it_after_the_answer_and_one_that_works_does_not(
+    pair: tuple[socket.socket, socket.socket], exits: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    monkeypatch.setattr(torch.version, "cuda", built)
-    monkeypatch.setattr(torch.version, "hip", None)
-    assert words in why_not(device)
+    worker, job = Worker(pair[1], torch.device("cpu"), 1), Ending()
+    launch = torch.AcceleratorError("CUDA error: unspecified launch failure")
+    worker._fail(cast(Job, job), launch)
+    monkeypatch.setattr("hub.engine.worker.works", lambda device: False)
+    worker._fail(cast(Job, job), torch.OutOfMemoryError("CUDA out of memory"))
+    assert exits == []
+    with pytest.raises(SystemExit):
+        worker._fail(cast(Job, job), launch)
+    assert exits == [1]
+    assert len(job.failed) == 3

@@ -109,6 +109,11 @@ def test_a_bare_request_gets_all_of_the_manifests_defaults() -> None:
     assert result == ImageResult(images=(b"png5",), seed=5, size=Size(96, 64), quality="medium")
 
 
+def test_a_models_pin_reaches_the_engine() -> None:
+    job, _ = run(request(seed=5), model=msgspec.structs.replace(SMALL, device="cuda:1"))
+    assert job.model == EngineModel("small", "/weights/small", "bfloat16", device="cuda:1")
+
+
 def test_everything_that_is_asked_for_reaches_the_engine() -> None:
     wish = request(
         n=3,

@@ -95,7 +95,7 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
     """What of a manifest decides how its weights are loaded."""
     pipeline = manifest.pipeline
     options = tuple(sorted(pipeline.scheduler_options.items()))
-    return EngineModel(manifest.id, manifest.path, manifest.dtype, pipeline.scheduler, options)
+    return EngineModel(manifest.id, manifest.path, manifest.dtype, pipeline.scheduler, options, device=manifest.device)
 
 
 def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Image | None) -> Size:
