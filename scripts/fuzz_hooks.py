@@ -23,6 +23,7 @@ from schemathesis import GenerationMode
 
 SIZES = ("64x64", "96x64", "64x128", "256x256", "auto")
 MODELS = ("small", "dall-e-2", "dall-e-3", "gpt-image-1")
+SCHEDULERS = ("DDIMScheduler", "EulerDiscreteScheduler")
 WHOLE = ("n", "seed", "num_inference_steps", "output_compression", "partial_images")
 AIGNES = {"prompt", "image", "outputFileType", "modelOptions"}
 """Of AIGNE's input; further names stand open in the schema, since any parameter may stand there."""
@@ -83,7 +84,7 @@ def tame_case(case: schemathesis.Case) -> None:
 
 
 def tame(body: dict[str, Any]) -> None:
-    """Scalars: a model and a size that are there, steps that it takes, one of two spellings."""
+    """Scalars: a model, a scheduler and a size that are there, steps that it takes, one of two spellings."""
     for name, value in body.items():
         if name in WHOLE and isinstance(value, float):  # 2.0 fits JSON Schema's integer; the hub coerces nothing
             body[name] = int(value)
@@ -92,6 +93,8 @@ def tame(body: dict[str, Any]) -> None:
         body["prompt"] = "a red circle"
     if isinstance(body.get("model"), str):
         body["model"] = MODELS[len(body["model"]) % len(MODELS)]
+    if isinstance(body.get("scheduler"), str):
+        body["scheduler"] = SCHEDULERS[len(body["scheduler"]) % len(SCHEDULERS)]
     if isinstance(body.get("size"), str) and not re.fullmatch(r"auto|\d{2,3}x\d{2,3}", body["size"]):
         body["size"] = SIZES[len(body["size"]) % len(SIZES)]
     if isinstance(body.get("num_inference_steps"), int):
