@@ -91,10 +91,9 @@ def tame(body: dict[str, Any]) -> None:
     prompt = body.get("prompt")
     if isinstance(prompt, str) and not prompt.strip():
         body["prompt"] = "a red circle"
-    if isinstance(body.get("model"), str):
-        body["model"] = MODELS[len(body["model"]) % len(MODELS)]
-    if isinstance(body.get("scheduler"), str):
-        body["scheduler"] = SCHEDULERS[len(body["scheduler"]) % len(SCHEDULERS)]
+    for name, known in (("model", MODELS), ("scheduler", SCHEDULERS)):
+        if isinstance(body.get(name), str):
+            body[name] = known[len(body[name]) % len(known)]
     if isinstance(body.get("size"), str) and not re.fullmatch(r"auto|\d{2,3}x\d{2,3}", body["size"]):
         body["size"] = SIZES[len(body["size"]) % len(SIZES)]
     if isinstance(body.get("num_inference_steps"), int):
