@@ -24,6 +24,7 @@ from schemathesis import GenerationMode
 SIZES = ("64x64", "96x64", "64x128", "256x256", "auto")
 MODELS = ("small", "dall-e-2", "dall-e-3", "gpt-image-1")
 SCHEDULERS = ("DDIMScheduler", "EulerDiscreteScheduler")
+KNOWN = {"model": MODELS, "scheduler": SCHEDULERS}
 WHOLE = ("n", "seed", "num_inference_steps", "output_compression", "partial_images")
 AIGNES = {"prompt", "image", "outputFileType", "modelOptions"}
 """Of AIGNE's input; further names stand open in the schema, since any parameter may stand there."""
@@ -91,9 +92,8 @@ def tame(body: dict[str, Any]) -> None:
     prompt = body.get("prompt")
     if isinstance(prompt, str) and not prompt.strip():
         body["prompt"] = "a red circle"
-    for name, known in (("model", MODELS), ("scheduler", SCHEDULERS)):
-        if isinstance(body.get(name), str):
-            body[name] = known[len(body[name]) % len(known)]
+    named = {name: known for name, known in KNOWN.items() if isinstance(body.get(name), str)}
+    body.update({name: known[len(body[name]) % len(known)] for name, known in named.items()})
     if isinstance(body.get("size"), str) and not re.fullmatch(r"auto|\d{2,3}x\d{2,3}", body["size"]):
         body["size"] = SIZES[len(body["size"]) % len(SIZES)]
     if isinstance(body.get("num_inference_steps"), int):
