@@ -105,6 +105,11 @@ def children(pid: int) -> list[int]:
     ]
 
 
+def command(pid: int) -> bytes:
+    """A process's command line, with zeros between its words."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
 class VideoMemory:
     """The GPU's peak use in MB, of all processes, above what was used before."""
 

@@ -165,8 +165,8 @@ class Hub(Server):
 
     @property
     def worker(self) -> int:
-        """The engine process's id."""
-        return machine.children(self.process.pid)[0]
+        """The engine process's id; the first device's, where there are several."""
+        return next(pid for pid in machine.children(self.process.pid) if b"hub.engine.worker" in machine.command(pid))
 
     def body(self, wanted: Wish, model: str | None = None, **more: Any) -> dict[str, Any]:
         """A wish as the hub's JSON."""
@@ -279,24 +279,19 @@ def scripting(model: Model, *, tuned: bool = False) -> Iterator[Bare]:
             bare.stop()
 
 
-def difference(one: bytes, other: bytes) -> tuple[int, float]:
-    """Largest and mean difference of two pictures' values, in 1/255."""
-    import numpy as np
-    from PIL import Image
-
-    first, second = (np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.int16) for file in (one, other))
-    if first.shape != second.shape:
-        sys.exit(f"the sides drew different sizes: {first.shape} and {second.shape}")
-    apart = np.abs(first - second)
-    return int(apart.max()), float(apart.mean())
-
-
 def check_same(one: bytes, other: bytes, dtype: str, who: str) -> None:
     """Both sides must have drawn the same picture, or the comparison is void.
 
     Kernels for another memory layout or batch size round differently: in float32 that moves a value by one level, and
     by two where it is enlarged; bfloat16 has eight bits and drifts further from step to step, so only its mean counts.
     """
-    largest, mean = difference(one, other)
+    import numpy as np
+    from PIL import Image
+
+    first, second = (np.asarray(Image.open(io.BytesIO(file)).convert("RGB"), np.int16) for file in (one, other))
+    if first.shape != second.shape:
+        sys.exit(f"{who}: the sides drew different sizes: {first.shape} and {second.shape}")
+    apart = np.abs(first - second)
+    largest, mean = int(apart.max()), float(apart.mean())
     if (dtype == "float32" and largest > 2) or mean > 4:
         sys.exit(f"{who}: the sides drew different pictures (largest difference {largest}/255, mean {mean:.2f})")
