@@ -7,6 +7,7 @@ text encoder has said before, it says without waiting.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import itertools
@@ -17,6 +18,7 @@ import greenlet
 
 from hub.engine.memo import Memo, copied
 from hub.engine.merge import layout_of, merge, signature, split
+from hub.engine.streams import Streams
 
 if TYPE_CHECKING:
     import torch
@@ -49,13 +51,21 @@ class MeetingPoint:
     """A module's method, replaced on the instance by one that waits for company."""
 
     def __init__(
-        self, module: torch.nn.Module, method: str, *, denoising: bool = False, memo: Memo | None = None
+        self,
+        module: torch.nn.Module,
+        method: str,
+        *,
+        denoising: bool = False,
+        memo: Memo | None = None,
+        streams: Streams | None = None,
     ) -> None:
-        """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs."""
+        """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
+        `streams` compute parts of a large batch side by side."""
         self.denoising = denoising
         self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
         self._memo = memo
+        self._streams = streams
         self._owner = f"{next(_serials)}"  # of equal names, the weights may differ
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
@@ -84,6 +94,13 @@ class MeetingPoint:
         return [copied(outputs[call.known_as]) for call in calls if call.known_as is not None]
 
     def _forward(self, calls: Sequence[Call]) -> list[Any]:
+        parts = self._streams.parts([call.layout for call in calls]) if self._streams else []
+        if self._streams is None or len(parts) < 2:
+            return self._merged(calls)
+        outputs = self._streams.run([functools.partial(self._merged, calls[part]) for part in parts])
+        return [output for each in outputs for output in each]
+
+    def _merged(self, calls: Sequence[Call]) -> list[Any]:
         if len(calls) == 1:
             bound = calls[0].bound
             return [self._plain(*bound.args, **bound.kwargs)]

@@ -42,6 +42,7 @@ from hub.engine.protocol import (
     receive_frame,
     to_worker,
 )
+from hub.engine.streams import streams_for
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline, Unsupported, load_pipeline
 
@@ -76,6 +77,7 @@ class Worker:
         self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded] = queue.SimpleQueue()
         self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, stay=1)
         self._memo = Memo()
+        self._streams = streams_for(device)
         self._one_load = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
         self._models: dict[EngineModel, LoadedPipeline] = {}
@@ -151,7 +153,7 @@ class Worker:
             return
         for shared in loaded.pipeline.shared_methods():
             memo = self._memo if shared.reading else None
-            MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memo)
+            MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memo, streams=self._streams)
         self._models[loaded.model] = loaded.pipeline
         log.info("loaded %s on %s", loaded.model.id, self._device)
         for request in waiting:

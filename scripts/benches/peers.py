@@ -13,14 +13,13 @@ from benches.sides import Server, Wish, scratch
 
 
 class HfServe(Server):
-    """Hugging Face's own server; `dtype` None leaves the choice to it."""
+    """Hugging Face's own server. `dtype` is named: left to it, half of a bfloat16 folder is loaded in float32."""
 
-    def __init__(self, folder: Path, model: Model, report: Report, dtype: str | None) -> None:
+    def __init__(self, folder: Path, model: Model, report: Report, dtype: str) -> None:
         super().__init__("hf-serve", folder)
         program = str(material.peers(report).parent / "hf-serve")
-        options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", machine.device()]
-        dtypes = ["--dtype", dtype] if dtype else []
-        self.start([program, "--model-dir", str(model.path), "--task", "text-to-image", *options, *dtypes])
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--device", machine.device(), "--dtype", dtype]
+        self.start([program, "--model-dir", str(model.path), "--task", "text-to-image", *options])
 
     def draw(self, wanted: Wish) -> bytes:
         """One picture."""
@@ -53,11 +52,11 @@ class ExampleServer(Server):
 
 @contextlib.contextmanager
 def peer(name: str, model: Model, report: Report) -> Iterator[Server]:
-    """`hf-serve`, `hf-serve-default` (in the dtype of its own choice), `example` or `example-threads`, ready."""
+    """`hf-serve`, `hf-serve-float32`, `example` or `example-threads`, ready."""
     with scratch() as folder:
         server: Server
         if name.startswith("hf-serve"):
-            server = HfServe(folder, model, report, None if name.endswith("default") else model.dtype)
+            server = HfServe(folder, model, report, "float32" if name.endswith("float32") else model.dtype)
         else:
             server = ExampleServer(folder, model, report, 0 if name.endswith("threads") else 1)
         try:

@@ -16,7 +16,7 @@ AGAINST = {"hf-serve": 1.6, "bare": 1.25}
 LABELS = {
     "bare": "bare loop",
     "hf-serve": "hf-serve",
-    "hf-serve-default": "hf-serve in its own dtype",
+    "hf-serve-float32": "hf-serve in float32",
     "example": "diffusers' server example",
     "example-threads": "the same with asyncio's threads",
 }
@@ -27,7 +27,7 @@ def measure(report: Report) -> None:
     small = model("small", report.options)
     sides = list(report.options.sides)
     if small.dtype != "float32" and "hf-serve" in sides:
-        sides.append("hf-serve-default")
+        sides.append("hf-serve-float32")
     compare(report, small, sides, report.options.clients, (8, 30), gains=AGAINST)
     if not report.options.trial:
         compare(report, BUILTIN, ["hub", "bare"], [8], (12, 26), gains={"bare": 1.25})
@@ -87,7 +87,7 @@ def mixed(chosen: Model, count: int, steps: tuple[int, int], guided: bool = True
 def _warm_up(sides: dict[str, Side], chosen: Model, steps: tuple[int, int], guided: bool) -> None:
     """One burst on each side, of the same wishes; all sides must have drawn the same."""
     wishes = mixed(chosen, 4, (steps[0], steps[0] + 4), guided)
-    drawn = {name: side.burst(wishes) for name, side in sides.items() if not name.endswith("-default")}
+    drawn = {name: side.burst(wishes) for name, side in sides.items() if not name.endswith("-float32")}
     first, *others = drawn
     for name in others:
         for one, other in zip(drawn[first], drawn[name], strict=True):

@@ -1,0 +1,65 @@
+"""Parts of one forward's batch, computed side by side on the CPU, one core each.
+
+A team of cores that shares each operation meets at a barrier after each, and small operations leave it waiting there;
+cores with rows of their own never wait for one another (decision 0014). The rows of a batch do not look at each other,
+so nothing changes but the speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import torch
+
+from hub.engine.merge import Layout
+
+LEAST = 4
+"""Rows for each core, below which a team is as fast: weights are read once for each part."""
+
+
+class Streams:
+    """The cores of the device thread, which is one of them. Not thread-safe: that thread alone calls it."""
+
+    def __init__(self, cores: int) -> None:
+        self._cores = cores
+        self._helpers = ThreadPoolExecutor(cores - 1, "stream", torch.set_num_threads, (1,))
+
+    def parts(self, layouts: Sequence[Layout]) -> list[slice]:
+        """Which calls each core should have, in order; one slice of all where the batch is too small to share out."""
+        whole = [slice(0, len(layouts))]
+        rows = sum(layout.rows for layout in layouts)
+        if rows < self._cores * LEAST:
+            return whole
+        ends, taken = [0], 0
+        for index, layout in enumerate(layouts):
+            taken += layout.rows
+            if taken * self._cores >= rows * len(ends):
+                ends.append(index + 1)
+        found = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
+        return found if len(found) == self._cores else whole
+
+    def run(self, parts: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Their results, in order; the caller's thread computes the first. Raises what one of them raised, when all
+        have ended."""
+        # A team of one needs no barrier. The helpers never form another: libgomp would count more threads than cores.
+        torch.set_num_threads(1)
+        others = [self._helpers.submit(_quietly, part) for part in parts[1:]]
+        try:
+            first = parts[0]()
+        finally:
+            wait(others)
+            torch.set_num_threads(self._cores)
+        return [first, *(other.result() for other in others)]
+
+
+def _quietly(part: Callable[[], Any]) -> Any:
+    with torch.inference_mode():  # the switch is per thread
+        return part()
+
+
+def streams_for(device: torch.device) -> Streams | None:
+    """For a CPU with several cores; None for anything else."""
+    cores = torch.get_num_threads()
+    return Streams(cores) if device.type == "cpu" and cores > 1 else None
