@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import greenlet
 
 from hub.engine.memo import Memo, copied
-from hub.engine.merge import layout_of, merge, signature, split
+from hub.engine.merge import Layout, cut, joined, layout_of, merge, signature, split
 from hub.engine.streams import Streams
 
 if TYPE_CHECKING:
@@ -94,20 +94,22 @@ class MeetingPoint:
         return [copied(outputs[call.known_as]) for call in calls if call.known_as is not None]
 
     def _forward(self, calls: Sequence[Call]) -> list[Any]:
-        parts = self._streams.parts([call.layout for call in calls]) if self._streams else []
-        if self._streams is None or len(parts) < 2:
-            return self._merged(calls)
-        outputs = self._streams.run([functools.partial(self._merged, calls[part]) for part in parts])
-        return [output for each in outputs for output in each]
-
-    def _merged(self, calls: Sequence[Call]) -> list[Any]:
-        if len(calls) == 1:
-            bound = calls[0].bound
-            return [self._plain(*bound.args, **bound.kwargs)]
+        arguments = [call.bound.arguments for call in calls]
         layouts = [call.layout for call in calls]
-        merged = merge([call.bound.arguments for call in calls], layouts)
-        bound = inspect.BoundArguments(self._signature, merged)
-        return split(self._plain(*bound.args, **bound.kwargs), layouts)
+        shares = self._streams.shares(sum(layout.rows for layout in layouts)) if self._streams else []
+        if len(calls) == 1 and len(shares) < 2:
+            return [self._call(arguments[0])]
+        merged = merge(arguments, layouts) if len(calls) > 1 else dict(arguments[0])
+        if self._streams is None or len(shares) < 2:
+            return split(self._call(merged), layouts)
+        ends = list(itertools.accumulate(shares, initial=0))
+        parts = [cut(merged, arguments[0], layouts[0], slice(*ends[k : k + 2])) for k in range(len(shares))]
+        outputs = self._streams.run([functools.partial(self._call, part) for part in parts])
+        return split(joined(outputs, [Layout(share, layouts[0].ragged) for share in shares]), layouts)
+
+    def _call(self, arguments: dict[str, Any]) -> Any:
+        bound = inspect.BoundArguments(self._signature, arguments)
+        return self._plain(*bound.args, **bound.kwargs)
 
 
 def _config_digest(module: torch.nn.Module) -> str:

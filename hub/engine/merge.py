@@ -86,6 +86,25 @@ def merge(calls: Sequence[Arguments], layouts: Sequence[Layout]) -> dict[str, An
     return {name: _merge(name, [call[name] for call in calls], layouts, device) for name in calls[0]}
 
 
+def cut(merged: Arguments, like: Arguments, layout: Layout, rows: slice) -> dict[str, Any]:
+    """Some rows of merged arguments. `like`: one of the calls that they were merged of, with its layout."""
+    return {name: _cut(name, merged[name], like[name], layout, rows) for name in like}
+
+
+def _cut(name: str, merged: Any, like: Any, layout: Layout, rows: slice) -> Any:
+    if torch.is_tensor(merged):
+        per_row = name in PER_ROW and merged.dim() > 0 and merged.numel() > 1
+        batched = torch.is_tensor(like) and like.dim() > 0 and like.shape[0] == layout.rows
+        return merged[rows] if per_row or batched else merged
+    if isinstance(like, (list, tuple)):
+        if _joins(like, layout) or _describes_rows(like, layout):
+            return merged[rows]
+        return type(like)(_cut(name, *each, layout, rows) for each in zip(merged, like, strict=True))
+    if isinstance(like, dict):
+        return {key: _cut(key, merged[key], like[key], layout, rows) for key in like}
+    return merged
+
+
 def _device_of(arguments: Arguments) -> torch.device | None:
     """Where the sample lies."""
     for value in arguments.values():
@@ -158,3 +177,24 @@ def split(output: Any, layouts: Sequence[Layout]) -> list[Any]:
         parts = [split(item, layouts) for item in output]
         return [type(output)(part[i] for part in parts) for i in range(len(rows))]
     raise TypeError(f"cannot split {type(output).__name__} among {len(rows)} calls")
+
+
+def joined(outputs: Sequence[Any], layouts: Sequence[Layout]) -> Any:
+    """The inverse of `split`: one output of those of several forwards."""
+    first = outputs[0]
+    if first is None:
+        return None
+    if torch.is_tensor(first):
+        return torch.cat(list(outputs))
+    if torch.is_tensor(getattr(first, "parameters", None)):
+        return type(first)(torch.cat([output.parameters for output in outputs]))
+    if isinstance(first, dict):
+        return type(first)(**{key: joined([output[key] for output in outputs], layouts) for key in first})
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        names = [field.name for field in dataclasses.fields(first)]
+        return type(first)(**{name: joined([getattr(output, name) for output in outputs], layouts) for name in names})
+    if isinstance(first, (list, tuple)):
+        if all(_joins(output, layout) for output, layout in zip(outputs, layouts, strict=True)):
+            return type(first)(item for output in outputs for item in output)
+        return type(first)(joined(column, layouts) for column in zip(*outputs, strict=True))
+    raise TypeError(f"cannot join outputs of type {type(first).__name__}")

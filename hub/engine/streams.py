@@ -13,44 +13,36 @@ from typing import Any
 
 import torch
 
-from hub.engine.merge import Layout
-
-LEAST = 4
+LEAST = 3
 """Rows for each core, below which a team is as fast: weights are read once for each part."""
 
 
 class Streams:
     """The cores of the device thread, which is one of them. Not thread-safe: that thread alone calls it."""
 
-    def __init__(self, cores: int) -> None:
+    def __init__(self, cores: int, least: int = LEAST) -> None:
         self._cores = cores
+        self._least = least
         self._helpers = ThreadPoolExecutor(cores - 1, "stream", torch.set_num_threads, (1,))
 
-    def parts(self, layouts: Sequence[Layout]) -> list[slice]:
-        """Which calls each core should have, in order; one slice of all where the batch is too small to share out."""
-        whole = [slice(0, len(layouts))]
-        rows = sum(layout.rows for layout in layouts)
-        if rows < self._cores * LEAST:
-            return whole
-        ends, taken = [0], 0
-        for index, layout in enumerate(layouts):
-            taken += layout.rows
-            if taken * self._cores >= rows * len(ends):
-                ends.append(index + 1)
-        found = [slice(start, end) for start, end in zip(ends, ends[1:], strict=False)]
-        return found if len(found) == self._cores else whole
+    def shares(self, rows: int) -> list[int]:
+        """How many rows each core should have; all in one where they are too few to share out."""
+        if rows < self._cores * self._least:
+            return [rows]
+        return [rows // self._cores + (core < rows % self._cores) for core in range(self._cores)]
 
     def run(self, parts: Sequence[Callable[[], Any]]) -> list[Any]:
         """Their results, in order; the caller's thread computes the first. Raises what one of them raised, when all
         have ended."""
         # A team of one needs no barrier. The helpers never form another: libgomp would count more threads than cores.
+        team = torch.get_num_threads()
         torch.set_num_threads(1)
         others = [self._helpers.submit(_quietly, part) for part in parts[1:]]
         try:
             first = parts[0]()
         finally:
             wait(others)
-            torch.set_num_threads(self._cores)
+            torch.set_num_threads(team)
         return [first, *(other.result() for other in others)]
 
 

@@ -5,7 +5,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hub.engine.merge import Layout, layout_of, merge, signature, split
+from hub.engine.merge import Layout, cut, joined, layout_of, merge, signature, split
 
 
 def sign(**arguments: object) -> object:
@@ -138,3 +138,74 @@ def test_lists_that_describe_the_rows_are_joined_and_must_be_equal() -> None:
 
     assert join(call(4), call(4))["img_shapes"] == [[(1, 4, 4)]] * 4
     assert sign(**call(4)) != sign(**call(8))
+
+
+def halves(*calls: dict[str, object]) -> list[dict[str, object]]:
+    """The merged calls, cut in the middle."""
+    layouts = [layout_of(call) for call in calls]
+    rows = sum(layout.rows for layout in layouts)
+    merged = merge(calls, layouts)
+    return [cut(merged, calls[0], layouts[0], part) for part in (slice(0, rows // 2), slice(rows // 2, rows))]
+
+
+def test_a_cut_may_go_through_a_call_and_takes_timesteps_along() -> None:
+    calls = [{"sample": torch.full((2, 4), float(k)), "timestep": torch.tensor(k), "flag": True} for k in range(3)]
+    one, other = halves(*calls)
+    assert one["sample"][:, 0].tolist() == [0, 0, 1] and other["sample"][:, 0].tolist() == [1, 2, 2]
+    assert one["timestep"].tolist() == [0, 0, 1] and other["timestep"].tolist() == [1, 2, 2]
+    assert one["flag"] is True
+
+
+def test_what_all_rows_share_is_not_cut_even_where_it_has_as_many_rows_as_the_whole() -> None:
+    shared = torch.arange(4)  # as long as both calls together, but not as one of them
+    for part in halves(*({"sample": torch.zeros(2, 4), "ids": shared, "t": 5} for _ in range(2))):
+        assert part["ids"].tolist() == [0, 1, 2, 3]
+        assert part["t"].tolist() == [5, 5]
+
+
+def test_lists_with_an_item_per_row_are_cut_and_others_item_by_item() -> None:
+    def call(k: int) -> dict[str, object]:
+        items = [torch.full((k + 1, 3), float(k)), torch.zeros(1, 3)]
+        return {"x": items, "residuals": {"down": (torch.full((2, 3), float(k)),)}, "shapes": [[(1, k)], [(2, k)]]}
+
+    one, other = halves(call(0), call(1))
+    assert [item.shape[0] for item in one["x"]] == [1, 1] and [item.shape[0] for item in other["x"]] == [2, 1]
+    assert one["residuals"]["down"][0].tolist() == [[0] * 3] * 2
+    assert other["shapes"] == [[(1, 1)], [(2, 1)]]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        None,
+        torch.arange(12.0).view(4, 3),
+        (torch.arange(4.0), [torch.ones(4, 2), None]),
+        BaseModelOutputWithPooling(last_hidden_state=torch.arange(8.0).view(4, 2), pooler_output=torch.arange(4.0)),
+        DiagonalGaussianDistribution(torch.arange(32.0).view(4, 2, 2, 2)),
+    ],
+    ids=lambda output: type(output).__name__,
+)
+def test_what_is_split_can_be_joined(output: object) -> None:
+    def told(value: object) -> object:
+        if isinstance(value, DiagonalGaussianDistribution):
+            return value.parameters.tolist()
+        if isinstance(value, (list, tuple)):
+            return [told(item) for item in value]
+        return value.tolist() if torch.is_tensor(value) else value
+
+    layouts = [Layout(1, False), Layout(3, False)]
+    again = joined(split(output, layouts), layouts)
+    assert type(again) is type(output)
+    pairs = zip(again.values(), output.values(), strict=True) if isinstance(output, dict) else [(again, output)]
+    assert all(told(one) == told(other) for one, other in pairs)
+
+
+def test_lists_with_a_tensor_per_row_are_joined() -> None:
+    layouts = [Layout(1, True), Layout(2, True)]
+    parts = [([torch.zeros(1)],), ([torch.ones(1), torch.ones(2)],)]
+    assert [item.tolist() for item in joined(parts, layouts)[0]] == [[0], [1], [1, 1]]
+
+
+def test_what_cannot_be_joined_is_said() -> None:
+    with pytest.raises(TypeError, match="set"):
+        joined([{1}, {2}], [Layout(1, False)] * 2)

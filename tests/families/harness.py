@@ -15,12 +15,15 @@ from hub.engine.jobs import Job, arguments_for
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.protocol import EngineModel, Generate, Notice, Picture
+from hub.engine.streams import Streams
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline, load_pipeline
 from hub.types import Size, Task
 from tests.families import parts
 
 CPU = torch.device("cpu")
+STREAMS = Streams(2, least=1)
+"""Every batch is shared out, however small."""
 
 
 def noise(seed: int, width: int, height: int) -> Image.Image:
@@ -63,7 +66,7 @@ class Engine:
         memo = Memo()
         for shared in self.pipeline.shared_methods():
             memory = memo if shared.reading else None
-            point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory)
+            point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory, streams=STREAMS)
             if shared.denoising:
                 self._count(point)
 
