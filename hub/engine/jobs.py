@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed
+from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed, Stepped
 from hub.imaging.encode import Finisher
 from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, to_mask, to_picture
 from hub.pipelines.estimates import Estimate, watch_steps
@@ -21,6 +22,9 @@ from hub.types import Task
 log = logging.getLogger("hub.worker")
 
 NO_PREVIEWS = Notice("partial_images", "this model's unfinished pictures cannot be shown; there are none")
+
+NEWS_INTERVAL = 0.1
+"""Seconds between two words about a request's progress, at least, but for the first and the last."""
 
 
 class Refused(Exception):
@@ -111,6 +115,7 @@ class Job:
         self._on_preview = on_preview
         self._images: list[bytes] = [b""] * len(request.seeds)
         self._made = 0
+        self._told = -NEWS_INTERVAL
         self._steps: dict[int, int] = {}
         self._arguments, self._notices = arguments_for(request, pipeline)
         if request.scheduler is not None:
@@ -189,10 +194,16 @@ class Job:
         if NO_PREVIEWS not in self._notices:
             self._notices.append(NO_PREVIEWS)
 
-    def stepped(self, index: int, done: int, total: int) -> tuple[int, int]:
-        """Notes a picture's progress; returns the request's own: steps done, steps in all."""
+    def stepped(self, index: int, done: int, total: int) -> Stepped | None:
+        """Notes a picture's progress; returns the request's own, unless there was news of it a moment ago: whoever
+        listens takes time from the cores that compute."""
         self._steps[index] = done
-        return sum(self._steps.values()), total * len(self._images)
+        step, steps = sum(self._steps.values()), total * len(self._images)
+        now = time.monotonic()
+        if not self.request.progress or (step < steps and now - self._told < NEWS_INTERVAL):
+            return None
+        self._told = now
+        return Stepped(self.request.id, step, steps)
 
     def encode(self, ticket: int, index: int, pixels: Any) -> None:
         """Finishes picture `index` (uint8, height x width x 3); the last one answers the request.

@@ -48,8 +48,9 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     `original_mask` are the same two at `output` size: where the mask is 0 the finished picture is the original itself.
     `arguments` are the manifest's own for every call of the pipeline. `scheduler` is the noise scheduler's class name,
     None for the model's own. `strict`: fail instead of noting what the pipeline cannot honour. `owner` is whose turn
-    the request takes. `label` names the request in logs. `progress`: send a Stepped after each step; there may be
-    nobody who listens. `partial_images`: how many previews of each picture to send, as `Previewed`.
+    the request takes. `label` names the request in logs. `progress`: send a Stepped after
+    steps, a few times a second; there may be nobody who listens. `partial_images`: how many previews of each picture
+    to send, as `Previewed`.
     """
 
     id: int

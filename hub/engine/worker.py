@@ -37,7 +37,6 @@ from hub.engine.protocol import (
     Ping,
     Pong,
     Ready,
-    Stepped,
     pack,
     receive_frame,
     to_worker,
@@ -198,8 +197,9 @@ class Worker:
 
     def _on_step(self, number: int, done: int, total: int) -> None:
         job, index = self._pictures[number]
-        if job.request.progress:
-            self.send(Stepped(job.request.id, *job.stepped(index, done, total)))
+        news = job.stepped(index, done, total)
+        if news is not None:
+            self.send(news)
 
     def _on_done(self, number: int, outcome: Any) -> None:
         job, index = self._pictures.pop(number)
