@@ -222,6 +222,8 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _write_atomically(path: Path, data: bytes) -> None:
+    """The whole file or none. After a power failure the name may be missing, as the database's last rows may: then the
+    picture is gone, and asking again brings it back. It is never there with half of its bytes."""
     part = path.with_suffix(".tmp")
     try:
         _write_new(part, data)
@@ -230,11 +232,6 @@ def _write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(part)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _read_regular(path: Path) -> bytes:

@@ -81,11 +81,33 @@ Scalar = str | int | float | bool | None
 
 class PipelineSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """How the pipeline is set up: `scheduler`, the noise scheduler's class instead of the folder's own;
-    `scheduler_options`, changes to its configuration; `arguments`, given to every call."""
+    `scheduler_options`, changes to its configuration; `arguments`, given to every call; `compile`, whether the
+    denoiser's forwards are compiled in the background."""
 
     scheduler: Annotated[str, Meta(pattern=SCHEDULER_PATTERN)] | None = None
     scheduler_options: dict[str, Scalar] = field(default_factory=dict)
     arguments: dict[str, Scalar] = field(default_factory=dict)
+    compile: bool = False
+
+
+class LossySection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What makes a model faster or smaller, and its pictures others than diffusers would draw: `skip`, denoising steps
+    that are expected to change the last output by less than this share of it are not computed; `vae`, a folder with an
+    AutoencoderTiny to decode with; `storage_dtype`, in which the denoiser's weights are kept."""
+
+    skip: Annotated[float, Meta(gt=0, le=1)] | None = None
+    vae: str | None = None
+    storage_dtype: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
+
+    @property
+    def words(self) -> str:
+        """What was done, for those who get the pictures; empty where nothing was."""
+        said = [
+            f"steps that would change less than {self.skip:g} were skipped" if self.skip else "",
+            "a small decoder was used" if self.vae else "",
+            f"the weights are kept in {self.storage_dtype}" if self.storage_dtype else "",
+        ]
+        return "; ".join(filter(None, said))
 
 
 class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -111,6 +133,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Annotated[str, Meta(pattern=DEVICE_PATTERN)] | None = None
     pipeline: PipelineSection = field(default_factory=PipelineSection)
+    lossy: LossySection = field(default_factory=LossySection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
 
@@ -120,6 +143,8 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
             raise ValueError("defaults.size is larger than size.max_output")
         if max(self.defaults.num_inference_steps, *self.quality.values(), 1) > self.max_inference_steps:
             raise ValueError("max_inference_steps is less than the default or a quality's steps")
+        if self.pipeline.compile and self.lossy.storage_dtype:
+            raise ValueError("pipeline.compile and lossy.storage_dtype do not go together")
 
     @property
     def created_at(self) -> int:
@@ -155,15 +180,24 @@ def read_manifest(source: Path) -> ModelManifest:
             "Put the model there, correct `path`, or remove the manifest."
         )
     manifest.path = str(folder)
+    if manifest.lossy.vae is not None:
+        decoder = (source.parent / manifest.lossy.vae).resolve()
+        if not (decoder / "config.json").is_file():
+            raise ConfigurationError(
+                f"{source}: lossy.vae: {decoder} is not a diffusers model's folder (it has no config.json). "
+                "Put the decoder there, correct `lossy.vae`, or remove it."
+            )
+        manifest.lossy.vae = str(decoder)
     return manifest
 
 
-def revision_of(source: Path, folder: Path) -> str:
-    """A digest of the manifest's bytes, the names, sizes and times of all files of the model's folder, and what draws
+def revision_of(source: Path, manifest: ModelManifest) -> str:
+    """A digest of the manifest's bytes, the names, sizes and times of all files of the model's folders, and what draws
     with them. Cheap: the weights themselves are not read."""
     digest = hashlib.sha256(drawn_by().encode() + source.read_bytes())
-    for line in _files_of(folder):
-        digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
+    for folder in filter(None, (manifest.path, manifest.lossy.vae)):
+        for line in _files_of(Path(folder)):
+            digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
 
 
@@ -266,5 +300,5 @@ def open_registry(folders: Sequence[Path], owner_aliases: Mapping[str, str]) -> 
         if target not in manifests:
             raise ConfigurationError(f"aliases.{alias}: there is no model '{target}' (models: {', '.join(manifests)})")
     aliases = {alias: target for alias, target in aliases.items() if alias not in manifests}
-    revisions = {name: revision_of(source, Path(manifests[name].path)) for name, source in sources.items()}
+    revisions = {name: revision_of(source, manifests[name]) for name, source in sources.items()}
     return Registry(manifests, aliases, revisions)

@@ -11,7 +11,7 @@ import pytest
 import hub.errors
 from hub.cli import main
 from hub.errors import HubError
-from hub.registry import DefaultsSection, ModelManifest, PipelineSection, SizeSection, read_manifest
+from hub.registry import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection, read_manifest
 from hub.settings import Settings
 from tests.conftest import ROOT
 
@@ -54,11 +54,12 @@ def test_every_error_code_has_a_row_and_every_row_a_code() -> None:
         *(
             info.encode_name
             for info in msgspec.structs.fields(ModelManifest)
-            if info.name not in ("size", "defaults", "pipeline")
+            if info.name not in ("size", "defaults", "pipeline", "lossy")
         ),
         *(f"size.{info.encode_name}" for info in msgspec.structs.fields(SizeSection)),
         *(f"defaults.{info.encode_name}" for info in msgspec.structs.fields(DefaultsSection)),
         *(f"pipeline.{info.encode_name}" for info in msgspec.structs.fields(PipelineSection)),
+        *(f"lossy.{info.encode_name}" for info in msgspec.structs.fields(LossySection)),
     ],
 )
 def test_every_field_of_a_manifest_is_explained(field: str) -> None:

@@ -412,14 +412,14 @@ def test_whichever_step_of_a_save_fails_nothing_is_left_behind(
     assert read(files, *save(files)) == b"picture"
 
 
-def test_a_picture_is_on_the_disk_before_its_name_is_and_the_name_before_the_link(
+def test_a_picture_is_on_the_disk_before_its_name_is(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
     fsync, rename = os.fsync, os.rename
 
     def spied_fsync(descriptor: int) -> None:
-        done.append("folder" if stat.S_ISDIR(os.fstat(descriptor).st_mode) else f"{os.fstat(descriptor).st_size} bytes")
+        done.append(f"{os.fstat(descriptor).st_size} bytes")
         fsync(descriptor)
 
     def spied_rename(source: Path, target: Path) -> None:
@@ -430,7 +430,7 @@ def test_a_picture_is_on_the_disk_before_its_name_is_and_the_name_before_the_lin
     monkeypatch.setattr("hub.files.os.fsync", spied_fsync)
     monkeypatch.setattr("hub.files.os.rename", spied_rename)
     save(files, bytes(1000))
-    assert done == ["1000 bytes", "rename", "folder"]
+    assert done == ["1000 bytes", "rename"]
 
 
 def test_a_save_whose_caller_leaves_stores_the_whole_file_or_none(files: Files, tmp_path: Path) -> None:

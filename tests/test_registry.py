@@ -76,6 +76,10 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ({"defaults": "defaults = { num_inference_steps = 0, guidance_scale = 5.0 }"}, r"num_inference_steps"),
         ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = nan }"}, r"guidance_scale"),
         ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = 5.0, strength = 0.0 }"}, r"strength"),
+        ({"lossy": "lossy = { skip = 0 }"}, r"\$\.lossy\.skip"),
+        ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not a diffusers model's folder"),
+        ({"lossy": 'lossy = { storage_dtype = "int4" }'}, r"\$\.lossy\.storage_dtype"),
+        ({"both": 'pipeline = { compile = true }\nlossy = { storage_dtype = "float8_e5m2" }'}, "do not go together"),
         ({"name": "name = "}, "line 2"),
         ({"path": 'path = "nowhere"'}, "path: .*nowhere is not a diffusers folder"),
     ],
@@ -270,3 +274,14 @@ def test_a_revision_changes_with_the_hub_and_its_libraries(
     drawn_by.cache_clear()
     assert len(found) == 3
     assert "registry.py\t" in drawn_by(), "a checkout's sources count, whose version does not change"
+
+
+def test_another_small_decoder_is_another_revision(tmp_path: Path, weights: Path) -> None:
+    decoder = tmp_path / "decoder"
+    decoder.mkdir()
+    (decoder / "config.json").write_text("{}")
+    folder = write_manifest(tmp_path / "models", weights, lossy='lossy = { vae = "../decoder" }')
+    first = open_registry([folder], {}).get("small")
+    assert first.manifest.lossy.vae == str(decoder)
+    (decoder / "more.safetensors").write_text("x")
+    assert open_registry([folder], {}).get("small").revision != first.revision

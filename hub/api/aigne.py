@@ -165,7 +165,8 @@ async def hub_status(request: AnyRequest) -> Response[bytes]:
     try:
         if model := request.query_params.get("model"):
             known_model(model, hub)
-        error = None if hub.engine.device is not None else "The engine is starting. Try again shortly."
+        ready, reason = hub.engine.device is not None, hub.engine.problem
+        error = None if ready else reason or "The engine is starting. Try again shortly."
     except ModelNotFound as unknown:
         error = unknown.message
     return Response(msgspec.json.encode(HubStatus(available=error is None, error=error)), media_type="application/json")

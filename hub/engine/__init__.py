@@ -9,7 +9,13 @@ worker      worker process: reads frames, owns the device thread, encodes pictur
 devices     worker process: which devices there are, and their memory
 weave       a request's life on the device thread: every picture is a pipeline call in a greenlet
 meeting     the methods of shared modules where those calls meet
-merge       how calls are merged into one forward, and its output is split
+halting     ends forwards that nobody waits for any more
+merge       how calls are merged into one forward, cut for several cores, and its output is split
+outputs     what modules return
+streams     parts of a forward side by side, on a CPU
+memo        what text encoders have said
+skipping    lossy: denoising steps that are not computed
+compiling   forwards that were compiled in the background; forms tells calls apart, precompile is the compiler's process
 policy      pure: which waiting calls run next
 saturation  pure: how many rows are worth a forward, learned and remembered
 meter       times forwards for it

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from hub.engine.protocol import DeviceMemory
-from hub.pipelines.auto import choose_device
+from hub.pipelines.loading import choose_device
 
 MEMORY = Path("/proc/meminfo")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from PIL import Image
 
 from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed, Stepped
 from hub.imaging.encode import Finisher
-from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, to_mask, to_picture
+from hub.pipelines.auto import LoadedPipeline, to_mask, to_picture
 from hub.pipelines.estimates import Estimate, watch_steps
 from hub.pipelines.previews import preview_steps
+from hub.pipelines.schedulers import UnknownScheduler
 from hub.types import Task
 
 log = logging.getLogger("hub.worker")
@@ -115,7 +117,7 @@ class Job:
         self._on_preview = on_preview
         self._images: list[bytes] = [b""] * len(request.seeds)
         self._made = 0
-        self._told = -NEWS_INTERVAL
+        self._told = -math.inf
         self._steps: dict[int, int] = {}
         self._arguments, self._notices = arguments_for(request, pipeline)
         if request.scheduler is not None:
@@ -188,6 +190,7 @@ class Job:
         except Exception:
             log.exception("%s: a preview failed; the picture goes on", self.request.label or self.request.id)
             return
+        self._told = -math.inf  # who sees a preview wants to know of which step
         self._on_preview(self, index, due.index(done), pixels)
 
     def _say_no_previews(self) -> None:

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import greenlet
 
-from hub.engine.memo import Memo, copied
+from hub.engine.compiling import CompiledModule, Compiler
+from hub.engine.memo import Memo
 from hub.engine.merge import Layout, cut, joined, layout_of, merge, signature, split
+from hub.engine.outputs import copied
+from hub.engine.skipping import Skipper
 from hub.engine.streams import Streams
 
 if TYPE_CHECKING:
@@ -27,11 +30,17 @@ _serials = itertools.count()
 
 
 class Run(greenlet.greenlet):
-    """The greenlet of one picture: meeting points may suspend it, back into the `loop` that made it."""
+    """The greenlet of one picture: meeting points may suspend it, back into the `loop` that made it.
 
-    def __init__(self, body: Callable[[], Any]) -> None:
+    `steps()` tells how many denoising steps it has in all, and `done()` how many it has done; None where the pipeline
+    cannot tell.
+    """
+
+    def __init__(self, body: Callable[[], Any], steps: Callable[[], int], done: Callable[[], int] | None) -> None:
         super().__init__(body)
         self.loop = greenlet.getcurrent()
+        self.steps = steps
+        self.done = done
 
 
 class Call:
@@ -58,23 +67,37 @@ class MeetingPoint:
         denoising: bool = False,
         memo: Memo | None = None,
         streams: Streams | None = None,
+        skipper: Skipper | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
-        `streams` compute parts of a large batch side by side."""
+        `streams` compute parts of a large batch side by side. `skipper` leaves calls out.
+        `compiler` compiles what comes often."""
         self.denoising = denoising
         self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
         self._memo = memo
         self._streams = streams
+        self._skipper = skipper
         self._owner = f"{next(_serials)}"  # of equal names, the weights may differ
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
+        self._compiled = CompiledModule(module, self._own, self.name, compiler) if compiler else None
         setattr(module, method, self._meet)
 
     def _meet(self, *args: Any, **kwargs: Any) -> Any:
         run = greenlet.getcurrent()
         if not isinstance(run, Run):
             return self._plain(*args, **kwargs)
+        if self._skipper is None:
+            return self._wait(run, *args, **kwargs)
+        output = self._skipper.expect(run)
+        if output is None:
+            output = self._wait(run, *args, **kwargs)
+            self._skipper.note(run, output)
+        return output
+
+    def _wait(self, run: Run, *args: Any, **kwargs: Any) -> Any:
         bound = self._signature.bind(*args, **kwargs)
         known_as = self._memo.key(self._owner, bound.arguments) if self._memo else None
         if self._memo is None or known_as is None:
@@ -108,6 +131,9 @@ class MeetingPoint:
         return split(joined(outputs, [Layout(share, layouts[0].ragged) for share in shares]), layouts)
 
     def _call(self, arguments: dict[str, Any]) -> Any:
+        return self._own(arguments) if self._compiled is None else self._compiled(arguments)
+
+    def _own(self, arguments: dict[str, Any]) -> Any:
         bound = inspect.BoundArguments(self._signature, arguments)
         return self._plain(*bound.args, **bound.kwargs)
 

@@ -7,7 +7,6 @@ goes first.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -15,14 +14,12 @@ from typing import Any
 
 import torch
 
+from hub.engine.outputs import Unknown, mapped, tensors_of
+
 BUDGET = 1024 * 1024 * 1024
 """Bytes. A CLIP prompt takes 0.1 MB, a large language model's with all its layers' states and scores 250 MB."""
 SEEN = 4096
 """Keys that are remembered without their outputs."""
-
-
-class Unknown(Exception):
-    """A value of a kind that cannot be told from others by its content, or cannot be kept."""
 
 
 class Kept:
@@ -31,7 +28,7 @@ class Kept:
     def __init__(self, output: Any, size: int) -> None:
         self.bytes = size
         self._device = torch.device("cpu")
-        self._output = _map(output, self._keep)
+        self._output = mapped(output, self._keep)
 
     def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
         self._device = tensor.device  # one module's outputs lie on one device
@@ -39,7 +36,7 @@ class Kept:
 
     def output(self) -> Any:
         """A copy where it was made."""
-        return _map(self._output, lambda tensor: tensor.to(self._device, copy=True))
+        return mapped(self._output, lambda tensor: tensor.to(self._device, copy=True))
 
 
 class Memo:
@@ -92,23 +89,7 @@ class Memo:
 
 def _size(output: Any) -> int:
     """Bytes of its tensors. Raises Unknown for what cannot be kept."""
-    size = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal size
-        size += tensor.numel() * tensor.element_size()
-        return tensor
-
-    _map(output, count)
-    return size
-
-
-def copied(output: Any) -> Any:
-    """An output with tensors of its own, for one who may write into them; the same where it cannot be copied."""
-    try:
-        return _map(output, torch.clone)
-    except Unknown:
-        return output
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(output))
 
 
 def _feed(update: Callable[[bytes], None], value: Any) -> None:
@@ -128,19 +109,3 @@ def _feed(update: Callable[[bytes], None], value: Any) -> None:
         update(f"{type(value).__name__}{value!r};".encode())
     else:
         raise Unknown
-
-
-def _map(output: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same structure with changed tensors: ModelOutputs, dataclasses, tuples, lists and None."""
-    if torch.is_tensor(output):
-        return change(output)
-    if isinstance(output, dict):
-        return type(output)(**{key: _map(value, change) for key, value in output.items()})
-    if dataclasses.is_dataclass(output) and not isinstance(output, type):
-        values = {f.name: _map(getattr(output, f.name), change) for f in dataclasses.fields(output)}
-        return type(output)(**values)
-    if isinstance(output, (list, tuple)):
-        return type(output)(_map(item, change) for item in output)
-    if output is None:
-        return None
-    raise Unknown

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from msgspec import Struct
+from torch.utils.weak import WeakTensorKeyDictionary
 
 PER_ROW = frozenset({"timestep", "timesteps", "t"})
 """Arguments of diffusers' denoisers that may be one number per call or one per row, with the same meaning."""
@@ -24,6 +25,8 @@ UNUSED = frozenset({"generator"})
 """Arguments that diffusers hands to `vae.decode` and that no decoder reads: a call's own must not keep it apart."""
 
 Arguments = Mapping[str, Any]
+
+_contents: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 class Layout(Struct, frozen=True):
@@ -76,8 +79,22 @@ def _sign_tensor(name: str, value: torch.Tensor, layout: Layout) -> Hashable:
     if name.startswith("pixel_values"):  # patches of all rows' pictures in one, counted by another argument
         return ("own", id(value))
     # Shared by all rows (position ids and the like: small). Equal shapes do not make equal values.
-    content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    return ("shared", value.dtype, value.device, tuple(value.shape), content)
+    return ("shared", value.dtype, value.device, tuple(value.shape), _content(value))
+
+
+def _content(tensor: torch.Tensor) -> bytes:
+    """Its values. To fetch those of a GPU's tensor waits for all that the GPU still has to do, so they are remembered:
+    pipelines make such tensors once and pass them with every step."""
+    if tensor.device.type == "cpu":
+        return _fetched(tensor)
+    known: bytes | None = _contents.get(tensor)
+    if known is None:
+        known = _contents[tensor] = _fetched(tensor)
+    return known
+
+
+def _fetched(tensor: torch.Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def merge(calls: Sequence[Arguments], layouts: Sequence[Layout]) -> dict[str, Any]:

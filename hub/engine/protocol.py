@@ -22,7 +22,9 @@ _LENGTH = struct.Struct(">I")
 
 class EngineModel(Struct, frozen=True, array_like=True):
     """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, a noise scheduler
-    with changes to its configuration, and `device`, the only one that may run it."""
+    with changes to its configuration, `device`, the only one that may run it, whether to `compile` its denoiser; and
+    what costs quality: the threshold to `skip` steps at, the absolute folder of a small `decoder`, and the
+    `storage_dtype` of the denoiser's weights."""
 
     id: str
     path: str
@@ -30,6 +32,10 @@ class EngineModel(Struct, frozen=True, array_like=True):
     scheduler: str | None = None
     scheduler_options: tuple[tuple[str, str | int | float | bool | None], ...] = ()
     device: str | None = None
+    compile: bool = False
+    skip: float | None = None
+    decoder: str | None = None
+    storage_dtype: str | None = None
 
 
 class Picture(Struct, frozen=True, array_like=True):

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hub.engine.halting import Halt, Halted
 from hub.engine.meeting import Call, Run
 from hub.engine.meter import Meter, rows_of
 from hub.engine.policy import STAY, Ledger, Waiting, choose
@@ -27,17 +28,14 @@ class Cancelled(BaseException):
 
 
 class Picture:
-    """A run and what the weave knows of it. `steps()` tells how many denoising steps it has in all, and `done()` how
-    many it has done; where there is none, each call of a denoiser is one. `kind` is what the meter calls a forward
-    with the call that waits."""
+    """A run and what the weave knows of it. Where the run has no `done`, each call of a denoiser is a step. `kind` is
+    what the meter calls a forward with the call that waits."""
 
     def __init__(
         self, number: int, body: Callable[[], Any], steps: Callable[[], int], done: Callable[[], int] | None, owner: str
     ) -> None:
         self.number = number
-        self.run = Run(body)
-        self.steps = steps
-        self.done = done
+        self.run = Run(body, steps, done)
         self.owner = owner
         self.done_steps = 0
         self.waited = 0
@@ -51,7 +49,7 @@ class Picture:
             key=call.key,
             rows=call.layout.rows,
             denoising=call.point.denoising,
-            remaining=max(0, self.steps() - self.done_steps),
+            remaining=max(0, self.run.steps() - self.done_steps),
             waited=self.waited,
             cap=cap,
             owner=self.owner,
@@ -68,16 +66,25 @@ class Weave:
     """All runs of one device thread. Not thread-safe: that thread alone calls it."""
 
     def __init__(
-        self, max_rows: int, on_step: OnStep, on_done: OnDone, *, meter: Meter | None = None, stay: int = STAY
+        self,
+        max_rows: int,
+        on_step: OnStep,
+        on_done: OnDone,
+        *,
+        meter: Meter | None = None,
+        halt: Halt | None = None,
+        stay: int = STAY,
     ) -> None:
         """max_rows: cap of a merged forward's batch. on_step(number, done, all) follows each denoising step of a
         run; on_done(number, outcome) its end, where outcome is the body's result or the exception it died of.
         Cancelled runs report nothing. meter: lowers the cap to what is worth it, and tells what forwards cost; without
-        one a row is a row. stay: see policy; 1 where no module ever has to be uploaded."""
+        one a row is a row. halt: ends forwards that nobody waits for. stay: see policy; 1 where no module ever has to
+        be uploaded."""
         self._max_rows = max_rows
         self._on_step = on_step
         self._on_done = on_done
         self._meter = meter
+        self._halt = halt
         self._ledger = Ledger(stay=stay)
         self._pictures: dict[int, Picture] = {}
 
@@ -94,7 +101,7 @@ class Weave:
         owner: str = "",
         done: Callable[[], int] | None = None,
     ) -> None:
-        """Starts a run; it goes on to its first meeting point at once. For `steps` and `done` see Picture; `owner` is
+        """Starts a run; it goes on to its first meeting point at once. For `steps` and `done` see Run; `owner` is
         whom its forwards count for."""
         picture = self._pictures[number] = Picture(number, body, steps, done, owner)
         self._resume(picture)
@@ -115,7 +122,8 @@ class Weave:
             log.warning("a cancelled run did not end; it is dropped where it stands")
 
     def tick(self) -> None:
-        """Runs one forward for the most urgent waiting calls, and resumes each of them."""
+        """Runs one forward for the most urgent waiting calls, and resumes each of them; not where it was halted: who
+        cancelled them is about to say so."""
         waiting = {number: (picture, picture.call) for number, picture in self._pictures.items() if picture.call}
         views = [picture.waiting(call, self._cap(picture)) for picture, call in waiting.values()]
         chosen = choose(views, self._ledger)
@@ -123,14 +131,18 @@ class Weave:
         self._ledger.note(views, chosen, self._cost(group))
         for picture, _ in waiting.values():
             picture.waited += 1
-        for (picture, call), outcome in zip(group, self._forward(group), strict=True):
+        try:
+            outcomes = self._forward(group)
+        except Halted:
+            return
+        for (picture, call), outcome in zip(group, outcomes, strict=True):
             if self._pictures.get(picture.number) is not picture:
                 continue  # the end of an earlier one in this group cancelled it
             picture.waited = 0
             if isinstance(outcome, BaseException):
                 self._resume(picture, throw=outcome)
                 continue
-            if picture.done is None and call.point.denoising:
+            if picture.run.done is None and call.point.denoising:
                 self._stepped(picture, picture.done_steps + 1)
             self._resume(picture, outcome)
         if self._meter:
@@ -138,7 +150,7 @@ class Weave:
 
     def _stepped(self, picture: Picture, done: int) -> None:
         if done > picture.done_steps:
-            total = max(picture.steps(), 1)
+            total = max(picture.run.steps(), 1)
             picture.done_steps = done
             self._on_step(picture.number, min(done, total), total)
 
@@ -158,7 +170,10 @@ class Weave:
         """
         kinds, calls = [picture.kind for picture, _ in group], [call for _, call in group]
         try:
-            with self._meter.time(kinds, calls) if self._meter else contextlib.nullcontext():
+            with (
+                self._meter.time(kinds, calls) if self._meter else contextlib.nullcontext(),
+                self._halt.during([picture.number for picture, _ in group]) if self._halt else contextlib.nullcontext(),
+            ):
                 return calls[0].point.forward(calls)
         except Exception as error:
             if len(calls) == 1:
@@ -180,8 +195,8 @@ class Weave:
                 got = picture.run.switch() if fresh else picture.run.switch(value)
         except Exception as error:  # one run's failure is its own
             got = error
-        if picture.done is not None:
-            self._stepped(picture, picture.done())
+        if picture.run.done is not None:
+            self._stepped(picture, picture.run.done())
             if self._pictures.get(picture.number) is not picture:
                 return  # whoever heard of the step has cancelled it
         if isinstance(got, Call):

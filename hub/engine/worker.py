@@ -21,11 +21,13 @@ from typing import Any
 import torch
 from msgspec import Struct
 
+from hub.engine.compiling import Compiler
 from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
+from hub.engine.halting import Halt
 from hub.engine.jobs import Blocked, Job, Refused, failed_by
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
-from hub.engine.meter import Meter, meter_for
+from hub.engine.meter import Meter, meter_for, where_of
 from hub.engine.protocol import (
     Cancel,
     CannotStart,
@@ -41,9 +43,12 @@ from hub.engine.protocol import (
     receive_frame,
     to_worker,
 )
+from hub.engine.skipping import Skipper
 from hub.engine.streams import streams_for
 from hub.engine.weave import Weave
-from hub.pipelines.auto import LoadedPipeline, Unsupported, load_pipeline
+from hub.pipelines import Unsupported
+from hub.pipelines.auto import LoadedPipeline, SharedMethod
+from hub.pipelines.loading import load_pipeline
 
 log = logging.getLogger("hub.worker")
 
@@ -52,8 +57,15 @@ ENCODERS = 2
 
 def load(model: EngineModel, device: torch.device) -> LoadedPipeline:
     """Loads what the frame says."""
-    options = dict(model.scheduler_options)
-    return load_pipeline(model.path, model.dtype, device, scheduler=model.scheduler, scheduler_options=options)
+    return load_pipeline(
+        model.path,
+        model.dtype,
+        device,
+        scheduler=model.scheduler,
+        scheduler_options=dict(model.scheduler_options),
+        decoder=model.decoder,
+        storage_dtype=model.storage_dtype,
+    )
 
 
 class Loaded(Struct):
@@ -68,15 +80,22 @@ class Worker:
     """The device thread's state. Only that thread touches it, except for `send` and the inbox."""
 
     def __init__(
-        self, connection: socket.socket, device: torch.device, max_batch: int, meter: Meter | None = None
+        self,
+        connection: socket.socket,
+        device: torch.device,
+        max_batch: int,
+        meter: Meter | None = None,
+        compiler: Compiler | None = None,
     ) -> None:
         self._connection = connection
         self._device = device
         self._sending = threading.Lock()
         self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded] = queue.SimpleQueue()
-        self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, stay=1)
+        self.halt = Halt(lambda picture: self._pictures[picture][0].request.id)
+        self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, halt=self.halt, stay=1)
         self._memo = Memo()
         self._streams = streams_for(device)
+        self._compiler = compiler
         self._one_load = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
         self._models: dict[EngineModel, LoadedPipeline] = {}
@@ -151,12 +170,30 @@ class Worker:
                 self.send(Failed(request.id, "failed", message))
             return
         for shared in loaded.pipeline.shared_methods():
-            memo = self._memo if shared.reading else None
-            MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memo, streams=self._streams)
+            self._install(shared, loaded.model)
+        for module in {id(shared.module): shared.module for shared in loaded.pipeline.shared_methods()}.values():
+            self.halt.watch(module)
         self._models[loaded.model] = loaded.pipeline
         log.info("loaded %s on %s", loaded.model.id, self._device)
         for request in waiting:
             self._start(request, loaded.pipeline)
+
+    def _install(self, shared: SharedMethod, model: EngineModel) -> None:
+        """Makes the method a meeting point."""
+        skipper = Skipper(model.skip) if model.skip and shared.denoising else None
+        compiler = self._compiler if model.compile and shared.denoising else None
+        # Weights that are cast layer by layer are changed by each forward: two at once would disturb each other. And
+        # compiled code brings its own threads.
+        one_by_one = compiler is not None or (shared.denoising and model.storage_dtype is not None)
+        MeetingPoint(
+            shared.module,
+            shared.method,
+            denoising=shared.denoising,
+            memo=self._memo if shared.reading else None,
+            streams=None if one_by_one else self._streams,
+            skipper=skipper,
+            compiler=compiler,
+        )
 
     def _tell_memory(self, tried: EngineModel) -> None:
         try:
@@ -186,6 +223,7 @@ class Worker:
 
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
+        self.halt.forget(request_id)
         for waiting in self._loading.values():
             waiting[:] = [request for request in waiting if request.id != request_id]
         job = self._jobs.pop(request_id, None)
@@ -246,8 +284,10 @@ def _read_forever(connection: socket.socket, worker: Worker) -> None:
             message = to_worker.decode(frame)
             if isinstance(message, Ping):
                 worker.send(Pong())
-            else:
-                worker.inbox.put(message)
+                continue
+            if isinstance(message, Cancel):
+                worker.halt.cancel(message.id)
+            worker.inbox.put(message)
     except ConnectionError:
         pass  # it ended with something unread
     except (OSError, ValueError):
@@ -263,6 +303,7 @@ def main() -> None:
     parser.add_argument("--setting", default="auto", help="what the owner says about devices, for messages")
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--learned", type=Path, help="file for what is learned about batch sizes")
+    parser.add_argument("--compiled", type=Path, help="folder for compiled forwards")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
     name = "worker" if options.device == options.setting else f"worker {options.device}"
@@ -277,7 +318,8 @@ def main() -> None:
         connection.sendall(pack(CannotStart(str(error))))
         raise SystemExit(2) from None
     meter = meter_for(device, options.max_batch, options.learned) if options.learned else None
-    worker = Worker(connection, device, options.max_batch, meter)
+    compiler = Compiler(options.compiled, device, where_of(device)) if options.compiled else None
+    worker = Worker(connection, device, options.max_batch, meter, compiler)
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
     worker.send(Ready(str(device), devices))
     with torch.inference_mode():  # beyond no_grad: two per cent of a small model's step

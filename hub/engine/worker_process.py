@@ -182,7 +182,8 @@ class WorkerProcess:
         return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "hub.engine.worker", "--socket", str(connection.fileno())),
             *("--device", self.device, "--setting", settings.device, "--max-batch", str(settings.max_batch)),
-            *("--learned", str(settings.cache_dir / learned), "--log-level", settings.log_level),
+            *("--learned", str(settings.cache_dir / learned), "--compiled", str(settings.cache_dir / "compiled")),
+            *("--log-level", settings.log_level),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
             env={**os.environ, **self._environment},

@@ -1,4 +1,9 @@
 """How a model folder becomes a runnable pipeline.
 
-auto serves every diffusers pipeline. A family that differs gets a file named as diffusers names its folder.
+loading reads any diffusers folder, and auto serves what it gives. A family that differs gets a file named as diffusers
+names its folder.
 """
+
+
+class Unsupported(Exception):
+    """The pipeline cannot run here; the words say why, and clients may read them."""

@@ -6,13 +6,12 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import diffusers
 import torch
-import transformers
-from diffusers import ConsistencyDecoderVAE, DDIMScheduler, DiffusionPipeline, LCMScheduler, TCDScheduler
+from diffusers import ConsistencyDecoderVAE, DiffusionPipeline
 from diffusers.guiders import BaseGuidance
 from diffusers.pipelines.auto_pipeline import (
     AUTO_IMAGE2IMAGE_PIPELINES_MAPPING,
@@ -24,8 +23,9 @@ from msgspec import Struct
 from PIL import Image
 from torch.nn.functional import interpolate, max_pool2d
 
-from hub.pipelines.families import Family, family_at, family_of
+from hub.pipelines.families import Family, family_of
 from hub.pipelines.previews import LatentViewer, viewer_for
+from hub.pipelines.schedulers import UnknownScheduler, rescheduled
 from hub.types import Task
 
 log = logging.getLogger("hub.worker")
@@ -37,7 +37,6 @@ PIPELINES: dict[Task, dict[str, type[DiffusionPipeline]]] = {
 }
 """For each task, diffusers' pipelines by family."""
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "prior_prior", "decoder")
 READERS = ("text_encoder", "image_encoder")
 NO_LIMIT = 100_000
@@ -52,43 +51,6 @@ class SharedMethod(Struct, frozen=True):
     method: str
     denoising: bool = False
     reading: bool = False
-
-
-class Unsupported(Exception):
-    """The pipeline cannot run here; the words say why, and clients may read them."""
-
-
-class UnknownScheduler(Unsupported):
-    """The model has no such noise scheduler; the words name those it has."""
-
-
-def choose_device(wanted: str) -> torch.device:
-    """`auto` is the first CUDA device, else Apple's, else the CPU; anything else is taken at its word."""
-    if wanted != "auto":
-        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-        device = torch.device(wanted)
-        if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
-            raise RuntimeError(f"device {wanted} is not available on this machine; set `device` to auto or cpu")
-        return device
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """The manifest's dtype, or for `auto` the fastest one that the device computes natively.
-
-    A CPU without AVX512_BF16 or AMX emulates bfloat16 a hundred times more slowly than float32.
-    """
-    if wanted != "auto":
-        return DTYPES[wanted]
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    if device.type == "mps":
-        return torch.float16
-    capabilities = torch.cpu.get_capabilities()
-    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return torch.bfloat16 if native else torch.float32
 
 
 class LoadedPipeline:
@@ -129,7 +91,7 @@ class LoadedPipeline:
         if scheduler is not None:
             if not isinstance(getattr(self._base, "scheduler", None), SchedulerMixin):
                 raise UnknownScheduler("this model's pipeline takes none")
-            kept[id(self._base.scheduler)] = _rescheduled(self._base.scheduler, scheduler, {}, self.family.schedulers)
+            kept[id(self._base.scheduler)] = rescheduled(self._base.scheduler, scheduler, {}, self.family.schedulers)
         return _own(self._tasks[task], kept)
 
     def accepts(self, task: Task) -> frozenset[str]:
@@ -189,61 +151,6 @@ class LoadedPipeline:
         return min(overflows, default=0)
 
 
-def load_pipeline(
-    path: str,
-    dtype: str,
-    device: torch.device,
-    scheduler: str | None = None,
-    scheduler_options: Mapping[str, Any] | None = None,
-) -> LoadedPipeline:
-    """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
-
-    `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration. Raises
-    UnknownScheduler, and whatever diffusers raises for a folder that it cannot load.
-    """
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    base = DiffusionPipeline.from_pretrained(
-        path,
-        dtype=choose_dtype(dtype, device),
-        use_safetensors=True,
-        local_files_only=True,
-        **family_at(path).components(path),
-    )
-    if hasattr(base, "_set_pag_attn_processor"):
-        raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
-    base.to(device)
-    base.set_progress_bar_config(disable=True)
-    for name, module in base.components.items():
-        if not isinstance(module, torch.nn.Module):
-            continue
-        module.eval().requires_grad_(False)
-        if not any(parameter.dim() > 4 for parameter in module.parameters()):
-            # Convolutions run faster on this layout (5 % of a small UNet's step on a CPU); the rest stays as it is.
-            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the form
-        if name.startswith(READERS):
-            _forget_keys(module)
-    if hasattr(base, "upcast_vae"):
-        _keep_in_float32(base.vae)
-    if scheduler is not None or scheduler_options:
-        further = family_of(type(base).__name__).schedulers
-        base.scheduler = _rescheduled(base.scheduler, scheduler, scheduler_options or {}, further)
-    return LoadedPipeline(base)
-
-
-def _rescheduled(own: Any, name: str | None, options: Mapping[str, Any], further: Iterable[str]) -> Any:
-    """A new noise scheduler with the configuration of the model's own, and `options` on top. `further`: names beside
-    those that the model's own is compatible with."""
-    suitable = {cls.__name__: cls for cls in (type(own), *own.compatibles) if not hasattr(cls, "_backends")}
-    if DDIMScheduler in suitable.values():  # the consistency ones follow the same noise; diffusers' list lacks them
-        suitable |= {cls.__name__: cls for cls in (LCMScheduler, TCDScheduler)}
-    suitable |= {each: getattr(diffusers, each) for each in further}
-    if name is not None and name not in suitable:
-        raise UnknownScheduler(f"this model has no '{name[:64]}'; it has {', '.join(sorted(suitable))}")
-    usual = {"skip_prk_steps": True} if name == "PNDMScheduler" and "skip_prk_steps" not in own.config else {}
-    return suitable[name or type(own).__name__].from_config(own.config, **{**usual, **options})
-
-
 def _own(pipeline: DiffusionPipeline, kept: dict[int, Any]) -> DiffusionPipeline:
     """A copy of a pipeline, and of the pipelines that it is made of, with noise schedulers and guiders of its own;
     those that they share, their copies share too. `kept` maps ids to copies made so far."""
@@ -254,46 +161,6 @@ def _own(pipeline: DiffusionPipeline, kept: dict[int, Any]) -> DiffusionPipeline
                 kept[id(value)] = _own(value, kept) if isinstance(value, DiffusionPipeline) else copy.deepcopy(value)
             own.__dict__[name] = kept[id(value)]
     return own
-
-
-def _forget_keys(module: Any) -> None:
-    """Text encoders read a prompt once: their keys and values would be kept for tokens that nobody adds, and could
-    not be split among requests."""
-    config: Any = getattr(module, "config", None)
-    for each in filter(None, (config, getattr(config, "text_config", None))):
-        if getattr(each, "use_cache", False):
-            each.use_cache = False
-
-
-def _keep_in_float32(vae: Any) -> None:
-    """A VAE that overflows in float16 stays in float32, as far as diffusers' pipelines would cast it: all of it, or
-    of bfloat16 the encoder.
-
-    They would cast it to and fro in place, for each picture: while another one waits to be decoded. They give their
-    latents in whatever type, so its methods cast them.
-    """
-    if not vae.config.get("force_upcast"):
-        return
-    plain = vae.dtype
-    if plain == torch.float16:
-        vae.to(torch.float32)
-    elif plain == torch.bfloat16:
-        for part in filter(None, (vae.encoder, getattr(vae, "quant_conv", None))):
-            part.to(torch.float32)
-    if plain in (torch.float16, torch.bfloat16):
-        vae.encode = _casting(vae.encode, torch.float32)
-        vae.decode = _casting(vae.decode, torch.float32 if plain == torch.float16 else plain)
-        if vae.device.type == "mps":  # there the pipelines cast any VAE of another type than their latents
-            vae.to = lambda *_, **__: vae
-    vae.register_to_config(force_upcast=False)
-
-
-def _casting(plain: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def cast(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return plain(sample.to(dtype), *args, **kwargs)
-
-    return cast
 
 
 def to_picture(raw: bytes, width: int, height: int) -> Image.Image:

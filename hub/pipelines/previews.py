@@ -76,7 +76,7 @@ class LatentViewer:
         self._dtype = next(vae.parameters()).dtype
         if linear is None:
             linear = sum(parameter.numel() for parameter in vae.parameters()) > SMALL_DECODER
-        # The same arguments as in pipelines, so that previews and last decodes can share a forward.
+        # The same arguments as in pipelines, so that previews and last decodes of one dtype can share a forward.
         takes = inspect.signature(type(vae).decode).parameters
         self._options = {"return_dict": False} | ({"generator": None} if "generator" in takes else {})
         self._weights = fit_linear_map(vae) if linear else None

@@ -27,7 +27,7 @@ TORCH = "import importlib.metadata as m; print(m.version('torch'))"
 
 @dataclass(frozen=True)
 class Model:
-    """A diffusers folder and what its manifest has to say."""
+    """A diffusers folder and what its manifest has to say; `more` are further lines of it."""
 
     id: str
     path: Path
@@ -35,6 +35,7 @@ class Model:
     steps: int
     guidance: float
     dtype: str
+    more: str = ""
 
     def manifest(self) -> str:
         """For the hub's models folder."""
@@ -49,6 +50,7 @@ tasks = ["text-to-image"]
 max_inference_steps = 1000
 size = {{ native = "{self.native}x{self.native}", multiple = 16, min = 64, max = {self.native} }}
 defaults = {{ num_inference_steps = {self.steps}, guidance_scale = {self.guidance} }}
+{self.more}
 """
 
 

@@ -7,12 +7,12 @@ import time
 from collections.abc import Sequence
 
 from benches.material import BUILTIN, Model, model
-from benches.peers import peer
+from benches.peers import peer as open_peer
 from benches.report import Report, ratios, spread
 from benches.sides import Side, Wish, check_same, scripting, serving, wish
 
-AGAINST = {"hf-serve": 1.6, "bare": 1.25}
-"""Least gain in images/s over a side, at eight clients."""
+BARE, PEER = 1.25, 1.6
+"""Least gains in images/s at eight clients: over the bare loop in the same dtype, over hf-serve in float32."""
 LABELS = {
     "bare": "bare loop",
     "hf-serve": "hf-serve",
@@ -26,11 +26,12 @@ def measure(report: Report) -> None:
     """A burst of 1, 4, 8 and 16 clients with 8 to 30 steps: images/s against the bare loop, hf-serve, the example."""
     small = model("small", report.options)
     sides = list(report.options.sides)
-    if small.dtype != "float32" and "hf-serve" in sides:
-        sides.append("hf-serve-float32")
-    compare(report, small, sides, report.options.clients, (8, 30), gains=AGAINST)
+    peer = "hf-serve" if small.dtype == "float32" else "hf-serve-float32"
+    if "hf-serve" in sides and peer not in sides:
+        sides.append(peer)
+    compare(report, small, sides, report.options.clients, (8, 30), gains={"bare": BARE, peer: PEER})
     if not report.options.trial:
-        compare(report, BUILTIN, ["hub", "bare"], [8], (12, 26), gains={"bare": 1.25})
+        compare(report, BUILTIN, ["hub", "bare"], [8], (12, 26), gains={"bare": BARE})
     report.note(
         f"`small`: a Stable Diffusion with a U-Net of 25 million random parameters at {small.native}x{small.native}, "
         f"guidance of 5 to 8.5, {small.dtype} on all sides."
@@ -57,7 +58,7 @@ def compare(
             elif name == "bare":
                 sides[name] = stack.enter_context(scripting(chosen))
             else:
-                sides[name] = stack.enter_context(peer(name, chosen, report))
+                sides[name] = stack.enter_context(open_peer(name, chosen, report))
         _warm_up(sides, chosen, steps, guided)
         for count in clients:
             times: dict[str, list[float]] = {name: [] for name in sides}

@@ -31,7 +31,8 @@ from hub.engine.protocol import (
     receive_frame,
 )
 from hub.engine.worker import Worker
-from hub.pipelines.auto import LoadedPipeline, load_pipeline
+from hub.pipelines.auto import LoadedPipeline
+from hub.pipelines.loading import load_pipeline
 from hub.types import Size
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from hub.engine.memo import Memo, copied
+from hub.engine.memo import Memo
+from hub.engine.outputs import copied
 
 
 def put_twice(memo: Memo, key: bytes, output: Any) -> None:

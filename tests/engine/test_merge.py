@@ -5,6 +5,7 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from hub.engine import merge as merge_module
 from hub.engine.merge import Layout, cut, joined, layout_of, merge, signature, split
 
 
@@ -209,3 +210,12 @@ def test_lists_with_a_tensor_per_row_are_joined() -> None:
 def test_what_cannot_be_joined_is_said() -> None:
     with pytest.raises(TypeError, match="set"):
         joined([{1}, {2}], [Layout(1, False)] * 2)
+
+
+def test_what_lies_on_another_device_is_fetched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+    monkeypatch.setattr(merge_module, "_fetched", lambda tensor: fetched.append(tensor) or b"ids")
+    ids = torch.empty(5, device="meta")
+    call = {"sample": torch.zeros(2, 4), "ids": ids}
+    assert sign(**call) == sign(**call) == sign(sample=torch.ones(2, 4), ids=torch.empty(5, device="meta"))
+    assert len(fetched) == 2

@@ -21,7 +21,8 @@ from hub.engine.memo import Memo
 from hub.engine.meter import Forward, Meter, Timer, WallTimer
 from hub.engine.saturation import Memory, Saturation
 from hub.engine.weave import Weave
-from hub.pipelines.auto import LoadedPipeline, load_pipeline
+from hub.pipelines.auto import LoadedPipeline
+from hub.pipelines.loading import load_pipeline
 
 SOURCE = Image.fromarray((np.random.RandomState(0).rand(64, 64, 3) * 255).astype("uint8"))
 

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hub.engine.halting import Halt, blocks_of
 from hub.engine.jobs import Job, arguments_for
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.protocol import EngineModel, Generate, Notice, Picture
 from hub.engine.streams import Streams
 from hub.engine.weave import Weave
-from hub.pipelines.auto import LoadedPipeline, load_pipeline
+from hub.pipelines.auto import LoadedPipeline
+from hub.pipelines.loading import load_pipeline
 from hub.types import Size, Task
 from tests.families import parts
 
@@ -63,12 +65,15 @@ class Engine:
         self.rows: list[int] = []
         self.notices: list[list[Notice]] = []
         self.steps: dict[int, list[tuple[int, int]]] = {}
+        self._halt = Halt(lambda picture: picture)
         memo = Memo()
         for shared in self.pipeline.shared_methods():
             memory = memo if shared.reading else None
             point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory, streams=STREAMS)
             if shared.denoising:
                 self._count(point)
+                self._denoiser = shared.module
+                self._halt.watch(shared.module)
 
     def _count(self, point: MeetingPoint) -> None:
         plain = point.forward
@@ -78,6 +83,34 @@ class Engine:
             return plain(calls)
 
         point.forward = counted  # type: ignore[method-assign]
+
+    def draw_halted(self, frame: Generate) -> int:
+        """Cancels the frame's picture within its third forward's first block. How many blocks were begun after that."""
+        first, *others = blocks_of(self._denoiser)
+        begun = [0, 0]
+
+        def count(*_: Any) -> None:
+            begun[0] += 1
+            if begun[0] == 3:
+                self._halt.cancel(0)
+
+        def count_others(*_: Any) -> None:
+            begun[1] += begun[0] == 3
+
+        hooks = [first.register_forward_pre_hook(count)]
+        hooks += [block.register_forward_pre_hook(count_others) for block in others]
+        outcomes: dict[int, Any] = {}
+        weave = Weave(64, lambda *_: None, outcomes.__setitem__, halt=self._halt)
+        draw, steps, done = Job(frame, self.pipeline, lambda _: None, lambda *_: None).body(0)
+        weave.start(0, draw, steps, done=done)
+        while begun[0] < 3:
+            weave.tick()
+        weave.cancel(0)
+        self._halt.forget(0)
+        for hook in hooks:
+            hook.remove()
+        assert not weave.busy and not outcomes
+        return begun[1]
 
     def draw(self, frames: list[Generate], *, cancel: int | None = None) -> list[Any]:
         """Every frame's picture as pixels, or the exception that it ended with; all are in the weave at once.

@@ -295,6 +295,15 @@ def test_a_picture_that_is_cancelled_ends_before_the_next_forward(family: tuple[
     assert np.abs(beside.astype(int) - kept.astype(int)).max() <= 1
 
 
+def test_a_forward_for_a_cancelled_picture_alone_is_not_even_finished(family: tuple[str, Path], engine: Engine) -> None:
+    name, _ = family
+    task = next(iter(FAMILIES[name].tasks))
+    wanted = frame(name, task, wishes(name, task)[0], None, 0)
+    begun = engine.draw_halted(msgspec.structs.replace(wanted, num_inference_steps=50))
+    # The hooks of this test come after the engine's own: a block that was counted was about to run.
+    assert begun == 0
+
+
 def test_the_docs_have_what_was_seen() -> None:
     """After the tests above, all of them."""
     if matrix.families() != set(FAMILIES):

@@ -10,8 +10,11 @@ from PIL import Image
 
 from hub.engine.jobs import Refused, arguments_for
 from hub.engine.protocol import Generate
-from hub.pipelines.auto import LoadedPipeline, UnknownScheduler, Unsupported, load_pipeline
+from hub.pipelines import Unsupported
+from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.families import USUAL, family_of, known
+from hub.pipelines.loading import load_pipeline
+from hub.pipelines.schedulers import UnknownScheduler
 from tests.families.builders import build
 from tests.families.harness import CPU, noise, request
 

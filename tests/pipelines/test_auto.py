@@ -13,7 +13,8 @@ from diffusers import (
 )
 from PIL import Image
 
-from hub.pipelines.auto import LoadedPipeline, choose_device, choose_dtype, load_pipeline, to_mask
+from hub.pipelines.auto import LoadedPipeline, to_mask
+from hub.pipelines.loading import choose_device, choose_dtype, load_pipeline
 
 CPU = torch.device("cpu")
 

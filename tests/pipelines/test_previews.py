@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from hub.pipelines.auto import load_pipeline
+from hub.pipelines.loading import load_pipeline
 from hub.pipelines.previews import LatentViewer, fit_linear_map, preview_steps, viewer_for
 from tests.conftest import ROOT
 

@@ -25,7 +25,7 @@ from hub.providers.local.plan import (
     size_notices,
 )
 from hub.providers.local.sources import Sources
-from hub.registry import DefaultsSection, ModelManifest, SizeSection
+from hub.registry import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection
 from hub.types import MAX_SEED, Accepted, Event, ImageRequest, ImageResult, OnEvent, Progress, Size
 
 
@@ -593,3 +593,18 @@ def test_the_default_strength_leaves_at_least_one_step(steps: int) -> None:
     job, _ = run(ImageRequest(prompt="a", images=(source.getvalue(),), num_inference_steps=steps), model)
     assert job.strength is not None
     assert min(int(steps * job.strength), steps) == 1
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_what_the_owner_gave_quality_away_for_is_told_in_every_answer(strict: bool) -> None:
+    lossy = LossySection(skip=0.1, vae="/weights/tiny", storage_dtype="float8_e4m3fn")
+    job, result = run(request(strict=strict), manifest(lossy=lossy))
+    assert (job.model.skip, job.model.decoder, job.model.storage_dtype) == (0.1, "/weights/tiny", "float8_e4m3fn")
+    (warning,) = result.warnings
+    assert warning.startswith("model: small is set up for speed at the cost of quality: steps that would change less")
+    assert warning.endswith("0.1 were skipped; a small decoder was used; the weights are kept in float8_e4m3fn")
+
+
+def test_a_manifest_has_its_denoiser_compiled() -> None:
+    assert run(request(), manifest(pipeline=PipelineSection(compile=True)))[0].model.compile
+    assert not run(request())[0].model.compile

@@ -62,6 +62,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
     notices += unused_notices(request)
     if request.strict and notices:
         raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+    notices += lossy_notices(manifest)
     mask, kept = sources.mask, sources.kept(output)
     job = Generate(
         id=0,
@@ -95,7 +96,18 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
     """What of a manifest decides how its weights are loaded."""
     pipeline = manifest.pipeline
     options = tuple(sorted(pipeline.scheduler_options.items()))
-    return EngineModel(manifest.id, manifest.path, manifest.dtype, pipeline.scheduler, options, device=manifest.device)
+    return EngineModel(
+        manifest.id,
+        manifest.path,
+        manifest.dtype,
+        pipeline.scheduler,
+        options,
+        device=manifest.device,
+        compile=pipeline.compile,
+        skip=manifest.lossy.skip,
+        decoder=manifest.lossy.vae,
+        storage_dtype=manifest.lossy.storage_dtype,
+    )
 
 
 def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Image | None) -> Size:
@@ -201,6 +213,12 @@ def limit_notices(manifest: ModelManifest, request: ImageRequest, source: Size, 
         return []
     words = f"the image is {source} and the answer {output}: each side must be {MIN_OUTPUT} to"
     return [Notice("size", f"{words} {manifest.size.max_output} pixels")]
+
+
+def lossy_notices(manifest: ModelManifest) -> list[Notice]:
+    """Says what the owner gave quality away for. Strict requests get it, too: nothing that they ask for is ignored."""
+    words = manifest.lossy.words
+    return [Notice("model", f"{manifest.id} is set up for speed at the cost of quality: {words}")] if words else []
 
 
 def unused_notices(request: ImageRequest) -> list[Notice]:

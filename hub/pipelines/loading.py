@@ -1,0 +1,141 @@
+"""From a diffusers folder to modules on a device, in the form in which they are shared."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline
+
+from hub.pipelines import Unsupported
+from hub.pipelines.auto import DENOISERS, READERS, LoadedPipeline
+from hub.pipelines.families import family_at, family_of
+from hub.pipelines.lossy import keep_small, small_decoder
+from hub.pipelines.schedulers import rescheduled
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is the first CUDA device, else Apple's, else the CPU; anything else is taken at its word."""
+    if wanted != "auto":
+        available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        device = torch.device(wanted)
+        if not available[device.type] or (device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()):
+            raise RuntimeError(f"device {wanted} is not available on this machine; set `device` to auto or cpu")
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
+    """The manifest's dtype, or for `auto` the fastest one that the device computes natively.
+
+    A CPU without AVX512_BF16 or AMX emulates bfloat16 a hundred times more slowly than float32.
+    """
+    if wanted != "auto":
+        return DTYPES[wanted]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
+    if device.type == "mps":
+        return torch.float16
+    capabilities = torch.cpu.get_capabilities()
+    native = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return torch.bfloat16 if native else torch.float32
+
+
+def load_pipeline(
+    path: str,
+    dtype: str,
+    device: torch.device,
+    *,
+    scheduler: str | None = None,
+    scheduler_options: Mapping[str, Any] | None = None,
+    decoder: str | None = None,
+    storage_dtype: str | None = None,
+) -> LoadedPipeline:
+    """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
+
+    `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration; for `decoder`
+    and `storage_dtype` see `lossy`. Raises Unsupported, and whatever diffusers raises for a folder that it cannot load.
+    """
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    computed = choose_dtype(dtype, device)
+    components = family_at(path).components(path)
+    if decoder is not None:
+        components = {**components, "vae": small_decoder(path, decoder, computed)}
+    base = DiffusionPipeline.from_pretrained(
+        path, dtype=computed, use_safetensors=True, local_files_only=True, **components
+    )
+    if hasattr(base, "_set_pag_attn_processor"):
+        raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
+    base.to(device)
+    base.set_progress_bar_config(disable=True)
+    _prepare(base, storage_dtype)
+    if scheduler is not None or scheduler_options:
+        further = family_of(type(base).__name__).schedulers
+        base.scheduler = rescheduled(base.scheduler, scheduler, scheduler_options or {}, further)
+    return LoadedPipeline(base)
+
+
+def _prepare(base: DiffusionPipeline, storage_dtype: str | None) -> None:
+    """The modules, as many requests at once use them."""
+    for name, module in base.components.items():
+        if not isinstance(module, torch.nn.Module):
+            continue
+        module.eval().requires_grad_(False)
+        if not any(parameter.dim() > 4 for parameter in module.parameters()):
+            # Convolutions run faster on this layout (5 % of a small UNet's step on a CPU); the rest stays as it is.
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the form
+        if name.startswith(READERS):
+            _forget_keys(module)
+        if storage_dtype is not None and name in DENOISERS:
+            keep_small(module, storage_dtype)
+    if hasattr(base, "upcast_vae"):
+        _keep_in_float32(base.vae)
+
+
+def _forget_keys(module: Any) -> None:
+    """Text encoders read a prompt once: their keys and values would be kept for tokens that nobody adds, and could
+    not be split among requests."""
+    config: Any = getattr(module, "config", None)
+    for each in filter(None, (config, getattr(config, "text_config", None))):
+        if getattr(each, "use_cache", False):
+            each.use_cache = False
+
+
+def _keep_in_float32(vae: Any) -> None:
+    """A VAE that overflows in float16 stays in float32, as far as diffusers' pipelines would cast it: all of it, or
+    of bfloat16 the encoder.
+
+    They would cast it to and fro in place, for each picture: while another one waits to be decoded. They give their
+    latents in whatever type, so its methods cast them.
+    """
+    if not vae.config.get("force_upcast"):
+        return
+    plain = vae.dtype
+    if plain == torch.float16:
+        vae.to(torch.float32)
+    elif plain == torch.bfloat16:
+        for part in filter(None, (vae.encoder, getattr(vae, "quant_conv", None))):
+            part.to(torch.float32)
+    if plain in (torch.float16, torch.bfloat16):
+        vae.encode = _casting(vae.encode, torch.float32)
+        vae.decode = _casting(vae.decode, torch.float32 if plain == torch.float16 else plain)
+        if vae.device.type == "mps":  # there the pipelines cast any VAE of another type than their latents
+            vae.to = lambda *_, **__: vae
+    vae.register_to_config(force_upcast=False)
+
+
+def _casting(plain: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    @functools.wraps(plain)
+    def cast(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return plain(sample.to(dtype), *args, **kwargs)
+
+    return cast

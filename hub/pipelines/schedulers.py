@@ -1,0 +1,28 @@
+"""A model's noise scheduler, exchanged for another one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import diffusers
+from diffusers import DDIMScheduler, LCMScheduler, TCDScheduler
+
+from hub.pipelines import Unsupported
+
+
+class UnknownScheduler(Unsupported):
+    """The model has no such noise scheduler; the words name those it has."""
+
+
+def rescheduled(own: Any, name: str | None, options: Mapping[str, Any], further: Iterable[str]) -> Any:
+    """A new noise scheduler with the configuration of the model's own, and `options` on top. `further`: names beside
+    those that the model's own is compatible with."""
+    suitable = {cls.__name__: cls for cls in (type(own), *own.compatibles) if not hasattr(cls, "_backends")}
+    if DDIMScheduler in suitable.values():  # the consistency ones follow the same noise; diffusers' list lacks them
+        suitable |= {cls.__name__: cls for cls in (LCMScheduler, TCDScheduler)}
+    suitable |= {each: getattr(diffusers, each) for each in further}
+    if name is not None and name not in suitable:
+        raise UnknownScheduler(f"this model has no '{name[:64]}'; it has {', '.join(sorted(suitable))}")
+    usual = {"skip_prk_steps": True} if name == "PNDMScheduler" and "skip_prk_steps" not in own.config else {}
+    return suitable[name or type(own).__name__].from_config(own.config, **{**usual, **options})

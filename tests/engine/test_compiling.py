@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DModel
+
+from hub.engine import compiling
+from hub.engine.compiling import OFTEN, CompiledModule, Compiler, load
+from hub.engine.forms import Formless, contiguous, example, form_of, told
+
+CPU = torch.device("cpu")
+
+
+def test_a_form_tells_shapes_and_types_and_not_values() -> None:
+    def call(shape: tuple[int, ...], value: float, **more: object) -> bytes:
+        return told({"sample": torch.full(shape, value), "more": {"ids": [torch.tensor(1)]}, **more})
+
+    assert call((2, 4), 1.0) == call((2, 4), 2.0)
+    assert call((2, 4), 1.0) != call((4, 4), 1.0)
+    assert call((2, 4), 1.0, flag=True) != call((2, 4), 1.0, flag=False)
+    assert call((2, 4), 1.0) != told({"sample": torch.ones(2, 4).half(), "more": {"ids": [torch.tensor(1)]}})
+
+
+@pytest.mark.parametrize("value", [0.5, object(), {"deep": [object()]}])
+def test_what_differs_from_call_to_call_or_is_unknown_has_no_form(value: object) -> None:
+    with pytest.raises(Formless):
+        told({"sample": torch.ones(1), "value": value})
+
+
+def test_examples_have_the_form_that_they_are_made_of() -> None:
+    arguments = {
+        "sample": torch.ones(2, 3),
+        "list": [torch.ones(1).long(), None],
+        "tuple": (True, "x"),
+        "dict": {"deep": torch.ones(4, dtype=torch.bfloat16)},
+    }
+    made = example(form_of(arguments), CPU)
+    assert form_of(made) == form_of(arguments)
+    assert made["list"][0].dtype == torch.int64 and isinstance(made["tuple"], tuple)
+
+
+def test_tensors_are_laid_out_as_in_the_example() -> None:
+    strange = torch.ones(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert contiguous({"deep": [(strange,)]})["deep"][0][0].is_contiguous()
+
+
+@pytest.fixture
+def unet() -> Iterator[UNet2DModel]:
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
+    model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        yield model
+
+
+class Calls:
+    """A module's own forward, counted."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.count = 0
+        self._forward = module.forward
+
+    def __call__(self, arguments: dict[str, object]) -> object:
+        self.count += 1
+        return self._forward(**arguments)
+
+
+def arguments(rows: int = 2, seed: int = 0) -> dict[str, object]:
+    noise = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return {"sample": noise, "timestep": torch.arange(rows) + 1, "return_dict": False}
+
+
+def compiled_in(folder: Path, unet: UNet2DModel) -> tuple[CompiledModule, Calls]:
+    plain = Calls(unet)
+    return CompiledModule(unet, plain, "UNet2DModel-test", Compiler(folder, CPU, "here")), plain
+
+
+def until_proven(module: CompiledModule, timeout: float = 240) -> None:
+    end = time.monotonic() + timeout
+    while not any(candidate.proven for candidate in module._forms.values()):
+        assert time.monotonic() < end, "nothing was compiled"
+        module(arguments())
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_what_comes_often_is_compiled_takes_over_and_is_there_after_a_restart(
+    tmp_path: Path, unet: UNet2DModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "hub.worker")
+    module, plain = compiled_in(tmp_path / "compiled", unet)
+    for _ in range(OFTEN):
+        module(arguments())
+    assert plain.count == OFTEN  # its own forward serves while another process compiles
+    until_proven(module)
+    before = plain.count
+    got = module(arguments(seed=7))[0]
+    assert plain.count == before
+    assert torch.allclose(got, unet(**arguments(seed=7))[0], atol=1e-5)
+    module(arguments(rows=1))  # another form
+    assert plain.count == before + 1
+
+    files = list((tmp_path / "compiled").glob("*.bin"))
+    assert len(files) == 1 and not list((tmp_path / "compiled").glob("*.json"))
+    again, _ = compiled_in(tmp_path / "compiled", unet)
+    for _ in range(OFTEN):
+        again(arguments())
+    until_proven(again, timeout=30)
+    assert caplog.text.count("compiling a forward in the background") == 1
+
+    files[0].chmod(0o666)
+    with pytest.raises(PermissionError, match="another user"):
+        load(files[0])
+
+
+def test_what_cannot_be_compiled_goes_on_as_it_was(
+    tmp_path: Path, unet: UNet2DModel, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")  # no folder can be made here
+    module, plain = compiled_in(tmp_path / "file" / "compiled", unet)
+    for _ in range(OFTEN + 3):
+        module(arguments())
+    end = time.monotonic() + 30
+    while "its own forward goes on" not in caplog.text and time.monotonic() < end:
+        time.sleep(0.05)
+    module(arguments())
+    assert "UNet2DModel-test: not compiled, its own forward goes on" in caplog.text
+    assert plain.count == OFTEN + 4
+
+
+@pytest.mark.parametrize(
+    ("compiled", "words"),
+    [
+        (lambda module, **arguments: (module(**arguments)[0] * 1.5,), "away from the module's own"),
+        (lambda module, **arguments: (module(**arguments)[0] * torch.nan,), "away from the module's own"),
+        (lambda module, **arguments: None, "gives something else"),
+        (lambda module, **arguments: 1 / 0, "failed (ZeroDivisionError"),
+    ],
+    ids=["other numbers", "no numbers", "nothing", "an error"],
+)
+def test_a_compiled_forward_that_is_wrong_is_dropped_before_anybody_gets_its_output(
+    tmp_path: Path,
+    unet: UNet2DModel,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    compiled: object,
+    words: str,
+) -> None:
+    monkeypatch.setattr(compiling, "load", lambda file: compiled)
+    monkeypatch.setattr(Compiler, "_compile", lambda self, order: None)
+    module, _ = compiled_in(tmp_path, unet)
+    wanted = unet(**arguments())[0]
+    end = time.monotonic() + 30
+    while words not in caplog.text:
+        assert time.monotonic() < end
+        assert torch.equal(module(arguments())[0], wanted)
+    assert torch.equal(module(arguments())[0], wanted)
+
+
+def test_memory_that_runs_out_is_not_the_compiled_forwards_fault(
+    tmp_path: Path, unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(module: object, **arguments: object) -> object:
+        raise torch.OutOfMemoryError
+
+    module, _ = compiled_in(tmp_path, unet)
+    module(arguments())
+    (candidate,) = module._forms.values()
+    candidate.compiled = full
+    with pytest.raises(torch.OutOfMemoryError):
+        module(arguments())
+    assert candidate.compiled is full
