@@ -180,6 +180,7 @@ class Job:
         due = preview_steps(self.request.partial_images, steps)
         if done not in due or self._viewer is None:
             return
+        self._told = -math.inf  # who sees a preview wants to know of which step
         try:
             native = self.request.native
             latents = self._viewer.unfolded(estimate(), native.height, native.width)
@@ -190,7 +191,6 @@ class Job:
         except Exception:
             log.exception("%s: a preview failed; the picture goes on", self.request.label or self.request.id)
             return
-        self._told = -math.inf  # who sees a preview wants to know of which step
         self._on_preview(self, index, due.index(done), pixels)
 
     def _say_no_previews(self) -> None:

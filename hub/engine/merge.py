@@ -87,10 +87,10 @@ def _content(tensor: torch.Tensor) -> bytes:
     pipelines make such tensors once and pass them with every step."""
     if tensor.device.type == "cpu":
         return _fetched(tensor)
-    known: bytes | None = _contents.get(tensor)
-    if known is None:
-        known = _contents[tensor] = _fetched(tensor)
-    return known
+    if tensor not in _contents:
+        _contents[tensor] = _fetched(tensor)
+    content: bytes = _contents[tensor]
+    return content
 
 
 def _fetched(tensor: torch.Tensor) -> bytes:

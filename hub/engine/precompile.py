@@ -45,7 +45,7 @@ def compile_to_file(order: Order) -> None:
         arguments = example(order.form, torch.device(order.device))
         # No guards: what the arguments must be like stands in the order's form, and the module's own state in its
         # config. Those that torch would set cannot be kept in a file, or take the worker's tensors for others.
-        guards = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
         forward: Any = torch.compile(module.forward, fullgraph=True, dynamic=False, options=guards)
         compiled = forward.aot_compile(((), arguments))
     file = Path(order.file)
