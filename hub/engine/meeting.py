@@ -46,14 +46,14 @@ class Run(greenlet.greenlet):
 class Call:
     """One call that waits at a meeting point. `known_as` is its input's digest, where outputs are remembered."""
 
-    __slots__ = ("bound", "key", "known_as", "layout", "point")
+    __slots__ = ("arguments", "key", "known_as", "layout", "point")
 
-    def __init__(self, point: MeetingPoint, bound: inspect.BoundArguments, known_as: bytes | None = None) -> None:
+    def __init__(self, point: MeetingPoint, arguments: dict[str, Any], known_as: bytes | None = None) -> None:
         self.point = point
-        self.bound = bound
+        self.arguments = arguments
         self.known_as = known_as
-        self.layout = layout_of(bound.arguments)
-        self.key: Hashable = (point, signature(bound.arguments, self.layout))
+        self.layout = layout_of(arguments)
+        self.key: Hashable = (point, signature(arguments, self.layout))
 
 
 class MeetingPoint:
@@ -82,6 +82,9 @@ class MeetingPoint:
         self._owner = f"{next(_serials)}"  # of equal names, the weights may differ
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
+        kinds = {parameter.kind for parameter in self._signature.parameters.values()}
+        simple = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
+        self._names = tuple(self._signature.parameters) if simple else None
         self._compiled = CompiledModule(module, self._own, self.name, compiler) if compiler else None
         setattr(module, method, self._meet)
 
@@ -98,12 +101,21 @@ class MeetingPoint:
         return output
 
     def _wait(self, run: Run, *args: Any, **kwargs: Any) -> Any:
-        bound = self._signature.bind(*args, **kwargs)
-        known_as = self._memo.key(self._owner, bound.arguments) if self._memo else None
+        arguments = self._named(args, kwargs)
+        known_as = self._memo.key(self._owner, arguments) if self._memo else None
         if self._memo is None or known_as is None:
-            return run.loop.switch(Call(self, bound))
+            return run.loop.switch(Call(self, arguments))
         known = self._memo.get(known_as)
-        return run.loop.switch(Call(self, bound, known_as)) if known is None else known
+        return run.loop.switch(Call(self, arguments, known_as)) if known is None else known
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments by name, in the order of the parameters, as Signature.bind has them; but faster."""
+        if self._names is not None:
+            given = {**dict(zip(self._names, args, strict=False)), **kwargs}
+            named = {name: given[name] for name in self._names if name in given}
+            if len(named) == len(args) + len(kwargs):
+                return named
+        return dict(self._signature.bind(*args, **kwargs).arguments)
 
     def forward(self, calls: Sequence[Call]) -> list[Any]:
         """One forward for calls of equal key; their outputs in the same order. A single call runs as it came, and
@@ -117,7 +129,7 @@ class MeetingPoint:
         return [copied(outputs[call.known_as]) for call in calls if call.known_as is not None]
 
     def _forward(self, calls: Sequence[Call]) -> list[Any]:
-        arguments = [call.bound.arguments for call in calls]
+        arguments = [call.arguments for call in calls]
         layouts = [call.layout for call in calls]
         shares = self._streams.shares(sum(layout.rows for layout in layouts)) if self._streams else []
         if len(calls) == 1 and len(shares) < 2:
@@ -134,6 +146,8 @@ class MeetingPoint:
         return self._own(arguments) if self._compiled is None else self._compiled(arguments)
 
     def _own(self, arguments: dict[str, Any]) -> Any:
+        if self._names is not None:
+            return self._plain(**arguments)
         bound = inspect.BoundArguments(self._signature, arguments)
         return self._plain(*bound.args, **bound.kwargs)
 

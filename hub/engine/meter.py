@@ -176,7 +176,7 @@ def shape_of(call: Call) -> str:
     what is known into many kinds, each of which has to be learned. Calls that join lists of unlike samples have one
     key and several shapes, so each has its own cap.
     """
-    for value in call.bound.arguments.values():
+    for value in call.arguments.values():
         rows = list(value) if isinstance(value, list) else value
         if isinstance(rows, list) and rows and torch.is_tensor(rows[0]):
             return _told(rows[0].dtype, rows[0].shape)

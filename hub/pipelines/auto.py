@@ -62,6 +62,8 @@ class LoadedPipeline:
         self._tasks: dict[Task, DiffusionPipeline] = {}
         for task, cls in _classes(base, self.family).items():
             self._tasks[task] = base if cls is type(base) else _over_same_modules(cls, base)
+        calls = {task: inspect.signature(type(pipeline).__call__) for task, pipeline in self._tasks.items()}
+        self._accepted = {task: frozenset(call.parameters) for task, call in calls.items()}
 
     @property
     def tasks(self) -> frozenset[Task]:
@@ -96,7 +98,7 @@ class LoadedPipeline:
 
     def accepts(self, task: Task) -> frozenset[str]:
         """The names of the arguments that the task's pipeline takes."""
-        return frozenset(inspect.signature(type(self._tasks[task]).__call__).parameters)
+        return self._accepted[task]
 
     @functools.cached_property
     def viewer(self) -> LatentViewer | None:
