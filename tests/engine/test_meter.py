@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import deque
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +19,6 @@ ONE = Forward("kind", 1)
 
 def call(*, known_as: bytes | None = None, **arguments: Any) -> Call:
     point = SimpleNamespace(name="UNet-abc.forward", denoising=True)
-    signature = inspect.Signature([inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in arguments])
     made = Call(point, arguments, known_as)  # type: ignore[arg-type]
     assert made.layout == layout_of(arguments)
     return made
