@@ -44,7 +44,7 @@ class Hub:
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
-        self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine)}
+        self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine, receipts=settings.receipts)}
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""

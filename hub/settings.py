@@ -72,6 +72,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     job_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 24 * 3600
     on_disconnect: Literal["cancel", "finish"] = "cancel"
     reuse_results: bool = True
+    receipts: bool = True
     image_hosts: list[str] = field(default_factory=list)
     max_body_mb: PositiveInt = 64
     max_queue: PositiveInt = 64

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from hub.keys import hash_key
 from tests.conftest import Server, run_server, status, wait_for
@@ -30,7 +31,7 @@ def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("generate",), ("models", "list"), ("keys", "new")])
+@pytest.mark.parametrize("command", [(), ("serve",), ("generate",), ("replay",), ("models", "list"), ("keys", "new")])
 def test_every_command_has_help(tmp_path: Path, command: tuple[str, ...]) -> None:
     result = hub(*command, "--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -187,8 +188,39 @@ def test_a_new_key_is_shown_once_with_the_hash_that_settings_take(tmp_path: Path
 
 def test_the_log_never_holds_urls_that_were_fetched(tmp_path: Path) -> None:
     script = (
-        "import logging; from hub.cli import _settings; _settings(None, log_level='debug'); "
+        "import logging; from hub.cli.common import settings_from; settings_from(None, log_level='debug'); "
         "print([logging.getLogger(name).isEnabledFor(logging.INFO) for name in ('httpx2', 'httpcore2')])"
     )
     result = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[False, False]"
+
+
+def test_a_picture_is_made_again_from_its_file(tmp_path: Path) -> None:
+    made = hub(
+        "generate", "a red circle", "--size", "96x64", "--seed", "5", "--steps", "2", "-o", "x.png", cwd=tmp_path
+    )
+    assert made.returncode == 0, made.stderr
+    again = hub("replay", "x.png", "-o", "again.png", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "The same picture, pixel by pixel." in again.stdout
+    with Image.open(tmp_path / "x.png") as one, Image.open(tmp_path / "again.png") as other:
+        assert one.tobytes() == other.tobytes()
+        text = PngInfo()
+        for keyword, words in one.text.items():  # type: ignore[attr-defined]
+            text.add_itxt(keyword, words.replace('"torch":"', '"torch":"0.'))
+        spot = one.copy()
+    spot.paste((0, 0, 0), (0, 0, 10, 10))
+    spot.save(tmp_path / "spot.png", pnginfo=text)
+    changed = hub("replay", "spot.png", cwd=tmp_path)
+    assert changed.returncode == 1
+    assert "Largest difference 2" in changed.stdout and "of the pixels differ" in changed.stdout
+    assert "Changed: torch: 0." in changed.stderr
+
+
+def test_what_cannot_be_made_again_is_told_plainly(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
+    (tmp_path / "text.png").write_text("no picture")
+    for name, words in (("other.png", "it has no receipt"), ("text.png", "it is not a PNG")):
+        told = hub("replay", name, cwd=tmp_path)
+        assert told.returncode == 1
+        assert words in told.stderr and "Traceback" not in told.stderr

@@ -82,7 +82,7 @@ async def submit(
     note = Rendering(response_format=response_format, extended=extended, warnings=ignored)
     rendering = msgspec.json.encode(note)
     answered_as = f"{response_format} {extended}"
-    drawn_by = f"{listed.manifest.id} {listed.revision} {hub.settings.device}"
+    drawn_by = f"{listed.manifest.id} {listed.revision} {hub.settings.device} {hub.settings.receipts}"
     fingerprint = recipe = None
     if key is not None or ("no-store" not in cache and (client_retries or params.seed is not None)):
         digests = functools.partial(wanted.digests, answered_as, drawn_by)

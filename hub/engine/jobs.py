@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import logging
 import math
 import threading
 import time
 from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from hub import __version__
 from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed, Stepped
 from hub.imaging.encode import Finisher
 from hub.pipelines.auto import LoadedPipeline, to_mask, to_picture
 from hub.pipelines.estimates import Estimate, watch_steps
 from hub.pipelines.previews import preview_steps
 from hub.pipelines.schedulers import UnknownScheduler
+from hub.receipt import Receipt
 from hub.types import Task
 
 log = logging.getLogger("hub.worker")
@@ -241,7 +247,12 @@ class Job:
         self.outbox.close(failed_by(self.request.id, error))
 
     def _text(self, index: int) -> dict[str, str]:
-        return {"Software": "hub", "Model": self.request.model.id, "Seed": str(self.request.seeds[index])}
+        seed = self.request.seeds[index]
+        text = {"Software": "hub", "Model": self.request.model.id, "Seed": str(seed)}
+        # EXIF, which the other formats have instead, holds less than a prompt may be long.
+        if self.request.receipt and self.request.output_format == "png":
+            text |= receipt_of(self.request, self._pipeline, seed).texts()
+        return text
 
 
 def failed_by(request_id: int, error: BaseException) -> Failed:
@@ -316,6 +327,43 @@ def named_arguments(
         size = (request.native.width, request.native.height)
         wanted["mask_image"] = to_mask(request.mask, *size, pipeline.mask_cell)
     return wanted, [Notice(name, words) for name, words in unused.items()]
+
+
+def receipt_of(request: Generate, pipeline: LoadedPipeline, seed: int) -> Receipt:
+    """What a picture of the request follows from."""
+    model = request.model
+    lossy = {
+        "skip": model.skip,
+        "vae": model.decoder and Path(model.decoder).name,
+        "storage_dtype": model.storage_dtype,
+    }
+    return Receipt(
+        model=model.id,
+        weights=pipeline.weights,
+        task=request.task,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=seed,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        strength=request.strength,
+        scheduler=request.scheduler or pipeline.scheduler,
+        native=request.native,
+        size=request.output,
+        arguments=request.arguments,
+        sources=tuple(hashlib.sha256(image.data).hexdigest() for image in request.images),
+        mask=hashlib.sha256(request.mask).hexdigest() if request.mask is not None else None,
+        dtype=pipeline.dtype,
+        device=pipeline.device,
+        lossy={name: value for name, value in lossy.items() if value is not None},
+        versions=versions(),
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the programs that draw."""
+    return {"hub": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
 
 
 def to_uint8(picture: Any) -> Any:

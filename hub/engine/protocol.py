@@ -56,7 +56,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     None for the model's own. `strict`: fail instead of noting what the pipeline cannot honour. `owner` is whose turn
     the request takes. `label` names the request in logs. `progress`: send a Stepped after
     steps, a few times a second; there may be nobody who listens. `partial_images`: how many previews of each picture
-    to send, as `Previewed`.
+    to send, as `Previewed`. `receipt`: write into each PNG what it follows from.
     """
 
     id: int
@@ -82,6 +82,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     strict: bool = False
     owner: str = ""
     progress: bool = False
+    receipt: bool = False
     label: str = ""
 
 

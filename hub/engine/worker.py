@@ -49,15 +49,16 @@ from hub.engine.weave import Weave
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline, SharedMethod
 from hub.pipelines.loading import load_pipeline
+from hub.pipelines.weights import weights_hash
 
 log = logging.getLogger("hub.worker")
 
 ENCODERS = 2
 
 
-def load(model: EngineModel, device: torch.device) -> LoadedPipeline:
-    """Loads what the frame says."""
-    return load_pipeline(
+def load(model: EngineModel, device: torch.device, hashes: Path | None) -> LoadedPipeline:
+    """Loads what the frame says. `hashes`: file for hashes of weights, which take time."""
+    pipeline = load_pipeline(
         model.path,
         model.dtype,
         device,
@@ -66,6 +67,8 @@ def load(model: EngineModel, device: torch.device) -> LoadedPipeline:
         decoder=model.decoder,
         storage_dtype=model.storage_dtype,
     )
+    pipeline.weights = weights_hash(filter(None, (model.path, model.decoder)), hashes)
+    return pipeline
 
 
 class Loaded(Struct):
@@ -84,8 +87,10 @@ class Worker:
         connection: socket.socket,
         device: torch.device,
         max_batch: int,
+        *,
         meter: Meter | None = None,
         compiler: Compiler | None = None,
+        hashes: Path | None = None,
     ) -> None:
         self._connection = connection
         self._device = device
@@ -96,6 +101,7 @@ class Worker:
         self._memo = Memo()
         self._streams = streams_for(device)
         self._compiler = compiler
+        self._hashes = hashes
         self._one_load = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
         self._models: dict[EngineModel, LoadedPipeline] = {}
@@ -155,7 +161,7 @@ class Worker:
             log.info("loading %s", model.id)
             try:
                 use(self._device)  # so is this
-                self.inbox.put(Loaded(model, load(model, self._device), None))
+                self.inbox.put(Loaded(model, load(model, self._device, self._hashes), None))
             except Exception as error:
                 log.exception("loading %s failed", model.id)
                 self.inbox.put(Loaded(model, None, error))
@@ -304,6 +310,7 @@ def main() -> None:
     parser.add_argument("--max-batch", type=int, default=16)
     parser.add_argument("--learned", type=Path, help="file for what is learned about batch sizes")
     parser.add_argument("--compiled", type=Path, help="folder for compiled forwards")
+    parser.add_argument("--hashes", type=Path, help="file for hashes of weights")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
     name = "worker" if options.device == options.setting else f"worker {options.device}"
@@ -319,7 +326,7 @@ def main() -> None:
         raise SystemExit(2) from None
     meter = meter_for(device, options.max_batch, options.learned) if options.learned else None
     compiler = Compiler(options.compiled, device, where_of(device)) if options.compiled else None
-    worker = Worker(connection, device, options.max_batch, meter, compiler)
+    worker = Worker(connection, device, options.max_batch, meter=meter, compiler=compiler, hashes=options.hashes)
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
     worker.send(Ready(str(device), devices))
     with torch.inference_mode():  # beyond no_grad: two per cent of a small model's step

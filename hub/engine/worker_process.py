@@ -183,7 +183,7 @@ class WorkerProcess:
             *(sys.executable, "-m", "hub.engine.worker", "--socket", str(connection.fileno())),
             *("--device", self.device, "--setting", settings.device, "--max-batch", str(settings.max_batch)),
             *("--learned", str(settings.cache_dir / learned), "--compiled", str(settings.cache_dir / "compiled")),
-            *("--log-level", settings.log_level),
+            *("--hashes", str(settings.cache_dir / "weights.json"), "--log-level", settings.log_level),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
             env={**os.environ, **self._environment},

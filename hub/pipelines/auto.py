@@ -57,6 +57,8 @@ class LoadedPipeline:
     """A model in memory: one pipeline per task that diffusers knows for its class."""
 
     def __init__(self, base: DiffusionPipeline) -> None:
+        self.weights = ""
+        """A hash of them, where it was asked for (see `weights`)."""
         self._base = base
         self.family: Family = family_of(type(base).__name__)
         self._tasks: dict[Task, DiffusionPipeline] = {}
@@ -64,6 +66,22 @@ class LoadedPipeline:
             self._tasks[task] = base if cls is type(base) else _over_same_modules(cls, base)
         calls = {task: inspect.signature(type(pipeline).__call__) for task, pipeline in self._tasks.items()}
         self._accepted = {task: frozenset(call.parameters) for task, call in calls.items()}
+
+    @property
+    def dtype(self) -> str:
+        """In which it computes, as torch names it."""
+        return str(self._base.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """The kind of device that it is on."""
+        return self._base.device.type  # type: ignore[no-any-return]
+
+    @property
+    def scheduler(self) -> str | None:
+        """Class name of the model's own noise scheduler; None where its pipeline takes no other."""
+        own = getattr(self._base, "scheduler", None)
+        return type(own).__name__ if isinstance(own, SchedulerMixin) else None
 
     @property
     def tasks(self) -> frozenset[Task]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import diffusers
@@ -15,6 +14,7 @@ from hub.pipelines import Unsupported
 from hub.pipelines.auto import DENOISERS, READERS, LoadedPipeline
 from hub.pipelines.families import family_at, family_of
 from hub.pipelines.lossy import keep_small, small_decoder
+from hub.pipelines.overflow import keep_in_float32, mend_overflow
 from hub.pipelines.schedulers import rescheduled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -97,8 +97,11 @@ def _prepare(base: DiffusionPipeline, storage_dtype: str | None) -> None:
             _forget_keys(module)
         if storage_dtype is not None and name in DENOISERS:
             keep_small(module, storage_dtype)
+    vae = getattr(base, "vae", None)
     if hasattr(base, "upcast_vae"):
-        _keep_in_float32(base.vae)
+        keep_in_float32(vae)
+    if getattr(vae, "dtype", None) == torch.float16 and hasattr(vae, "decode"):
+        mend_overflow(vae)
 
 
 def _forget_keys(module: Any) -> None:
@@ -108,34 +111,3 @@ def _forget_keys(module: Any) -> None:
     for each in filter(None, (config, getattr(config, "text_config", None))):
         if getattr(each, "use_cache", False):
             each.use_cache = False
-
-
-def _keep_in_float32(vae: Any) -> None:
-    """A VAE that overflows in float16 stays in float32, as far as diffusers' pipelines would cast it: all of it, or
-    of bfloat16 the encoder.
-
-    They would cast it to and fro in place, for each picture: while another one waits to be decoded. They give their
-    latents in whatever type, so its methods cast them.
-    """
-    if not vae.config.get("force_upcast"):
-        return
-    plain = vae.dtype
-    if plain == torch.float16:
-        vae.to(torch.float32)
-    elif plain == torch.bfloat16:
-        for part in filter(None, (vae.encoder, getattr(vae, "quant_conv", None))):
-            part.to(torch.float32)
-    if plain in (torch.float16, torch.bfloat16):
-        vae.encode = _casting(vae.encode, torch.float32)
-        vae.decode = _casting(vae.decode, torch.float32 if plain == torch.float16 else plain)
-        if vae.device.type == "mps":  # there the pipelines cast any VAE of another type than their latents
-            vae.to = lambda *_, **__: vae
-    vae.register_to_config(force_upcast=False)
-
-
-def _casting(plain: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
-    @functools.wraps(plain)
-    def cast(sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return plain(sample.to(dtype), *args, **kwargs)
-
-    return cast

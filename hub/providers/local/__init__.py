@@ -6,6 +6,8 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
+
 from hub.engine.supervisor import Engine
 from hub.providers.local.plan import QUALITY, prepare
 from hub.registry import ModelManifest
@@ -19,8 +21,10 @@ DECODERS = 2
 class LocalProvider:
     """Runs manifests with `provider = "local"` on this machine's engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, receipts: bool = True) -> None:
+        """`receipts`: write into each PNG what it follows from."""
         self._engine = engine
+        self._receipts = receipts
         # Of their own, and few: big source pictures must not crowd out the files that other requests read and write.
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
 
@@ -40,7 +44,7 @@ class LocalProvider:
         except Exception:
             log.exception("an event callback failed")
             on_event = None
-        finished = await self._engine.generate(job, on_event)
+        finished = await self._engine.generate(msgspec.structs.replace(job, receipt=self._receipts), on_event)
         warnings = tuple(str(notice) for notice in (*notices, *finished.notices))
         return ImageResult(
             images=tuple(finished.images),

@@ -1,0 +1,51 @@
+"""`hub models` and `hub keys`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hub.cli.common import config_option, settings_from, told_plainly
+
+
+@click.group()
+def models() -> None:
+    """Models that this hub serves."""
+
+
+@models.command("list")
+@config_option
+def list_models(config: Path | None) -> None:
+    """List every model and its aliases."""
+    with told_plainly():
+        settings = settings_from(config)
+        from hub.registry import open_registry
+
+        listed = list(open_registry(settings.models_dirs, settings.aliases))
+    for model in listed:
+        if not model.is_alias:
+            aliases = [alias.id for alias in listed if alias.is_alias and alias.manifest.id == model.id]
+            manifest = model.manifest
+            click.echo(f"{model.id}  {manifest.name} ({manifest.license}; {', '.join(manifest.tasks)})")
+            click.echo(f"    aliases: {', '.join(aliases) or 'none'}")
+
+
+@click.group()
+def keys() -> None:
+    """API keys."""
+
+
+@keys.command("new")
+@click.argument("name")
+def new_key_command(name: str) -> None:
+    """Make a key called NAME and say how to set it."""
+    from hub.keys import hash_key, new_key
+    from hub.settings import KEY_NAME
+
+    if not KEY_NAME.fullmatch(name):
+        raise click.BadParameter("use letters, digits, '.', '_' and '-'", param_hint="NAME")
+    key = new_key()
+    click.echo(f"Key (shown once, give it to the client): {key}\n")
+    click.echo(f'Add to hub.toml, which keeps only its hash:\n\n[api_keys]\n"{name}" = "{hash_key(key)}"\n')
+    click.echo(f"or start the server with:\n\nHUB_API_KEYS={name}:{key}")
