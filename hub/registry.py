@@ -103,8 +103,8 @@ class LossySection(Struct, forbid_unknown_fields=True, kw_only=True):
     def words(self) -> str:
         """What was done, for those who get the pictures; empty where nothing was."""
         said = [
-            f"steps that would change less than {self.skip:g} were skipped" if self.skip else "",
-            "a small decoder was used" if self.vae else "",
+            f"steps expected to change less than {self.skip:g} are skipped" if self.skip else "",
+            "a small decoder is used" if self.vae else "",
             f"the weights are kept in {self.storage_dtype}" if self.storage_dtype else "",
         ]
         return "; ".join(filter(None, said))

@@ -147,8 +147,11 @@ class Store:
         """Deletes ended jobs whose time is over; returns their ids. Makes no database where there is none."""
 
         def delete(database: Database) -> list[str]:
+            now = self._now()
+            if not database.raw.execute("SELECT 1 FROM jobs WHERE expires_at <= ? LIMIT 1", (now,)).fetchall():
+                return []  # without the lock that writing takes
             over = "DELETE FROM jobs WHERE expires_at <= ? AND status NOT IN ('queued', 'in_progress') RETURNING id"
-            gone = database.raw.execute(over, (self._now(),))
+            gone = database.raw.execute(over, (now,))
             return [job_id for (job_id,) in gone.fetchall()]
 
         return await self._do(delete, make=False) or []
@@ -198,10 +201,10 @@ class Store:
 
     async def _read(self, where: str, *values: Any, limit: int = 1) -> list[JobRow]:
         """The newest rows. Makes no database where there is none."""
-        statement = f"{SELECT} {where} ORDER BY created_at DESC LIMIT {limit}"
+        statement = f"{SELECT} {where} ORDER BY created_at DESC LIMIT ?"
 
         def read(database: Database) -> list[JobRow]:
-            rows = database.raw.execute(statement, values).fetchall()
+            rows = database.raw.execute(statement, (*values, limit)).fetchall()
             return [JobRow(**dict(zip(FIELDS, row, strict=True))) for row in rows]
 
         return await self._do(read, make=False) or []

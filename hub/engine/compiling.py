@@ -12,9 +12,9 @@ import hashlib
 import importlib.metadata
 import logging
 import os
-import queue
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +24,8 @@ import msgspec
 import torch
 from msgspec import Struct
 
+from hub import __version__
+from hub.engine.devices import use
 from hub.engine.forms import Form, Formless, contiguous, told
 from hub.engine.outputs import Unknown, distance
 
@@ -42,11 +44,13 @@ Plain = Callable[[dict[str, Any]], Any]
 
 
 class Order(Struct):
-    """What to compile, and the file to put it into. `module` is the name of diffusers' class, `config` its JSON."""
+    """What to compile, and the file to put it into. `module` is the name of diffusers' class, `config` its JSON;
+    `other_dtypes` are those of parameters and buffers that are not in `dtype`."""
 
     module: str
     config: str
     dtype: str
+    other_dtypes: dict[str, str]
     device: str
     threads: int
     form: Form
@@ -61,6 +65,7 @@ class Candidate:
         self.ordered = False
         self.proven = False
         self.compiled: Forward | None = None
+        self.file: Path | None = None
 
 
 class CompiledModule:
@@ -97,7 +102,7 @@ class CompiledModule:
     def _prove(self, candidate: Candidate, output: Any, wanted: Any) -> None:
         """On its first call it is compared with the module's own forward."""
         try:
-            difference = distance(output, wanted)
+            difference = float(distance(output, wanted))
         except (Unknown, ValueError) as error:
             self._drop(candidate, f"gives something else ({error or type(error).__name__})")
             return
@@ -117,83 +122,103 @@ class CompiledModule:
         if candidate.seen >= OFTEN and not candidate.ordered and self._ordered < MAX_FORMS:
             candidate.ordered = True
             self._ordered += 1
-            self._compiler.order(self._module, self._name, form, candidate)
+            try:
+                self._compiler.order(self._module, self._name, form, candidate)
+            except Exception as error:  # a denoiser without a config, or no thread: not the request's fault
+                log.warning("%s: not compiled, its own forward goes on (%s)", self._name, error)
         return candidate
 
     def _drop(self, candidate: Candidate, why: str) -> None:
         candidate.compiled = None
+        if candidate.file is not None:
+            with contextlib.suppress(OSError):
+                candidate.file.unlink()
         log.warning("%s: the compiled forward %s; the module's own is used", self._name, why)
 
 
 class Compiler:
-    """The worker's: carries out orders one after another, on a thread that ends when there are none."""
+    """The worker's: carries out orders one after another, each on a thread that ends with it."""
 
     def __init__(self, folder: Path, device: torch.device, where: str) -> None:
         """`folder` keeps what was compiled; `where` names the hardware and torch."""
         self._folder = folder
         self._device = device
-        self._where = f"{where} diffusers {importlib.metadata.version('diffusers')}"
-        self._orders: queue.SimpleQueue[tuple[Order, str, Candidate]] = queue.SimpleQueue()
+        others = f"diffusers {importlib.metadata.version('diffusers')}, hub {__version__}, Python {sys.version}"
+        self._where = f"{where} {device}, CUDA {torch.version.cuda}, {others}"
         self._one = threading.Lock()
 
     def order(self, module: Any, name: str, form: bytes, candidate: Candidate) -> None:
         """Has a forward compiled, or fetched if it was before; the candidate gets it when it is there."""
         dtype = str(module.dtype).removeprefix("torch.")
-        said = f"{self._where} {name} {dtype} ".encode() + form
-        file = self._folder / f"{name}-{hashlib.blake2b(said, digest_size=12).hexdigest()}.bin"
+        tensors = [*module.named_parameters(), *module.named_buffers()]
+        others = {
+            key: str(tensor.dtype).removeprefix("torch.") for key, tensor in tensors if tensor.dtype != module.dtype
+        }
+        said = f"{self._where} {name} {dtype} {sorted(others.items())} ".encode() + form
+        candidate.file = self._folder / f"{name}-{hashlib.blake2b(said, digest_size=12).hexdigest()}.bin"
         order = Order(
             module=type(module).__name__,
             config=module.to_json_string(),
             dtype=dtype,
+            other_dtypes=others,
             device=str(self._device),
             threads=torch.get_num_threads(),
             form=msgspec.json.decode(form),
-            file=str(file),
+            file=str(candidate.file),
         )
-        self._orders.put((order, name, candidate))
-        threading.Thread(target=self._work, name="compiler", daemon=True).start()
+        threading.Thread(target=self._work, args=(order, name, candidate), name="compiler", daemon=True).start()
 
-    def _work(self) -> None:
+    def _work(self, order: Order, name: str, candidate: Candidate) -> None:
         with self._one:
-            order, name, candidate = self._orders.get()
-            file = Path(order.file)
             try:
-                if not file.is_file():
-                    log.info("%s: compiling a forward in the background", name)
-                    self._compile(order)
-                candidate.compiled = load(file)
+                use(self._device)  # what it loads belongs there
+                candidate.compiled = self._kept(order, name) or self._made(order, name)
             except Exception as error:
-                with contextlib.suppress(OSError):
-                    file.unlink()
                 log.warning("%s: not compiled, its own forward goes on (%s)", name, error)
 
-    def _compile(self, order: Order) -> None:
+    def _kept(self, order: Order, name: str) -> Forward | None:
+        """One that was compiled before, as long as torch still takes it."""
+        file = Path(order.file)
+        if not file.is_file():
+            return None
+        try:
+            return load(file)
+        except Exception as error:
+            log.warning("%s: a compiled forward that was kept cannot be used (%s)", name, error)
+            file.unlink(missing_ok=True)
+            return None
+
+    def _made(self, order: Order, name: str) -> Forward:
+        log.info("%s: compiling a forward in the background", name)
+        file = Path(order.file)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        note = Path(order.file).with_suffix(f".{os.getpid()}.json")
-        environ = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "inductor")}
+        note = file.with_suffix(f".{os.getpid()}.json")
         command = [sys.executable, "-P", "-m", "hub.engine.precompile", str(note)]
         try:
             note.write_bytes(msgspec.json.encode(order))
-            done = subprocess.run(  # noqa: S603  # our own module, and a file that we have named
-                command,
-                env=environ,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=TIMEOUT,
-                check=False,
-            )
+            with tempfile.TemporaryFile() as said:
+                # Its standard input ends when this process does, and then so does it.
+                with subprocess.Popen(  # noqa: S603  # our own module, and a file that we have named
+                    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=said
+                ) as process:
+                    try:
+                        process.wait(TIMEOUT)
+                    finally:
+                        process.kill()
+                said.seek(0)
+                last = said.read().decode(errors="replace").strip().splitlines()[-1:]
         finally:
             note.unlink(missing_ok=True)
-        if done.returncode:
-            last = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
-            raise RuntimeError(last[0][:500] if last else f"the compiler ended with {done.returncode}")
+        if process.returncode:
+            raise RuntimeError(last[0][:500] if last else f"the compiler ended with {process.returncode}")
+        return load(file)
 
 
 def load(file: Path) -> Forward:
     """A compiled forward: takes the module, then its arguments. The file is code: one that others than the hub's user
     may have written is refused."""
-    status = file.stat()
-    if status.st_uid != os.getuid() or status.st_mode & 0o022:
-        raise PermissionError(f"{file.name} could have been written by another user")
     with file.open("rb") as stream:
+        for status in (file.parent.stat(), os.fstat(stream.fileno())):
+            if status.st_uid != os.getuid() or status.st_mode & 0o022:
+                raise PermissionError(f"{file.name} could have been written by another user")
         return torch.compiler.load_compiled_function(stream)

@@ -10,7 +10,7 @@ import msgspec
 import torch
 
 Form = dict[str, Any]
-"""JSON: `{"tensor": [dtype, shape]}`, `{"value": …}`, `{"list": […]}`, `{"tuple": […]}` or `{"dict": {…}}`."""
+"""JSON: `{"tensor": [dtype, shape, kind of device]}`, `{"value": …}`, or a `list`, `tuple` or `dict` of these."""
 
 
 class Formless(Exception):
@@ -20,7 +20,7 @@ class Formless(Exception):
 def form_of(value: Any) -> Form:
     """Raises Formless for objects of unknown kinds, and for fractional numbers, which differ from call to call."""
     if torch.is_tensor(value):
-        return {"tensor": [str(value.dtype).removeprefix("torch."), list(value.shape)]}
+        return {"tensor": [str(value.dtype).removeprefix("torch."), list(value.shape), value.device.type]}
     if isinstance(value, (list, tuple)):
         return {type(value).__name__: [form_of(item) for item in value]}
     if isinstance(value, dict):
@@ -35,8 +35,8 @@ def example(form: Form, device: torch.device) -> Any:
     ((kind, inner),) = form.items()
     match kind:
         case "tensor":
-            dtype, shape = inner
-            return torch.zeros(shape, dtype=getattr(torch, dtype), device=device)
+            dtype, shape, kind = inner
+            return torch.zeros(shape, dtype=getattr(torch, dtype), device=device if kind == device.type else kind)
         case "list":
             return [example(item, device) for item in inner]
         case "tuple":

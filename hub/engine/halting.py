@@ -60,6 +60,14 @@ def blocks_of(module: torch.nn.Module) -> Iterator[torch.nn.Module]:
     """The members of its outermost lists: few enough to ask each time, and each a small part of a forward."""
     for child in module.children():
         if isinstance(child, torch.nn.ModuleList):
-            yield from (block for block in child if block is not None)  # VAEs have such gaps
+            yield from _members(child)
         else:
             yield from blocks_of(child)
+
+
+def _members(blocks: torch.nn.ModuleList) -> Iterator[torch.nn.Module]:
+    for block in blocks:
+        if isinstance(block, torch.nn.ModuleList):  # which is never called itself
+            yield from _members(block)
+        elif block is not None:  # VAEs have such gaps
+            yield block

@@ -69,12 +69,13 @@ class MeetingPoint:
         streams: Streams | None = None,
         skipper: Skipper | None = None,
         compiler: Compiler | None = None,
+        variant: str = "",
     ) -> None:
         """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
         `streams` compute parts of a large batch side by side. `skipper` leaves calls out.
-        `compiler` compiles what comes often."""
+        `compiler` compiles what comes often. `variant` tells modules apart whose forwards take another time."""
         self.denoising = denoising
-        self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}"
+        self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}{variant}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
         self._memo = memo
         self._streams = streams
@@ -85,28 +86,27 @@ class MeetingPoint:
         kinds = {parameter.kind for parameter in self._signature.parameters.values()}
         simple = kinds <= {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
         self._names = tuple(self._signature.parameters) if simple else None
-        self._compiled = CompiledModule(module, self._own, self.name, compiler) if compiler else None
+        compiles = compiler is not None and self._names is not None
+        self._compiled = CompiledModule(module, self._own, self.name, compiler) if compiles and compiler else None
         setattr(module, method, self._meet)
 
     def _meet(self, *args: Any, **kwargs: Any) -> Any:
         run = greenlet.getcurrent()
         if not isinstance(run, Run):
             return self._plain(*args, **kwargs)
-        if self._skipper is None:
-            return self._wait(run, *args, **kwargs)
-        output = self._skipper.expect(run)
-        if output is None:
-            output = self._wait(run, *args, **kwargs)
-            self._skipper.note(run, output)
-        return output
-
-    def _wait(self, run: Run, *args: Any, **kwargs: Any) -> Any:
         arguments = self._named(args, kwargs)
         known_as = self._memo.key(self._owner, arguments) if self._memo else None
-        if self._memo is None or known_as is None:
-            return run.loop.switch(Call(self, arguments))
-        known = self._memo.get(known_as)
-        return run.loop.switch(Call(self, arguments, known_as)) if known is None else known
+        known = self._memo.get(known_as) if self._memo and known_as else None
+        if known is not None:
+            return known
+        call = Call(self, arguments, known_as)
+        if self._skipper is None:
+            return run.loop.switch(call)
+        output = self._skipper.expect(run, call.key)
+        if output is None:
+            output = run.loop.switch(call)
+            self._skipper.note(run, output)
+        return output
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A call's arguments by name, in the order of the parameters, as Signature.bind has them; but faster."""
@@ -146,8 +146,7 @@ class MeetingPoint:
         return self._own(arguments) if self._compiled is None else self._compiled(arguments)
 
     def _own(self, arguments: dict[str, Any]) -> Any:
-        if self._names is not None:
-            return self._plain(**arguments)
+        # By position, as they came: a method that wraps another one may call its first parameter as it likes.
         bound = inspect.BoundArguments(self._signature, arguments)
         return self._plain(*bound.args, **bound.kwargs)
 

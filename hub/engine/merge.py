@@ -84,7 +84,7 @@ def _sign_tensor(name: str, value: torch.Tensor, layout: Layout) -> Hashable:
 
 def _content(tensor: torch.Tensor) -> bytes:
     """Its values. To fetch those of a GPU's tensor waits for all that the GPU still has to do, so they are remembered:
-    pipelines make such tensors once and pass them with every step."""
+    pipelines make such tensors once, pass them with every step, and do not change them in place."""
     if tensor.device.type == "cpu":
         return _fetched(tensor)
     if tensor not in _contents:

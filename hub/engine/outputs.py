@@ -49,11 +49,12 @@ def copied(output: Any) -> Any:
         return output
 
 
-def distance(one: Any, other: Any) -> float:
-    """Mean difference of two outputs' tensors, as a share of the second's mean size. Raises Unknown, and ValueError
-    where they do not compare."""
+def distance(one: Any, other: Any) -> torch.Tensor:
+    """Mean difference of two outputs' tensors, as a share of the second's mean size; a number on their device, which
+    waits for it only when it is read. Raises Unknown, and ValueError where they do not compare."""
     pairs = list(zip(tensors_of(one), tensors_of(other), strict=True))
-    if any(a.shape != b.shape for a, b in pairs):
+    if not pairs or any(a.shape != b.shape for a, b in pairs):
         raise ValueError("outputs of other shapes")
-    size = sum(float(b.float().abs().mean()) for _, b in pairs)
-    return sum(float((a.float() - b.float()).abs().mean()) for a, b in pairs) / max(size, 1e-12)
+    size = torch.stack([b.float().abs().mean() for _, b in pairs]).sum()
+    apart = torch.stack([(a.float() - b.float()).abs().mean() for a, b in pairs]).sum()
+    return apart / size.clamp(min=1e-12)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ def build(order: Order) -> torch.nn.Module:
         for name, parameter in list(part.named_parameters(recurse=False)):
             empty = torch.empty(parameter.shape, dtype=parameter.dtype, device=device)
             setattr(part, name, torch.nn.Parameter(empty, requires_grad=False))
+    for key, dtype in order.other_dtypes.items():
+        owner, _, name = key.rpartition(".")
+        tensor = getattr(module.get_submodule(owner), name)
+        tensor.data = tensor.data.to(getattr(torch, dtype))
     module.to(device).eval()
     if not any(parameter.dim() > 4 for parameter in module.parameters()):
         module.to(memory_format=torch.channels_last)
@@ -57,11 +62,18 @@ def compile_to_file(order: Order) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _end_with_parent() -> None:
+    """The worker holds the other end of standard input, and writes nothing."""
+    if not os.read(0, 1):
+        os._exit(1)
+
+
 def main() -> None:
     """Reads the order, carries it out, and ends."""
     if len(sys.argv) != 2:
         sys.exit(f"usage: python -m hub.engine.precompile ORDER.json\n\n{__doc__}")
     os.nice(10)  # requests go first
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     compile_to_file(msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Order))
 
 

@@ -8,14 +8,16 @@ Each picture has its own memory: what is skipped does not depend on its company 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+import torch
+
 from hub.engine.outputs import Unknown, copied, distance, mapped, tensors_of
 
-FIRST, LAST = 2, 1
-"""Steps at the beginning and the end that are always computed: composition is decided here, and detail there."""
+LAST = 1
+"""Steps at the end that are always computed: detail is decided there. At the beginning two have to be known."""
 
 
 class Steps(Protocol):
@@ -30,12 +32,16 @@ class Lane:
 
     def __init__(self) -> None:
         self._known: list[tuple[int, Any]] = []
-        self._pace = 0.0
+        self._form: Hashable = None
+        self._pace: torch.Tensor | float = 0.0
         self._drift = 0.0
 
-    def expect(self, step: int, threshold: float) -> Any:
-        """What it would say at this step; None where it has to be asked."""
-        self._drift += self._pace
+    def expect(self, step: int, form: Hashable, threshold: float) -> Any:
+        """What it would say at this step; None where it has to be asked. `form`: what must be equal for two calls to
+        be of one kind; pipelines may stop guiding on the way, and then ask for fewer rows."""
+        if form != self._form:
+            self._form, self._known = form, []
+        self._drift += float(self._pace)
         if len(self._known) < 2 or self._drift >= threshold:
             return None
         (earlier, old), (later, new) = self._known
@@ -69,17 +75,17 @@ class Skipper:
         self._threshold = threshold
         self._tracks: WeakKeyDictionary[Steps, Track] = WeakKeyDictionary()
 
-    def expect(self, run: Steps) -> Any:
-        """The output of the call that this run makes now, if it need not be computed; else None."""
+    def expect(self, run: Steps, form: Hashable = None) -> Any:
+        """The output of the call that this run makes now, if it need not be computed; else None. `form`: see Lane."""
         if run.done is None:
             return None
         track = self._tracks.setdefault(run, Track())
         step = run.done()
         track.call = track.call + 1 if step == track.step else 0
         track.step = step
-        if not FIRST <= step < run.steps() - LAST:
+        if step >= run.steps() - LAST:
             return None
-        return track.lanes[track.call].expect(step, self._threshold)
+        return track.lanes[track.call].expect(step, form, self._threshold)
 
     def note(self, run: Steps, output: Any) -> None:
         """The output that was computed for the call that this run asked about last."""

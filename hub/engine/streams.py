@@ -1,14 +1,14 @@
 """Parts of one forward's batch, computed side by side on the CPU, one core each.
 
 A team of cores that shares each operation meets at a barrier after each, and small operations leave it waiting there;
-cores with rows of their own never wait for one another (decision 0014). The rows of a batch do not look at each other,
-so nothing changes but the speed.
+cores with rows of their own never wait for one another (decision 0014). The rows of a denoiser's batch do not look at
+each other, and its forward keeps nothing, so nothing changes but the speed. VAEs are another matter: some keep caches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import torch
@@ -36,9 +36,10 @@ class Streams:
         have ended."""
         # A team of one needs no barrier. The helpers never form another: libgomp would count more threads than cores.
         team = torch.get_num_threads()
+        others: list[Future[Any]] = []
         torch.set_num_threads(1)
-        others = [self._helpers.submit(_quietly, part) for part in parts[1:]]
         try:
+            others += [self._helpers.submit(_quietly, part) for part in parts[1:]]
             first = parts[0]()
         finally:
             wait(others)

@@ -188,17 +188,19 @@ class Worker:
         """Makes the method a meeting point."""
         skipper = Skipper(model.skip) if model.skip and shared.denoising else None
         compiler = self._compiler if model.compile and shared.denoising else None
-        # Weights that are cast layer by layer are changed by each forward: two at once would disturb each other. And
-        # compiled code brings its own threads.
-        one_by_one = compiler is not None or (shared.denoising and model.storage_dtype is not None)
+        storage = model.storage_dtype if shared.denoising else None
+        # Weights that are cast layer by layer are changed by each forward: two at once would disturb each other, as
+        # they would the caches that some VAEs keep. And compiled code brings its own threads.
+        alone = not shared.denoising or compiler is not None or storage is not None
         MeetingPoint(
             shared.module,
             shared.method,
             denoising=shared.denoising,
             memo=self._memo if shared.reading else None,
-            streams=None if one_by_one else self._streams,
+            streams=None if alone else self._streams,
             skipper=skipper,
             compiler=compiler,
+            variant=f"{' compiled' if compiler else ''}{f' in {storage}' if storage else ''}",
         )
 
     def _tell_memory(self, tried: EngineModel) -> None:

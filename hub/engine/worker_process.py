@@ -9,6 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Literal
 
 from msgspec import Struct
@@ -51,6 +52,12 @@ class DeviceState(Struct, frozen=True, omit_defaults=True):
     device: str
     status: Literal["ok", "starting", "failed"]
     reason: str | None = None
+
+
+def code_caches(cache_dir: Path) -> dict[str, str]:
+    """Where torch.compile keeps code, and takes it from: not in a folder that any user of the machine may make."""
+    folder = cache_dir / "compiled"
+    return {"TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"), "TRITON_CACHE_DIR": str(folder / "triton")}
 
 
 class WorkerProcess:
@@ -186,7 +193,7 @@ class WorkerProcess:
             *("--hashes", str(settings.cache_dir / "weights.json"), "--log-level", settings.log_level),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
-            env={**os.environ, **self._environment},
+            env={**os.environ, **self._environment, **code_caches(settings.cache_dir)},
         )
 
     async def _watch(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:

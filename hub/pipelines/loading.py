@@ -75,16 +75,26 @@ def load_pipeline(
     )
     if hasattr(base, "_set_pag_attn_processor"):
         raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
+    if storage_dtype is not None:  # before it is moved: it may not fit otherwise
+        _keep_small(base, storage_dtype)
     base.to(device)
     base.set_progress_bar_config(disable=True)
-    _prepare(base, storage_dtype)
+    _prepare(base)
     if scheduler is not None or scheduler_options:
         further = family_of(type(base).__name__).schedulers
         base.scheduler = rescheduled(base.scheduler, scheduler, scheduler_options or {}, further)
     return LoadedPipeline(base)
 
 
-def _prepare(base: DiffusionPipeline, storage_dtype: str | None) -> None:
+def _keep_small(base: DiffusionPipeline, storage_dtype: str) -> None:
+    denoisers = [base.components[name] for name in DENOISERS if base.components.get(name) is not None]
+    if not denoisers:
+        raise Unsupported("lossy.storage_dtype is for denoisers, and none of this model's parts is known as one")
+    for denoiser in denoisers:
+        keep_small(denoiser, storage_dtype)
+
+
+def _prepare(base: DiffusionPipeline) -> None:
     """The modules, as many requests at once use them."""
     for name, module in base.components.items():
         if not isinstance(module, torch.nn.Module):
@@ -95,8 +105,6 @@ def _prepare(base: DiffusionPipeline, storage_dtype: str | None) -> None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the form
         if name.startswith(READERS):
             _forget_keys(module)
-        if storage_dtype is not None and name in DENOISERS:
-            keep_small(module, storage_dtype)
     vae = getattr(base, "vae", None)
     if hasattr(base, "upcast_vae"):
         keep_in_float32(vae)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -124,6 +127,51 @@ def test_what_comes_often_is_compiled_takes_over_and_is_there_after_a_restart(
     files[0].chmod(0o666)
     with pytest.raises(PermissionError, match="another user"):
         load(files[0])
+    files[0].chmod(0o600)
+    files[0].parent.chmod(0o777)
+    with pytest.raises(PermissionError, match="another user"):
+        load(files[0])
+
+
+def test_a_kept_forward_that_cannot_be_loaded_is_compiled_anew(
+    tmp_path: Path, unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = []
+
+    def make(self: Compiler, order: compiling.Order, name: str) -> object:
+        made.append(order.file)
+        return lambda module, **given: module(**given)
+
+    monkeypatch.setattr(Compiler, "_made", make)
+    first, _ = compiled_in(tmp_path, unet)
+    until_proven(first, timeout=30)
+    Path(made[0]).write_bytes(b"from another version")
+    again, _ = compiled_in(tmp_path, unet)
+    until_proven(again, timeout=30)
+    assert "that was kept cannot be used" in caplog.text
+    assert made == [made[0]] * 2 and not Path(made[0]).exists()
+
+
+def test_an_order_that_cannot_be_given_is_not_the_requests_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = torch.nn.Linear(2, 2)  # has no config
+    module = CompiledModule(plain, lambda given: plain(**given), "Linear-test", Compiler(tmp_path, CPU, "here"))
+    for _ in range(OFTEN + 1):
+        assert module({"input": torch.ones(1, 2)}).shape == (1, 2)
+    assert "Linear-test: not compiled" in caplog.text
+
+
+def test_the_compilers_process_ends_with_the_one_that_started_it(tmp_path: Path) -> None:
+    note = tmp_path / "order.json"
+    os.mkfifo(note)  # it would wait for its order for ever
+    command = [sys.executable, "-P", "-m", "hub.engine.precompile", str(note)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    time.sleep(1)
+    assert child.poll() is None
+    child.stdin.close()
+    assert child.wait(60) == 1
 
 
 def test_what_cannot_be_compiled_goes_on_as_it_was(
@@ -159,8 +207,7 @@ def test_a_compiled_forward_that_is_wrong_is_dropped_before_anybody_gets_its_out
     compiled: object,
     words: str,
 ) -> None:
-    monkeypatch.setattr(compiling, "load", lambda file: compiled)
-    monkeypatch.setattr(Compiler, "_compile", lambda self, order: None)
+    monkeypatch.setattr(Compiler, "_made", lambda self, order, name: compiled)
     module, _ = compiled_in(tmp_path, unet)
     wanted = unet(**arguments())[0]
     end = time.monotonic() + 30

@@ -130,3 +130,13 @@ def test_a_meeting_point_computes_fewer_forwards_whatever_the_company(company: i
     assert len(calls) < 8 * (1 + company)
     for values in outcomes.values():
         assert values == pytest.approx([1 + step / 100 for step in range(10)])
+
+
+def test_a_call_of_another_form_is_computed() -> None:
+    """Z-Image stops guiding on the way (`cfg_truncation`), and then asks for half of the rows."""
+    skipper, run = Skipper(1.0), Clock(9)
+    for run.at in range(3):
+        if skipper.expect(run, "two rows") is None:
+            skipper.note(run, (torch.ones(2, 2),))
+    run.at = 3
+    assert skipper.expect(run, "one row") is None

@@ -79,7 +79,6 @@ def test_progress_reaches_the_api_process_from_the_first_step_to_the_last(settin
         steps = [(event.step, event.steps) for event in progress if isinstance(event, Progress)]
         assert steps == sorted(steps) and len(steps) == len(progress)
         assert steps[0] == (1, 80) and steps[-1] == (80, 80)
-        assert 3 <= len(steps) < 40  # ten a second at most
 
     with_hub(settings, test)
 

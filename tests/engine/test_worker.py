@@ -7,14 +7,18 @@ import logging
 import socket
 import threading
 from collections.abc import Iterator
-from typing import cast
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
 
+from hub.engine.compiling import Compiler
 from hub.engine.jobs import Job
-from hub.engine.protocol import Ping, Pong, Stepped, from_worker, pack, receive_frame
+from hub.engine.protocol import EngineModel, Ping, Pong, Stepped, from_worker, pack, receive_frame
+from hub.engine.streams import Streams
 from hub.engine.worker import Worker, _read_forever
+from hub.pipelines.auto import SharedMethod
 
 
 @pytest.fixture
@@ -119,3 +123,39 @@ def test_a_device_that_is_broken_for_the_process_ends_it_after_the_answer_and_on
         worker._fail(cast(Job, job), launch)
     assert exits == [1]
     assert len(job.failed) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "denoiser"),
+    [
+        ({}, {"streams": True, "skipper": False, "compiler": False, "variant": ""}),
+        ({"skip": 0.1}, {"streams": True, "skipper": True, "compiler": False, "variant": ""}),
+        ({"compile": True}, {"streams": False, "skipper": False, "compiler": True, "variant": " compiled"}),
+        (
+            {"storage_dtype": "float8_e5m2"},
+            {"streams": False, "skipper": False, "compiler": False, "variant": " in float8_e5m2"},
+        ),
+    ],
+)
+def test_a_models_settings_hold_for_its_denoiser_alone(
+    pair: tuple[socket.socket, socket.socket],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    denoiser: dict[str, Any],
+) -> None:
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr("hub.engine.worker.MeetingPoint", lambda module, method, **options: made.append(options))
+    device = torch.device("cpu")
+    worker = Worker(pair[1], device, 16, compiler=Compiler(tmp_path, device, "here"))
+    worker._streams = Streams(2)
+    model = EngineModel("small", "", "float32", **changes)
+    for denoising, reading in ((True, False), (False, True), (False, False)):
+        worker._install(SharedMethod(torch.nn.Identity(), "forward", denoising=denoising, reading=reading), model)
+    seen = [
+        {name: options[name] if name == "variant" else options[name] is not None for name in denoiser}
+        for options in made
+    ]
+    nothing = {"streams": False, "skipper": False, "compiler": False, "variant": ""}
+    assert seen == [denoiser, nothing, nothing]
+    assert [options["memo"] is not None for options in made] == [False, True, False]

@@ -60,8 +60,8 @@ def request(task: Task, size: tuple[int, int], images: list[Image.Image], mask: 
 class Engine:
     """The weave with one model, as the worker puts it together, without the worker's process."""
 
-    def __init__(self, folder: Path) -> None:
-        self.pipeline: LoadedPipeline = load_pipeline(str(folder), "float32", CPU)
+    def __init__(self, folder: Path, dtype: str = "float32") -> None:
+        self.pipeline: LoadedPipeline = load_pipeline(str(folder), dtype, CPU)
         self.rows: list[int] = []
         self.notices: list[list[Notice]] = []
         self.steps: dict[int, list[tuple[int, int]]] = {}
@@ -69,7 +69,8 @@ class Engine:
         memo = Memo()
         for shared in self.pipeline.shared_methods():
             memory = memo if shared.reading else None
-            point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory, streams=STREAMS)
+            streams = STREAMS if shared.denoising else None
+            point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory, streams=streams)
             if shared.denoising:
                 self._count(point)
                 self._denoiser = shared.module

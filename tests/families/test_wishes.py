@@ -125,6 +125,27 @@ def test_a_vae_that_overflows_in_half_precision_stays_in_float32(tmp_path: Path)
     assert own.vae.decode(latents, return_dict=False)[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["stable-diffusion-xl", "stable-diffusion"])
+def test_pictures_are_drawn_together_in_half_precision_too(family: str, dtype: str, tmp_path: Path) -> None:
+    import numpy as np
+
+    from tests.families.harness import Engine, noise, request
+
+    engine = Engine(build(family, tmp_path), dtype)
+    sources = [noise(3, 64, 64)]
+    frames = [
+        request("text-to-image", (64, 64), [], None, prompt="a", seed=1, num_inference_steps=3),
+        request("text-to-image", (64, 64), [], None, prompt="b", seed=2, num_inference_steps=2, id=2),
+        request(
+            "image-to-image", (64, 64), sources, None, prompt="c", seed=3, num_inference_steps=4, strength=0.8, id=3
+        ),
+    ]
+    for drawn in engine.draw(frames):
+        assert isinstance(drawn, np.ndarray), drawn
+        assert drawn.std() > 0
+
+
 @pytest.mark.parametrize("family", ["flux-dev", "flux2-klein", "qwenimage", "stable-diffusion-3", "z-image", "sana"])
 def test_previews_of_packed_latents_are_the_picture_so_far(family: str, tmp_path: Path) -> None:
     """The decoder itself is asked: what it says to the last preview's latents is nearly the picture."""

@@ -105,6 +105,7 @@ def test_a_bare_request_gets_all_of_the_manifests_defaults() -> None:
         output=Size(96, 64),
         num_inference_steps=7,
         guidance_scale=5.0,
+        receipt=True,
     )
     assert result == ImageResult(images=(b"png5",), seed=5, size=Size(96, 64), quality="medium")
 
@@ -129,6 +130,7 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
     job, result = run(wish)
     assert job == Generate(
         id=0,
+        receipt=True,
         model=EngineModel("small", "/weights/small", "bfloat16"),
         task="image-to-image",
         prompt="a cat, bright colours",
@@ -601,8 +603,8 @@ def test_what_the_owner_gave_quality_away_for_is_told_in_every_answer(strict: bo
     job, result = run(request(strict=strict), manifest(lossy=lossy))
     assert (job.model.skip, job.model.decoder, job.model.storage_dtype) == (0.1, "/weights/tiny", "float8_e4m3fn")
     (warning,) = result.warnings
-    assert warning.startswith("model: small is set up for speed at the cost of quality: steps that would change less")
-    assert warning.endswith("0.1 were skipped; a small decoder was used; the weights are kept in float8_e4m3fn")
+    assert warning.startswith("model: small is set up for speed at the cost of quality: steps expected to change less")
+    assert warning.endswith("0.1 are skipped; a small decoder is used; the weights are kept in float8_e4m3fn")
 
 
 def test_a_manifest_has_its_denoiser_compiled() -> None:
