@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -294,3 +295,21 @@ def test_a_request_that_cannot_be_started_fails_alone(
     assert isinstance(said, Failed)
     assert "secret" not in said.message
     assert not worker[0]._jobs
+
+
+def test_news_of_progress_come_first_last_and_not_too_often_between(
+    loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("hub.engine.jobs.time", SimpleNamespace(monotonic=lambda: now[0]))
+    job = Job(wish(seeds=[3, 4], progress=True), loaded, lambda _: None, lambda *_: None)
+    said = []
+    for step in range(1, 11):
+        for picture in (0, 1):
+            said.append(job.stepped(picture, step, 10))
+            now[0] += 0.03
+    steps = [each.step for each in said if each is not None]
+    assert steps[0] == 1 and steps[-1] == 20
+    assert all(b - a == 4 for a, b in zip(steps, steps[1:-1], strict=False))  # each 0.12 s
+    silent = Job(wish(seeds=[3]), loaded, lambda _: None, lambda *_: None)
+    assert [silent.stepped(0, step, 2) for step in (1, 2)] == [None, None]
