@@ -6,13 +6,13 @@ Two texts: `parameters`, as the tools of the Stable Diffusion web UIs write and 
 from __future__ import annotations
 
 import io
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 from PIL import Image, UnidentifiedImageError
 
-from hub.types import Size, Task
+from hub.types import MAX_SEED, Size, Task
 
 KEYWORD = "hub"
 PARAMETERS = "parameters"
@@ -35,10 +35,10 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     task: Task
     prompt: str
     negative_prompt: str | None = None
-    seed: int
-    num_inference_steps: int
-    guidance_scale: float | None = None
-    strength: float | None = None
+    seed: Annotated[int, Meta(ge=0, le=MAX_SEED)]
+    num_inference_steps: Annotated[int, Meta(ge=1, le=1000)]
+    guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
+    strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     scheduler: str | None = None
     native: Size
     size: Size
@@ -76,7 +76,19 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def differences(self, other: Receipt) -> list[str]:
         """What another picture was drawn from in another way, in words; seeds and sizes, which are asked for, aside."""
         found = []
-        for name in ("weights", "scheduler", "native", "arguments", "sources", "mask", "dtype", "device", "lossy"):
+        for name in (
+            "weights",
+            "task",
+            "strength",
+            "scheduler",
+            "native",
+            "arguments",
+            "sources",
+            "mask",
+            "dtype",
+            "device",
+            "lossy",
+        ):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 found.append(f"{name}: {_told(mine)} then, {_told(theirs)} now")
@@ -106,7 +118,7 @@ def receipt_in(file: bytes) -> Receipt:
             picture.load()  # texts may stand behind the pixels
             text = getattr(picture, "text", {}).get(KEYWORD)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        raise NoReceipt("it is not a PNG") from None
+        raise NoReceipt("it is not a PNG that can be read") from None
     if text is None:
         raise NoReceipt("it has no receipt: it was not made by a hub, or with `receipts = false`, or was saved anew")
     try:

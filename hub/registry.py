@@ -10,6 +10,7 @@ import datetime as dt
 import difflib
 import functools
 import hashlib
+import json
 import os
 import re
 import tomllib
@@ -182,13 +183,21 @@ def read_manifest(source: Path) -> ModelManifest:
     manifest.path = str(folder)
     if manifest.lossy.vae is not None:
         decoder = (source.parent / manifest.lossy.vae).resolve()
-        if not (decoder / "config.json").is_file():
+        if _class_in(decoder) != "AutoencoderTiny":
             raise ConfigurationError(
-                f"{source}: lossy.vae: {decoder} is not a diffusers model's folder (it has no config.json). "
+                f"{source}: lossy.vae: {decoder} is not the folder of an AutoencoderTiny (its config.json says so). "
                 "Put the decoder there, correct `lossy.vae`, or remove it."
             )
         manifest.lossy.vae = str(decoder)
     return manifest
+
+
+def _class_in(folder: Path) -> object:
+    """The class of a diffusers model, as its folder has it; None where it tells none."""
+    try:
+        return dict(json.loads((folder / "config.json").read_bytes())).get("_class_name")
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def revision_of(source: Path, manifest: ModelManifest) -> str:

@@ -23,7 +23,7 @@ from schemathesis import GenerationMode
 
 SIZES = ("64x64", "96x64", "64x128", "256x256", "auto")
 MODELS = ("small", "dall-e-2", "dall-e-3", "gpt-image-1")
-SCHEDULERS = ("DDIMScheduler", "EulerDiscreteScheduler")
+SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
 KNOWN = {"model": MODELS, "scheduler": SCHEDULERS}
 WHOLE = ("n", "seed", "num_inference_steps", "output_compression", "partial_images")
 AIGNES = {"prompt", "image", "outputFileType", "modelOptions"}

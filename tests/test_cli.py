@@ -213,14 +213,21 @@ def test_a_picture_is_made_again_from_its_file(tmp_path: Path) -> None:
     spot.save(tmp_path / "spot.png", pnginfo=text)
     changed = hub("replay", "spot.png", cwd=tmp_path)
     assert changed.returncode == 1
-    assert "Largest difference 2" in changed.stdout and "of the pixels differ" in changed.stdout
+    assert "Largest difference 2" in changed.stdout and "of all pixels differ" in changed.stdout
     assert "Changed: torch: 0." in changed.stderr
+
+
+def test_where_a_picture_cannot_be_put_is_told_before_it_is_drawn(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    for output, words in (("absent/y.png", "there is no folder"), ("y.gif", "end in .png")):
+        told = hub("replay", "x.png", "-o", output, cwd=tmp_path)
+        assert told.returncode == 2 and words in told.stderr
 
 
 def test_what_cannot_be_made_again_is_told_plainly(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "other.png")
     (tmp_path / "text.png").write_text("no picture")
-    for name, words in (("other.png", "it has no receipt"), ("text.png", "it is not a PNG")):
+    for name, words in (("other.png", "it has no receipt"), ("text.png", "it is not a PNG that can be read")):
         told = hub("replay", name, cwd=tmp_path)
         assert told.returncode == 1
         assert words in told.stderr and "Traceback" not in told.stderr

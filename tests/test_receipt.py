@@ -65,14 +65,17 @@ def test_other_programs_read_the_parameters() -> None:
 @pytest.mark.parametrize(
     ("file", "words"),
     [
-        (b"", "not a PNG"),
-        (b"GIF89a", "not a PNG"),
-        (png()[:40], "not a PNG"),
+        (b"", "not a PNG that can be read"),
+        (b"GIF89a", "not a PNG that can be read"),
+        (png()[:40], "not a PNG that can be read"),
         (png(), "no receipt"),
         (png(parameters="a cat"), "no receipt"),
         (png(hub="{"), "damaged"),
         (png(hub='{"model": 1}'), "damaged"),
         (png(hub="[]"), "damaged"),
+        (png(hub=receipt(num_inference_steps=0).texts()["hub"]), "damaged"),
+        (png(hub=receipt(seed=-5).texts()["hub"]), "damaged"),
+        (png(hub=receipt(guidance_scale=-1.0).texts()["hub"]), "damaged"),
     ],
 )
 def test_what_has_no_receipt_is_told(file: bytes, words: str) -> None:

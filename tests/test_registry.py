@@ -77,7 +77,7 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = nan }"}, r"guidance_scale"),
         ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = 5.0, strength = 0.0 }"}, r"strength"),
         ({"lossy": "lossy = { skip = 0 }"}, r"\$\.lossy\.skip"),
-        ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not a diffusers model's folder"),
+        ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not the folder of an AutoencoderTiny"),
         ({"lossy": 'lossy = { storage_dtype = "int4" }'}, r"\$\.lossy\.storage_dtype"),
         ({"both": 'pipeline = { compile = true }\nlossy = { storage_dtype = "float8_e5m2" }'}, "do not go together"),
         ({"name": "name = "}, "line 2"),
@@ -279,7 +279,7 @@ def test_a_revision_changes_with_the_hub_and_its_libraries(
 def test_another_small_decoder_is_another_revision(tmp_path: Path, weights: Path) -> None:
     decoder = tmp_path / "decoder"
     decoder.mkdir()
-    (decoder / "config.json").write_text("{}")
+    (decoder / "config.json").write_text('{"_class_name": "AutoencoderTiny"}')
     folder = write_manifest(tmp_path / "models", weights, lossy='lossy = { vae = "../decoder" }')
     first = open_registry([folder], {}).get("small")
     assert first.manifest.lossy.vae == str(decoder)

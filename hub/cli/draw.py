@@ -66,8 +66,7 @@ def generate(
 
     if not prompt.strip():
         raise click.BadParameter("say what to draw", param_hint="PROMPT")
-    if not output.parent.is_dir():
-        raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
+    _check_folder(output)
     request = ImageRequest(
         prompt=prompt,
         n=wish["n"],
@@ -94,6 +93,11 @@ def generate(
         path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
         path.write_bytes(picture)
         click.echo(f"{path} (seed {result.seed + index})")
+
+
+def _check_folder(output: Path) -> None:
+    if not output.parent.is_dir():
+        raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
 
 
 def _size(text: str | None, *, editing: bool) -> Size | None:
@@ -171,6 +175,10 @@ def replay_command(
     """
     from hub.receipt import NoReceipt
 
+    if output is not None:
+        _check_folder(output)
+        if output.suffix.lower() != ".png":
+            raise click.BadParameter("let the name end in .png", param_hint="--output")
     with told_plainly():
         settings = settings_from(config, log_level="warning", receipts=True)
         sources = tuple(image.read_bytes() for image in images)
@@ -186,10 +194,11 @@ def replay_command(
     if made.largest == 0:
         click.echo("The same picture, pixel by pixel.")
         return
-    words = f"Largest difference {made.largest} of 255, mean {made.mean:.3f}; {made.share:.1%} of the pixels differ."
+    words = f"Largest difference {made.largest} of 255, mean {made.mean:.2g}; {made.share:.2g} of all pixels differ."
     click.echo(words)
     if made.largest > tolerance:
         raise click.exceptions.Exit(1)
+    click.echo(f"That counts as the same (--tolerance {tolerance}).")
 
 
 async def _replay(settings: Settings, file: bytes, images: tuple[bytes, ...], mask: bytes | None) -> Replay:

@@ -87,7 +87,7 @@ class CompiledModule:
         if candidate is None or candidate.compiled is None:
             return self._plain(arguments)
         try:
-            output = candidate.compiled(self._module, **contiguous(arguments))
+            output = candidate.compiled(self._module, contiguous(arguments))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

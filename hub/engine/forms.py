@@ -17,6 +17,12 @@ class Formless(Exception):
     """A value that a compiled forward could not be told by."""
 
 
+def call(module: Any, arguments: dict[str, Any]) -> Any:
+    """What is compiled: the module's own forward. By a function of ours, because torch cannot keep a method that is
+    decorated, as many of diffusers' are; and not in the program that compiles, whose names the worker does not know."""
+    return module.forward(**arguments)
+
+
 def form_of(value: Any) -> Form:
     """Raises Formless for objects of unknown kinds, and for fractional numbers, which differ from call to call."""
     if torch.is_tensor(value):

@@ -18,7 +18,7 @@ import msgspec
 import torch
 
 from hub.engine.compiling import Order
-from hub.engine.forms import example
+from hub.engine.forms import call, example
 
 
 def build(order: Order) -> torch.nn.Module:
@@ -51,8 +51,8 @@ def compile_to_file(order: Order) -> None:
         # No guards: what the arguments must be like stands in the order's form, and the module's own state in its
         # config. Those that torch would set cannot be kept in a file, or take the worker's tensors for others.
         guards: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-        forward: Any = torch.compile(module.forward, fullgraph=True, dynamic=False, options=guards)
-        compiled = forward.aot_compile(((), arguments))
+        forward: Any = torch.compile(call, fullgraph=True, dynamic=False, options=guards)
+        compiled = forward.aot_compile(((module, arguments), {}))
     file = Path(order.file)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
     try:

@@ -6,13 +6,14 @@ import base64
 import dataclasses
 import io
 import math
-
-import numpy as np
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from benches.material import BUILTIN, Model
 from benches.report import Report, ratios, spread
 from benches.sides import Wish, serving, wish
+
+if TYPE_CHECKING:
+    import numpy as np
 
 SETTINGS = {
     "skip = 0.05": "[lossy]\nskip = 0.05",
@@ -28,6 +29,9 @@ IDENTICAL = 100.0
 
 def measure(report: Report) -> None:
     """Lossy settings of the built-in model: speed and PSNR of the same pictures against the model without them."""
+    import numpy as np  # here, so that `list` and `--help` need nothing
+    from PIL import Image
+
     models = {"none": dataclasses.replace(BUILTIN, id="plain")}
     for number, (name, section) in enumerate(SETTINGS.items()):
         models[name] = dataclasses.replace(BUILTIN, id=f"lossy-{number}", more=section)

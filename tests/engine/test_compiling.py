@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel
 
 from hub.engine import compiling
 from hub.engine.compiling import OFTEN, CompiledModule, Compiler, load
@@ -54,15 +54,17 @@ def test_tensors_are_laid_out_as_in_the_example() -> None:
 
 
 @pytest.fixture
-def unet() -> Iterator[UNet2DModel]:
+def unet() -> Iterator[UNet2DConditionModel]:
     torch.manual_seed(0)
-    model = UNet2DModel(
+    model = UNet2DConditionModel(
         sample_size=8,
         block_out_channels=(8, 8),
         layers_per_block=1,
         norm_num_groups=4,
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
+        cross_attention_dim=8,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
     model.eval().requires_grad_(False).to(memory_format=torch.channels_last)
     with torch.inference_mode():
@@ -82,13 +84,14 @@ class Calls:
 
 
 def arguments(rows: int = 2, seed: int = 0) -> dict[str, object]:
-    noise = torch.randn(rows, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
-    return {"sample": noise, "timestep": torch.arange(rows) + 1, "return_dict": False}
+    noise = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+    words = torch.ones(rows, 3, 8)
+    return {"sample": noise, "timestep": torch.arange(rows) + 1, "encoder_hidden_states": words, "return_dict": False}
 
 
-def compiled_in(folder: Path, unet: UNet2DModel) -> tuple[CompiledModule, Calls]:
+def compiled_in(folder: Path, unet: UNet2DConditionModel) -> tuple[CompiledModule, Calls]:
     plain = Calls(unet)
-    return CompiledModule(unet, plain, "UNet2DModel-test", Compiler(folder, CPU, "here")), plain
+    return CompiledModule(unet, plain, "UNet2DConditionModel-test", Compiler(folder, CPU, "here")), plain
 
 
 def until_proven(module: CompiledModule, timeout: float = 240) -> None:
@@ -101,7 +104,7 @@ def until_proven(module: CompiledModule, timeout: float = 240) -> None:
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_what_comes_often_is_compiled_takes_over_and_is_there_after_a_restart(
-    tmp_path: Path, unet: UNet2DModel, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, unet: UNet2DConditionModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "hub.worker")
     module, plain = compiled_in(tmp_path / "compiled", unet)
@@ -134,13 +137,13 @@ def test_what_comes_often_is_compiled_takes_over_and_is_there_after_a_restart(
 
 
 def test_a_kept_forward_that_cannot_be_loaded_is_compiled_anew(
-    tmp_path: Path, unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = []
 
     def make(self: Compiler, order: compiling.Order, name: str) -> object:
         made.append(order.file)
-        return lambda module, **given: module(**given)
+        return lambda module, given: module(**given)
 
     monkeypatch.setattr(Compiler, "_made", make)
     first, _ = compiled_in(tmp_path, unet)
@@ -175,7 +178,7 @@ def test_the_compilers_process_ends_with_the_one_that_started_it(tmp_path: Path)
 
 
 def test_what_cannot_be_compiled_goes_on_as_it_was(
-    tmp_path: Path, unet: UNet2DModel, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, unet: UNet2DConditionModel, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "file").write_text("")  # no folder can be made here
     module, plain = compiled_in(tmp_path / "file" / "compiled", unet)
@@ -185,23 +188,23 @@ def test_what_cannot_be_compiled_goes_on_as_it_was(
     while "its own forward goes on" not in caplog.text and time.monotonic() < end:
         time.sleep(0.05)
     module(arguments())
-    assert "UNet2DModel-test: not compiled, its own forward goes on" in caplog.text
+    assert "UNet2DConditionModel-test: not compiled, its own forward goes on" in caplog.text
     assert plain.count == OFTEN + 4
 
 
 @pytest.mark.parametrize(
     ("compiled", "words"),
     [
-        (lambda module, **arguments: (module(**arguments)[0] * 1.5,), "away from the module's own"),
-        (lambda module, **arguments: (module(**arguments)[0] * torch.nan,), "away from the module's own"),
-        (lambda module, **arguments: None, "gives something else"),
-        (lambda module, **arguments: 1 / 0, "failed (ZeroDivisionError"),
+        (lambda module, given: (module(**given)[0] * 1.5,), "away from the module's own"),
+        (lambda module, given: (module(**given)[0] * torch.nan,), "away from the module's own"),
+        (lambda module, given: None, "gives something else"),
+        (lambda module, given: 1 / 0, "failed (ZeroDivisionError"),
     ],
     ids=["other numbers", "no numbers", "nothing", "an error"],
 )
 def test_a_compiled_forward_that_is_wrong_is_dropped_before_anybody_gets_its_output(
     tmp_path: Path,
-    unet: UNet2DModel,
+    unet: UNet2DConditionModel,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     compiled: object,
@@ -218,9 +221,9 @@ def test_a_compiled_forward_that_is_wrong_is_dropped_before_anybody_gets_its_out
 
 
 def test_memory_that_runs_out_is_not_the_compiled_forwards_fault(
-    tmp_path: Path, unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, unet: UNet2DConditionModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(module: object, **arguments: object) -> object:
+    def full(module: object, given: object) -> object:
         raise torch.OutOfMemoryError
 
     module, _ = compiled_in(tmp_path, unet)

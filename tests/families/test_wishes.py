@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.families import USUAL, family_of, known
 from hub.pipelines.loading import load_pipeline
 from hub.pipelines.schedulers import UnknownScheduler
+from tests.conftest import ROOT
 from tests.families.builders import build
 from tests.families.harness import CPU, noise, request
 
@@ -231,3 +233,16 @@ def test_a_finished_run_leaves_nothing_alive(plain: LoadedPipeline) -> None:
         assert gone() is None
     finally:
         gc.enable()
+
+
+def test_a_scheduler_that_does_not_understand_what_the_model_predicts_is_refused_and_not_named() -> None:
+    builtin = load_pipeline(str(ROOT / "models" / "builtin"), "float32", CPU)  # predicts a flow
+    with pytest.raises(UnknownScheduler, match="it has ") as refusal:
+        builtin.own_copy("text-to-image", "EulerDiscreteScheduler")
+    named = str(refusal.value).partition("it has ")[2].split(", ")
+    assert "EulerDiscreteScheduler" not in named
+    assert "UniPCMultistepScheduler" in named
+    with warnings.catch_warnings(action="ignore"):  # some of diffusers' are not up to the newest NumPy
+        for name in named:
+            own = builtin.own_copy("text-to-image", name)
+            own(prompt="a red circle", num_inference_steps=2, width=128, height=128, output_type="pt")
