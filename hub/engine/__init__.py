@@ -6,6 +6,7 @@ placement   pure: which worker runs a request
 worker_process  API process: starts, watches and restarts one worker
 in_flight   API process: the requests that a worker has
 worker      worker process: reads frames, owns the device thread, encodes pictures
+arguments   a request in its pipeline's words, and what that cannot honour; receipts what its pictures follow from
 devices     worker process: which devices there are, and their memory
 weave       a request's life on the device thread: every picture is a pipeline call in a greenlet
 meeting     the methods of shared modules where those calls meet

@@ -94,5 +94,5 @@ class Skipper:
             return
         try:
             track.lanes[track.call].note(track.step, output)
-        except Unknown:  # of a kind that cannot be drawn out
+        except (Unknown, ValueError):  # of a kind that cannot be drawn out
             self._tracks[run] = Track()

@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from msgspec import Struct
 
+from hub.engine.arguments import Refused
 from hub.engine.compiling import Compiler
 from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
 from hub.engine.halting import Halt
-from hub.engine.jobs import Blocked, Job, Refused, failed_by
+from hub.engine.jobs import Blocked, Job, failed_by
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.meter import Meter, meter_for, where_of

@@ -18,7 +18,8 @@ import pytest
 import torch
 from PIL import Image
 
-from hub.engine.jobs import NO_PREVIEWS, Blocked, Job, Outbox, Refused, arguments_for, failed_by, to_uint8
+from hub.engine.arguments import NO_PREVIEWS, Refused, arguments_for
+from hub.engine.jobs import Blocked, Job, Outbox, failed_by, to_uint8
 from hub.engine.protocol import (
     Cancel,
     EngineModel,

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hub.engine.arguments import arguments_for
 from hub.engine.halting import Halt, blocks_of
-from hub.engine.jobs import Job, arguments_for
+from hub.engine.jobs import Job
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.protocol import EngineModel, Generate, Notice, Picture

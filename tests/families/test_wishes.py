@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from hub.engine.jobs import Refused, arguments_for
+from hub.engine.arguments import Refused, arguments_for
 from hub.engine.protocol import Generate
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline

@@ -1,0 +1,50 @@
+"""A picture's receipt, as the worker knows it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from importlib.metadata import version
+from pathlib import Path
+
+from hub import __version__
+from hub.engine.protocol import Generate
+from hub.pipelines.auto import LoadedPipeline
+from hub.receipt import Receipt
+
+
+def receipt_of(request: Generate, pipeline: LoadedPipeline, seed: int) -> Receipt:
+    """What a picture of the request follows from."""
+    model = request.model
+    lossy = {
+        "skip": model.skip,
+        "vae": model.decoder and Path(model.decoder).name,
+        "storage_dtype": model.storage_dtype,
+    }
+    return Receipt(
+        model=model.id,
+        weights=pipeline.weights,
+        task=request.task,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        seed=seed,
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        strength=request.strength,
+        scheduler=request.scheduler or pipeline.scheduler,
+        native=request.native,
+        size=request.output,
+        arguments=request.arguments,
+        sources=tuple(hashlib.sha256(image.data).hexdigest() for image in request.images),
+        mask=hashlib.sha256(request.mask).hexdigest() if request.mask is not None else None,
+        dtype=pipeline.dtype,
+        device=pipeline.device,
+        lossy={name: value for name, value in lossy.items() if value is not None},
+        versions=versions(),
+    )
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of the programs that draw."""
+    return {"hub": __version__, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}
