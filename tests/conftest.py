@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from hub.hub import Hub
+    from hub.settings import Settings
 
 # Two OpenMP threads that wait for each other on a busy machine make small models many times slower.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -179,3 +185,14 @@ def write_manifest(folder: Path, model: Path, **changes: str) -> Path:
     folder.mkdir(exist_ok=True)
     (folder / "small.toml").write_text("\n".join(lines.values()) + "\n")
     return folder
+
+
+def with_hub(settings: Settings, test: Callable[[Hub], Coroutine[Any, Any, None]]) -> None:
+    """Runs the test with a hub that runs, without its API."""
+    from hub.hub import open_hub
+
+    async def main() -> None:
+        async with open_hub(settings) as hub, asyncio.timeout(120):
+            await test(hub)
+
+    asyncio.run(main())

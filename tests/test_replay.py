@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,12 @@ import pytest
 from PIL import Image
 
 from hub.errors import InvalidRequest, ModelNotFound
-from hub.hub import Hub, open_hub
+from hub.hub import Hub
 from hub.receipt import NoReceipt, receipt_in
 from hub.replay import replay
 from hub.settings import Settings
 from hub.types import ImageRequest, Size
-from tests.conftest import write_manifest
+from tests.conftest import with_hub, write_manifest
 
 
 @pytest.fixture
@@ -25,14 +24,6 @@ def settings(tmp_path: Path, small_stable_diffusion: Path) -> Settings:
     tasks = 'tasks = ["text-to-image", "image-to-image", "inpainting"]'
     models = write_manifest(tmp_path / "models", small_stable_diffusion, tasks=tasks)
     return Settings(models_dir=models, cache_dir=tmp_path / "cache", device="cpu")
-
-
-def with_hub(settings: Settings, test: Callable[[Hub], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
-        async with open_hub(settings) as hub, asyncio.timeout(120):
-            await test(hub)
-
-    asyncio.run(main())
 
 
 def wish(**changes: Any) -> ImageRequest:

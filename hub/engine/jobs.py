@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from PIL import Image
@@ -21,6 +23,7 @@ from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.estimates import Estimate, watch_steps
 from hub.pipelines.previews import preview_steps
 from hub.pipelines.schedulers import UnknownScheduler
+from hub.receipt import Receipt
 
 log = logging.getLogger("hub.worker")
 
@@ -214,12 +217,17 @@ class Job:
         """Answers with a failure, unless the request has its answer."""
         self.outbox.close(failed_by(self.request.id, error))
 
+    @functools.cached_property
+    def _receipt(self) -> Receipt:
+        """The first picture's; of the others only the seed differs. Sources are hashed once, on an encoder's thread."""
+        return receipt_of(self.request, self._pipeline)
+
     def _text(self, index: int) -> dict[str, str]:
         seed = self.request.seeds[index]
         text = {"Software": "hub", "Model": self.request.model.id, "Seed": str(seed)}
         # EXIF, which the other formats have instead, holds less than a prompt may be long.
         if self.request.receipt and self.request.output_format == "png":
-            text |= receipt_of(self.request, self._pipeline, seed).texts()
+            text |= msgspec.structs.replace(self._receipt, seed=seed).texts()
         return text
 
 

@@ -13,8 +13,8 @@ from hub.pipelines.auto import LoadedPipeline
 from hub.receipt import Receipt
 
 
-def receipt_of(request: Generate, pipeline: LoadedPipeline, seed: int) -> Receipt:
-    """What a picture of the request follows from."""
+def receipt_of(request: Generate, pipeline: LoadedPipeline) -> Receipt:
+    """What the request's first picture follows from."""
     model = request.model
     lossy = {
         "skip": model.skip,
@@ -27,7 +27,7 @@ def receipt_of(request: Generate, pipeline: LoadedPipeline, seed: int) -> Receip
         task=request.task,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
-        seed=seed,
+        seed=request.seeds[0],
         num_inference_steps=request.num_inference_steps,
         guidance_scale=request.guidance_scale,
         strength=request.strength,

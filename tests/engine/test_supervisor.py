@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ from PIL import Image
 from hub.engine.supervisor import Engine
 from hub.engine.worker_process import WorkerProcess
 from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest
-from hub.hub import Hub, open_hub
+from hub.hub import Hub
 from hub.settings import Settings
 from hub.types import Accepted, Event, ImageRequest, Progress, Size
-from tests.conftest import ROOT, write_manifest
+from tests.conftest import ROOT, with_hub, write_manifest
 
 LONG = 400
 """Steps of a request that runs until it is stopped."""
@@ -34,14 +34,6 @@ LONG = 400
 def settings(tmp_path: Path, small_stable_diffusion: Path) -> Settings:
     folder = write_manifest(tmp_path / "models", small_stable_diffusion)
     return Settings(cache_dir=tmp_path / "cache", models_dir=folder, device="cpu", max_queue=6)
-
-
-def with_hub(settings: Settings, test: Callable[[Hub], Coroutine[Any, Any, None]]) -> None:
-    async def main() -> None:
-        async with open_hub(settings) as hub, asyncio.timeout(120):
-            await test(hub)
-
-    asyncio.run(main())
 
 
 def request(**changes: Any) -> ImageRequest:
