@@ -51,6 +51,13 @@ def works(device: torch.device) -> bool:
         return False
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or main memory, had too little. torch has no class of its own for the latter."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def devices_here(own: torch.device) -> list[DeviceMemory]:
     """The worker's own device, and for a CUDA device the others.
 

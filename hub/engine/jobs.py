@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 
 from hub.engine.arguments import NO_PREVIEWS, Refused, arguments_for
+from hub.engine.devices import out_of_memory
 from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Previewed, Stepped
 from hub.engine.receipts import receipt_of
 from hub.imaging.encode import Finisher
@@ -237,7 +238,7 @@ def failed_by(request_id: int, error: BaseException) -> Failed:
         return Failed(request_id, "invalid", error.message, error.param)
     if isinstance(error, Blocked):
         return Failed(request_id, "blocked", "The model's safety checker hid the picture.", "prompt")
-    if isinstance(error, torch.OutOfMemoryError):
+    if out_of_memory(error):
         words = "The device ran out of memory. Ask for a smaller size or fewer pictures."
     elif isinstance(error, ArithmeticError):
         words = "The model produced no valid picture (its numbers overflowed)."

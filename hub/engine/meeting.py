@@ -7,11 +7,12 @@ text encoder has said before, it says without waiting.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import greenlet
@@ -20,27 +21,41 @@ from hub.engine.compiling import CompiledModule, Compiler
 from hub.engine.memo import Memo
 from hub.engine.merge import Layout, cut, joined, layout_of, merge, signature, split
 from hub.engine.outputs import copied
+from hub.engine.residency import Residency
 from hub.engine.skipping import Skipper
 from hub.engine.streams import Streams
+from hub.pipelines.tiling import can_tile, in_tiles
 
 if TYPE_CHECKING:
     import torch
 
 _serials = itertools.count()
 
+Place = tuple[int, str]
+"""A module by its id, and the name of a method."""
+
 
 class Run(greenlet.greenlet):
     """The greenlet of one picture: meeting points may suspend it, back into the `loop` that made it.
 
     `steps()` tells how many denoising steps it has in all, and `done()` how many it has done; None where the pipeline
-    cannot tell.
+    cannot tell. `needs`: bytes that a row takes at a method of a module, beside the weights, where that is known.
+    `tiled`: whether it went through a VAE in tiles, for want of memory.
     """
 
-    def __init__(self, body: Callable[[], Any], steps: Callable[[], int], done: Callable[[], int] | None) -> None:
+    def __init__(
+        self,
+        body: Callable[[], Any],
+        steps: Callable[[], int],
+        done: Callable[[], int] | None,
+        needs: Mapping[Place, int] | None = None,
+    ) -> None:
         super().__init__(body)
         self.loop = greenlet.getcurrent()
         self.steps = steps
         self.done = done
+        self.needs = needs or {}
+        self.tiled = False
 
 
 class Call:
@@ -69,14 +84,18 @@ class MeetingPoint:
         streams: Streams | None = None,
         skipper: Skipper | None = None,
         compiler: Compiler | None = None,
+        residency: Residency | None = None,
         variant: str = "",
     ) -> None:
         """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
         `streams` compute parts of a large batch side by side. `skipper` leaves calls out.
-        `compiler` compiles what comes often. `variant` tells modules apart whose forwards take another time."""
+        `compiler` compiles what comes often. `residency` has the module's weights. `variant` tells modules apart whose forwards take another time."""
         self.denoising = denoising
         self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}{variant}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
+        self.module = module
+        self.method = method
+        self.residency = residency
         self._memo = memo
         self._streams = streams
         self._skipper = skipper
@@ -93,6 +112,8 @@ class MeetingPoint:
     def _meet(self, *args: Any, **kwargs: Any) -> Any:
         run = greenlet.getcurrent()
         if not isinstance(run, Run):
+            if self.residency is not None:
+                self.residency.bring(self.module)
             return self._plain(*args, **kwargs)
         arguments = self._named(args, kwargs)
         known_as = self._memo.key(self._owner, arguments) if self._memo else None
@@ -131,19 +152,40 @@ class MeetingPoint:
     def _forward(self, calls: Sequence[Call]) -> list[Any]:
         arguments = [call.arguments for call in calls]
         layouts = [call.layout for call in calls]
-        shares = self._streams.shares(sum(layout.rows for layout in layouts)) if self._streams else []
+        streams = self._streams if self._whole else None
+        shares = streams.shares(sum(layout.rows for layout in layouts)) if streams else []
         if len(calls) == 1 and len(shares) < 2:
             return [self._call(arguments[0])]
         merged = merge(arguments, layouts) if len(calls) > 1 else dict(arguments[0])
-        if self._streams is None or len(shares) < 2:
+        if streams is None or len(shares) < 2:
             return split(self._call(merged), layouts)
         ends = list(itertools.accumulate(shares, initial=0))
         parts = [cut(merged, arguments[0], layouts[0], slice(*ends[k : k + 2])) for k in range(len(shares))]
-        outputs = self._streams.run([functools.partial(self._call, part) for part in parts])
+        outputs = streams.run([functools.partial(self._call, part) for part in parts])
         return split(joined(outputs, [Layout(share, layouts[0].ragged) for share in shares]), layouts)
 
+    @property
+    def can_tile(self) -> bool:
+        """Whether the method can work in tiles."""
+        return self.method in ("encode", "decode") and can_tile(self.module)
+
+    @contextlib.contextmanager
+    def in_tiles(self, call: Call) -> Iterator[None]:
+        """A forward for this call works in tiles, where it can."""
+        if not self.can_tile:
+            yield
+            return
+        with in_tiles(self.module, self.method, next(iter(call.arguments.values()))):
+            yield
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the module is all on the device: while its blocks come and go, one forward at a time runs, and as
+        the module has it."""
+        return self.residency is None or self.residency.whole(self.module)
+
     def _call(self, arguments: dict[str, Any]) -> Any:
-        return self._own(arguments) if self._compiled is None else self._compiled(arguments)
+        return self._compiled(arguments) if self._compiled is not None and self._whole else self._own(arguments)
 
     def _own(self, arguments: dict[str, Any]) -> Any:
         # By position, as they came: a method that wraps another one may call its first parameter as it likes.

@@ -17,6 +17,7 @@ from hub.engine.jobs import Job
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.protocol import EngineModel, Generate, Notice, Picture
+from hub.engine.residency import Held, Residency
 from hub.engine.streams import Streams
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline
@@ -61,8 +62,10 @@ def request(task: Task, size: tuple[int, int], images: list[Image.Image], mask: 
 class Engine:
     """The weave with one model, as the worker puts it together, without the worker's process."""
 
-    def __init__(self, folder: Path, dtype: str = "float32") -> None:
+    def __init__(self, folder: Path, dtype: str = "float32", *, fits: str | None = None) -> None:
+        """`fits`: what the device has room for: all, or only the largest `module`, or of that a `block` at a time."""
         self.pipeline: LoadedPipeline = load_pipeline(str(folder), dtype, CPU)
+        self.residency = Residency(CPU, self._limit(fits) if fits else None)
         self.rows: list[int] = []
         self.notices: list[list[Notice]] = []
         self.steps: dict[int, list[tuple[int, int]]] = {}
@@ -71,11 +74,22 @@ class Engine:
         for shared in self.pipeline.shared_methods():
             memory = memo if shared.reading else None
             streams = STREAMS if shared.denoising else None
-            point = MeetingPoint(shared.module, shared.method, denoising=shared.denoising, memo=memory, streams=streams)
+            self.residency.hold(shared.module)
+            point = MeetingPoint(
+                *(shared.module, shared.method),
+                denoising=shared.denoising,
+                memo=memory,
+                streams=streams,
+                residency=self.residency,
+            )
             if shared.denoising:
                 self._count(point)
                 self._denoiser = shared.module
                 self._halt.watch(shared.module)
+
+    def _limit(self, fits: str) -> int:
+        held = [Held(shared.module) for shared in self.pipeline.shared_methods()]
+        return max(each.bytes if fits == "module" else each.least for each in held)
 
     def _count(self, point: MeetingPoint) -> None:
         plain = point.forward
@@ -125,7 +139,7 @@ class Engine:
         def on_step(number: int, done: int, total: int) -> None:
             self.steps[number].append((done, total))
 
-        weave = Weave(64, on_step, outcomes.__setitem__)
+        weave = Weave(64, on_step, outcomes.__setitem__, residency=self.residency)
         for number, frame in enumerate(frames):
             job = Job(frame, self.pipeline, lambda _: None, lambda *_: None)
             self.notices.append(arguments_for(frame, self.pipeline)[1])
