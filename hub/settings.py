@@ -78,6 +78,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     max_queue: PositiveInt = 64
     max_batch: PositiveInt = 16
     device: Device = "auto"
+    device_memory_mb: PositiveInt | None = None
+    device_reserve_mb: Annotated[int, Meta(ge=0)] = 512
+    keep_alive: Annotated[int, Meta(ge=-1)] = 300
     engine_start_timeout: PositiveInt = 300
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -81,10 +81,10 @@ def memory_of(device: torch.device) -> DeviceMemory:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return DeviceMemory(str(device), total, max(0, total - torch.mps.current_allocated_memory()))
-    return DeviceMemory(str(device), *_main_memory())
+    return DeviceMemory(str(device), *main_memory())
 
 
-def _main_memory() -> tuple[int, int]:
+def main_memory() -> tuple[int, int]:
     """The machine's, in all and available; where the latter is not told, all of it."""
     try:
         lines = (line.split() for line in MEMORY.read_text().splitlines())

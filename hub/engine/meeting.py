@@ -16,6 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import greenlet
+from msgspec import Struct
 
 from hub.engine.compiling import CompiledModule, Compiler
 from hub.engine.memo import Memo
@@ -29,18 +30,23 @@ from hub.pipelines.tiling import can_tile, in_tiles
 if TYPE_CHECKING:
     import torch
 
-_serials = itertools.count()
-
 Place = tuple[int, str]
 """A module by its id, and the name of a method."""
+
+
+class Budget(Struct):
+    """A picture's memory: bytes that a row takes beside the weights, by module and method, where that is known; and
+    whether it went through a VAE in tiles, for want of more."""
+
+    needs: Mapping[Place, int] = {}
+    tiled: bool = False
 
 
 class Run(greenlet.greenlet):
     """The greenlet of one picture: meeting points may suspend it, back into the `loop` that made it.
 
     `steps()` tells how many denoising steps it has in all, and `done()` how many it has done; None where the pipeline
-    cannot tell. `needs`: bytes that a row takes at a method of a module, beside the weights, where that is known.
-    `tiled`: whether it went through a VAE in tiles, for want of memory.
+    cannot tell.
     """
 
     def __init__(
@@ -48,14 +54,13 @@ class Run(greenlet.greenlet):
         body: Callable[[], Any],
         steps: Callable[[], int],
         done: Callable[[], int] | None,
-        needs: Mapping[Place, int] | None = None,
+        budget: Budget | None = None,
     ) -> None:
         super().__init__(body)
         self.loop = greenlet.getcurrent()
         self.steps = steps
         self.done = done
-        self.needs = needs or {}
-        self.tiled = False
+        self.budget = budget or Budget()
 
 
 class Call:
@@ -89,7 +94,8 @@ class MeetingPoint:
     ) -> None:
         """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
         `streams` compute parts of a large batch side by side. `skipper` leaves calls out.
-        `compiler` compiles what comes often. `residency` has the module's weights. `variant` tells modules apart whose forwards take another time."""
+        `compiler` compiles what comes often. `residency` has the module's weights. `variant` tells modules apart whose
+        forwards take another time."""
         self.denoising = denoising
         self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}{variant}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
@@ -99,7 +105,6 @@ class MeetingPoint:
         self._memo = memo
         self._streams = streams
         self._skipper = skipper
-        self._owner = f"{next(_serials)}"  # of equal names, the weights may differ
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
         kinds = {parameter.kind for parameter in self._signature.parameters.values()}
@@ -116,7 +121,7 @@ class MeetingPoint:
                 self.residency.bring(self.module)
             return self._plain(*args, **kwargs)
         arguments = self._named(args, kwargs)
-        known_as = self._memo.key(self._owner, arguments) if self._memo else None
+        known_as = self._memo.key(id(self.module), arguments) if self._memo else None
         known = self._memo.get(known_as) if self._memo and known_as else None
         if known is not None:
             return known
@@ -191,6 +196,11 @@ class MeetingPoint:
         # By position, as they came: a method that wraps another one may call its first parameter as it likes.
         bound = inspect.BoundArguments(self._signature, arguments)
         return self._plain(*bound.args, **bound.kwargs)
+
+
+def is_meeting_point(module: torch.nn.Module, method: str) -> bool:
+    """Whether the method has been made one."""
+    return isinstance(getattr(getattr(module, method), "__self__", None), MeetingPoint)
 
 
 def _config_digest(module: torch.nn.Module) -> str:

@@ -23,6 +23,7 @@ from hub.engine.halting import blocks_of
 
 log = logging.getLogger("hub.worker")
 
+MANY = 1 << 30
 SMALL = 256 * 1024 * 1024
 """Bytes that a machine is not asked for before they are used."""
 
@@ -41,7 +42,8 @@ class Part:
 
     def leave(self, device: torch.device) -> None:
         """To main memory."""
-        if self.home is None or any(own.dtype != each.dtype for own, each in zip(self.home, self.parameters)):
+        pairs = zip(self.home or self.parameters, self.parameters, strict=True)
+        if self.home is None or any(home.dtype != each.dtype for home, each in pairs):
             self.home = [_to_main(each.data) for each in self.parameters]
         for each in self.parameters:
             each.data = _stand_in(each.data, device)
@@ -101,14 +103,16 @@ class Held:
 class Residency:
     """All modules of one device thread, which alone calls it."""
 
-    def __init__(self, device: torch.device, limit: int | None = None) -> None:
+    def __init__(self, device: torch.device, limit: int | None = None, reserve: int = 0) -> None:
         """`limit`: bytes of the device that weights and what is computed with them may take; None for what is there.
+        `reserve`: bytes that are left to other programs.
 
         On a CPU modules lie in main memory and nothing travels, unless there is a limit: then they are copied to a
         part of it of that size, as if it were a device of its own.
         """
         self.device = device
         self.limit = limit
+        self._reserve = reserve
         self.moves = device.type != "cpu" or limit is not None
         self.uploads = 0
         """How many times a module had to be brought, in whole or in part."""
@@ -140,6 +144,11 @@ class Residency:
         held = self._held.get(id(module))
         return held is None or held.whole
 
+    def least(self, module: torch.nn.Module) -> int:
+        """Bytes of its weights that must be on the device at once, beside what is there for good."""
+        held = self._held.get(id(module))
+        return held.least if held is not None and self.moves else 0
+
     def where(self, module: torch.nn.Module) -> tuple[int, int]:
         """Bytes of its weights, and of those on the device."""
         held = self._held.get(id(module))
@@ -149,6 +158,11 @@ class Residency:
     def on_device(self) -> int:
         """Bytes of weights that are there."""
         return sum(held.here_bytes for held in self._held.values())
+
+    @property
+    def lacking(self) -> int:
+        """Bytes that other programs have taken of the reserve."""
+        return max(0, self._reserve - memory_of(self.device).free)
 
     @property
     def capacity(self) -> int:
@@ -161,6 +175,13 @@ class Residency:
         if held is None or not self.moves:
             return False
         return held.missing > 0 and held.missing + held.workspace > self._room()
+
+    def rows(self, module: torch.nn.Module, need: int) -> int:
+        """The most rows that a forward has memory for, where each takes `need` bytes; one at least."""
+        if need < SMALL // 8:
+            return MANY
+        weights = self.where(module)[0] if self.moves else 0
+        return max(1, (self.capacity - weights) // need)
 
     def bring(self, module: torch.nn.Module, workspace: int = 0) -> bool:
         """Puts a module on the device, and leaves `workspace` bytes for what it computes. False where that cannot be;
@@ -206,7 +227,7 @@ class Residency:
 
     def _room(self) -> int:
         """Bytes that are free for weights and what is computed with them."""
-        free = memory_of(self.device).free
+        free = memory_of(self.device).free - self._reserve
         return free if self.limit is None else min(free, self.limit - self.on_device)
 
     def _oldest_first(self) -> list[Held]:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from hub.engine.devices import out_of_memory
 from hub.engine.halting import Halt, Halted
-from hub.engine.meeting import Call, Place, Run
+from hub.engine.meeting import Budget, Call, Run
 from hub.engine.meter import Meter, rows_of
 from hub.engine.policy import Ledger, Waiting, choose
 from hub.engine.residency import Residency
@@ -40,19 +40,19 @@ class Picture:
         steps: Callable[[], int],
         done: Callable[[], int] | None,
         owner: str,
-        needs: Mapping[Place, int] | None,
+        budget: Budget | None,
     ) -> None:
         self.number = number
-        self.run = Run(body, steps, done, needs)
+        self.run = Run(body, steps, done, budget)
         self.owner = owner
         self.done_steps = 0
         self.waited = 0
         self.call: Call | None = None
         self.kind = ""
 
-    def workspace(self, call: Call) -> int:
-        """Bytes that the call will take beside the weights, as far as that is known."""
-        return call.layout.rows * self.run.needs.get((id(call.point.module), call.point.method), 0)
+    def need(self, call: Call) -> int:
+        """Bytes that each of the call's rows will take beside the weights, as far as that is known."""
+        return self.run.budget.needs.get((id(call.point.module), call.point.method), 0)
 
     def waiting(self, call: Call, cap: int) -> Waiting:
         """The policy's view of it and its call."""
@@ -112,11 +112,11 @@ class Weave:
         steps: Callable[[], int],
         owner: str = "",
         done: Callable[[], int] | None = None,
-        needs: Mapping[Place, int] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """Starts a run; it goes on to its first meeting point at once. For `steps`, `done` and `needs` see Run;
+        """Starts a run; it goes on to its first meeting point at once. For `steps`, `done` and `budget` see Run;
         `owner` is whom its forwards count for."""
-        picture = self._pictures[number] = Picture(number, body, steps, done, owner, needs)
+        picture = self._pictures[number] = Picture(number, body, steps, done, owner, budget)
         self._resume(picture)
 
     def cancel(self, number: int) -> None:
@@ -138,7 +138,7 @@ class Weave:
         """Runs one forward for the most urgent waiting calls, and resumes each of them; not where it was halted: who
         cancelled them is about to say so."""
         waiting = {number: (picture, picture.call) for number, picture in self._pictures.items() if picture.call}
-        views = [picture.waiting(call, self._cap(picture)) for picture, call in waiting.values()]
+        views = [picture.waiting(call, self._cap(picture, call)) for picture, call in waiting.values()]
         chosen = choose(views, self._ledger)
         group = [waiting[view.run] for view in chosen]
         self._ledger.note(views, chosen, self._cost(group))
@@ -167,8 +167,11 @@ class Weave:
             picture.done_steps = done
             self._on_step(picture.number, min(done, total), total)
 
-    def _cap(self, picture: Picture) -> int:
-        return min(self._max_rows, self._meter.cap(picture.kind)) if self._meter else self._max_rows
+    def _cap(self, picture: Picture, call: Call) -> int:
+        cap = min(self._max_rows, self._meter.cap(picture.kind)) if self._meter else self._max_rows
+        if self._residency is None:
+            return cap
+        return min(cap, self._residency.rows(call.point.module, picture.need(call)))
 
     def _cost(self, group: list[tuple[Picture, Call]]) -> float:
         """What is expected, not what is measured: that may come later, and the first forward of a kind may compile,
@@ -217,8 +220,8 @@ class Weave:
         try:
             if self._residency is not None:
                 self._residency.lighten(call.point.module)
-                self._residency.bring(call.point.module, 0 if call.point.can_tile else picture.workspace(call))
-            picture.run.tiled |= call.point.can_tile
+                self._residency.bring(call.point.module, 0 if call.point.can_tile else picture.need(call) * call.layout.rows)
+            picture.run.budget.tiled |= call.point.can_tile
             with call.point.in_tiles(call), self._halting([(picture, call)]):
                 return call.point.forward([call])[0]
         except Exception as error:
@@ -229,7 +232,7 @@ class Weave:
         point = group[0][1].point
         if self._residency is None:
             return True
-        return self._residency.bring(point.module, sum(picture.workspace(call) for picture, call in group))
+        return self._residency.bring(point.module, sum(picture.need(call) * call.layout.rows for picture, call in group))
 
     def _halting(self, group: list[tuple[Picture, Call]]) -> contextlib.AbstractContextManager[None]:
         return self._halt.during([picture.number for picture, _ in group]) if self._halt else contextlib.nullcontext()

@@ -19,12 +19,16 @@ from hub.engine.placement import WorkerState
 from hub.engine.protocol import (
     Cancel,
     CannotStart,
+    Failed,
     Finished,
     Generate,
+    Load,
     Memory,
     Ping,
     Pong,
     Ready,
+    Settled,
+    Unload,
     from_worker,
     pack,
     read_frame,
@@ -41,6 +45,8 @@ PING_EVERY = 10.0
 MAX_UNANSWERED = 6
 """So many pings in a row, with no other frame either, and the worker is taken for frozen. Patient: a library that is
 imported or a driver that wakes up holds the interpreter's lock, and with it the worker's reader, for many seconds."""
+
+MEGABYTE = 1024 * 1024
 
 NOT_STARTED = "The engine could not be started; the server's log says why."
 
@@ -80,6 +86,8 @@ class WorkerProcess:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the worker is ready, or with an EngineUnavailable when this start has failed; then a new one."""
         self.requests = InFlight()
+        self.holds: Memory | None = None
+        """What the worker has said last of its memory; None before it has said anything."""
         self._number = number
         self._settings = settings
         self._environment = environment
@@ -138,6 +146,15 @@ class WorkerProcess:
                     writer.write(pack(Cancel(request.id)))
                 raise
 
+    async def ask(self, request: Load | Unload) -> Settled:
+        """Has a model loaded, or models unloaded; the worker must be ready. Raises as `generate` does."""
+        assert self._writer is not None  # noqa: S101  # only ready workers are chosen
+        with self.requests.asking(request.id) as answer:
+            with contextlib.suppress(ConnectionError):  # then the answer is an exception already
+                self._writer.write(pack(request))
+                await self._writer.drain()
+            return await answer
+
     async def run(self) -> None:
         """Starts the worker, serves it until it ends, and starts it again; forever."""
         failures = 0
@@ -191,6 +208,8 @@ class WorkerProcess:
             *("--device", self.device, "--setting", settings.device, "--max-batch", str(settings.max_batch)),
             *("--learned", str(settings.cache_dir / learned), "--compiled", str(settings.cache_dir / "compiled")),
             *("--hashes", str(settings.cache_dir / "weights.json"), "--log-level", settings.log_level),
+            *("--keep-alive", str(settings.keep_alive), "--reserve", str(settings.device_reserve_mb * MEGABYTE)),
+            *(("--limit", str(settings.device_memory_mb * MEGABYTE)) if settings.device_memory_mb else ()),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
             env={**os.environ, **self._environment, **code_caches(settings.cache_dir)},
@@ -233,10 +252,15 @@ class WorkerProcess:
                         self._cause = f"The engine cannot start: {message.reason}"
                         return
                     case Memory():
-                        self._memory = self._memory[0], message.free
-                        self._held = frozenset(message.models)
-                        self._loading.pop(message.tried, None)
+                        self._memory = self._memory[0], message.device.free
+                        self._held = frozenset(model.id for model in message.models)
+                        self._loading.pop(message.tried or "", None)
+                        self.holds = message
                     case Pong():
+                        pass
+                    case Settled() | Failed() if self.requests.settle(message):
+                        pass
+                    case Settled():
                         pass
                     case _:
                         self.requests.hand_out(message)
@@ -258,7 +282,7 @@ class WorkerProcess:
         if self._writer is not None:
             self._writer.close()  # at which the worker exits
             self._writer = None
-        self._memory, self._held, self._loading = (0, 0), frozenset(), {}
+        self._memory, self._held, self._loading, self.holds = (0, 0), frozenset(), {}, None
         words = "The engine process stopped while it made this picture. It is being restarted; try again."
         self.requests.fail_all(words)
         return was_ready

@@ -117,7 +117,7 @@ class Engine:
         hooks += [block.register_forward_pre_hook(count_others) for block in others]
         outcomes: dict[int, Any] = {}
         weave = Weave(64, lambda *_: None, outcomes.__setitem__, halt=self._halt)
-        draw, steps, done = Job(frame, self.pipeline, lambda _: None, lambda *_: None).body(0)
+        draw, steps, done = Job(frame, self.pipeline, lambda _: None, lambda *_: None, Residency(CPU)).body(0)
         weave.start(0, draw, steps, done=done)
         while begun[0] < 3:
             weave.tick()
@@ -141,7 +141,7 @@ class Engine:
 
         weave = Weave(64, on_step, outcomes.__setitem__, residency=self.residency)
         for number, frame in enumerate(frames):
-            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None)
+            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None, Residency(CPU))
             self.notices.append(arguments_for(frame, self.pipeline)[1])
             draw, steps, done = job.body(0)
             weave.start(number, draw, steps, done=done)
