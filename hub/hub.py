@@ -44,7 +44,8 @@ class Hub:
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
-        self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine, receipts=settings.receipts)}
+        self._local = LocalProvider(self.engine, receipts=settings.receipts)
+        self._providers: dict[str, Provider] = {"local": self._local}
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
@@ -56,6 +57,16 @@ class Hub:
             usage = count_usage(request.prompt, result.sources, result.size, len(result.images))
             result = msgspec.structs.replace(result, usage=usage)
         return result
+
+    async def load(self, model: str, *, pinned: bool | None = None) -> None:
+        """Has a model in memory before it is asked for. `pinned`: whether it stays there; None leaves that as it is.
+        Raises HubError."""
+        await self._local.load(self.registry.get(model).manifest, pinned=pinned)
+
+    async def unload(self, model: str | None) -> tuple[list[str], list[str]]:
+        """Gives back the memory of a model, or of all; returns the ids of those that are gone, and of those that still
+        have work and go when it is done. Raises ModelNotFound."""
+        return await self.engine.unload(None if model is None else [self.registry.get(model).manifest.id])
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:

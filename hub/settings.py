@@ -33,7 +33,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 log = logging.getLogger(__name__)
 
-NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON"}
+NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY"}
 """Variables for the command line and for scripts/."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]

@@ -201,14 +201,14 @@ class Residency:
             return True
         self._thin_out(held, held.rest.bytes * (not held.rest.here) + workspace)
         self._load(held, [held.rest] if not held.rest.here else [])
-        return max((block.bytes for block in held.blocks), default=0) + workspace <= self._room() + self._in_blocks(held)
+        return held.least - held.rest.bytes + workspace <= self._room() + held.here_bytes - held.rest.bytes
 
     def lighten(self, module: torch.nn.Module) -> None:
         """After the device ran out of memory in the module's forward: all others leave, and of its own blocks as
         many as may."""
         for held in self._held.values():
-            if self.moves and (held.module is not module or held.blocks):
-                self._leave(held, held.parts if held.module is not module else held.blocks)
+            if self.moves:
+                self._leave(held.parts if held.module is not module else held.blocks)
         free_caches(self.device)
 
     def make_way(self, wanted: int, busy: Callable[[torch.nn.Module], bool]) -> int:
@@ -220,7 +220,7 @@ class Residency:
                 break
             if self.moves and not busy(held.module):
                 given += held.here_bytes
-                self._leave(held, held.parts)
+                self._leave(held.parts)
         if given:
             free_caches(self.device)
         return given
@@ -238,19 +238,16 @@ class Residency:
             if wanted <= self._room():
                 return
             if held is not wanting:
-                self._leave(held, held.parts)
+                self._leave(held.parts)
 
     def _thin_out(self, held: Held, wanted: int) -> None:
         """Its last blocks leave, as far as that helps."""
         for block in reversed(held.blocks):
             if wanted + (0 if block.here else block.bytes) <= self._room():
                 return
-            self._leave(held, [block])
+            self._leave([block])
 
-    def _in_blocks(self, held: Held) -> int:
-        return sum(block.bytes for block in held.blocks if block.here)
-
-    def _leave(self, held: Held, parts: Iterable[Part]) -> None:
+    def _leave(self, parts: Iterable[Part]) -> None:
         with torch.inference_mode(False), torch.no_grad():
             for part in parts:
                 if part.here:
@@ -275,7 +272,7 @@ class Residency:
                 for block in _before(held, part):
                     if part.bytes + held.workspace <= self._room():
                         break
-                    self._leave(held, [block])
+                    self._leave([block])
                 with torch.inference_mode(False), torch.no_grad():
                     part.arrive(self.device, stays=False)
                 self.uploaded += part.bytes

@@ -220,7 +220,9 @@ class Weave:
         try:
             if self._residency is not None:
                 self._residency.lighten(call.point.module)
-                self._residency.bring(call.point.module, 0 if call.point.can_tile else picture.need(call) * call.layout.rows)
+                self._residency.bring(
+                    call.point.module, 0 if call.point.can_tile else picture.need(call) * call.layout.rows
+                )
             picture.run.budget.tiled |= call.point.can_tile
             with call.point.in_tiles(call), self._halting([(picture, call)]):
                 return call.point.forward([call])[0]
@@ -232,7 +234,9 @@ class Weave:
         point = group[0][1].point
         if self._residency is None:
             return True
-        return self._residency.bring(point.module, sum(picture.need(call) * call.layout.rows for picture, call in group))
+        return self._residency.bring(
+            point.module, sum(picture.need(call) * call.layout.rows for picture, call in group)
+        )
 
     def _halting(self, group: list[tuple[Picture, Call]]) -> contextlib.AbstractContextManager[None]:
         return self._halt.during([picture.number for picture, _ in group]) if self._halt else contextlib.nullcontext()

@@ -16,7 +16,9 @@ LEAST, MOST = 64, 512
 
 def can_tile(vae: Any) -> bool:
     """Whether diffusers can do it with this one."""
-    return hasattr(vae, "use_tiling") and (hasattr(vae, "tile_sample_min_size") or hasattr(vae, "tile_sample_min_width"))
+    return hasattr(vae, "use_tiling") and (
+        hasattr(vae, "tile_sample_min_size") or hasattr(vae, "tile_sample_min_width")
+    )
 
 
 def tile_side(longer: int) -> int:

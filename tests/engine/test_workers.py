@@ -79,7 +79,9 @@ while (frame := receive_frame(connection)):
     elif isinstance(message, Generate):
         if message.model.id not in held:
             held.append(message.model.id)
-            connection.sendall(pack(Memory((80 - 10 * len(held)) << 30, held, message.model.id)))
+            models = [HeldModel(name, 0, 0, -1, False, 0, []) for name in held]
+            left = DeviceMemory(device, 80 << 30, (80 - 10 * len(held)) << 30)
+            connection.sendall(pack(Memory(left, 0, None, models, tried=message.model.id)))
         if message.prompt != "wait":
             connection.sendall(pack(Finished(message.id, [device.encode()], [])))
 """

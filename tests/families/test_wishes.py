@@ -163,6 +163,7 @@ def test_previews_of_packed_latents_are_the_picture_so_far(family: str, tmp_path
     pipeline.viewer = LatentViewer(pipeline.viewer._vae, linear=False, unfold=pipeline.viewer._unfold)
     seen: list[np.ndarray] = []
     frame = wish(num_inference_steps=12, partial_images=3)
+
     def look(_job: Job, _index: int, _partial: int, pixels: Any) -> None:
         seen.append(pixels.astype(int))
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from hub.engine.supervisor import Engine
-from hub.providers.local.plan import QUALITY, prepare
+from hub.providers.local.plan import QUALITY, engine_model, prepare
 from hub.registry import ModelManifest
 from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
 
@@ -54,3 +54,7 @@ class LocalProvider:
             sources=sources,
             warnings=warnings,
         )
+
+    async def load(self, manifest: ModelManifest, *, pinned: bool | None) -> None:
+        """Has the model in memory; see `Engine.load`."""
+        await self._engine.load(engine_model(manifest), pinned=pinned)
