@@ -93,6 +93,24 @@ def choose(workers: Sequence[WorkerState], wanted: Wanted, *, patient: bool = Tr
     return min(large or ready, key=lambda index: (workers[index].queue, -room[index]))
 
 
+def crowded(workers: Sequence[WorkerState], chosen: int, wanted: Wanted) -> bool:
+    """Whether the chosen worker would load the model into less memory than it wants, as far as that is known. Not for
+    a CPU beside GPUs: what others hold on those is not in its way."""
+    worker = workers[chosen]
+    if worker.has(wanted.model) or not worker.total or chosen not in _counting(workers):
+        return False
+    return _room(workers, worker.device) < wanted.size * ROOM
+
+
+def empty(workers: Sequence[WorkerState]) -> bool:
+    """Whether nothing is held or loaded, a CPU beside GPUs left out."""
+    return all(workers[index].empty for index in _counting(workers))
+
+
+def _counting(workers: Sequence[WorkerState]) -> list[int]:
+    return candidates([worker.device for worker in workers], None)
+
+
 def _room(workers: Sequence[WorkerState], device: str) -> int:
     """Bytes that will be free when all is loaded that was asked for. Workers on one device (the CPU) share them: the
     lowest report is the newest."""

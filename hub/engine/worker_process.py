@@ -70,9 +70,12 @@ class WorkerProcess:
         settings: Settings,
         environment: Mapping[str, str],
         on_ready: Callable[[Ready], None],
+        *,
+        on_memory: Callable[[], None],
     ) -> None:
         """number: among all workers. device: may be `auto`, until the first worker has told which one that is.
-        environment: the worker's own variables. on_ready: hears of each start."""
+        environment: the worker's own variables. on_ready: hears of each start. on_memory: hears when `state` tells of
+        other models or other memory."""
         self.device = device
         self.process: asyncio.subprocess.Process | None = None
         self.problem: str | None = None
@@ -84,6 +87,7 @@ class WorkerProcess:
         self._settings = settings
         self._environment = environment
         self._on_ready = on_ready
+        self._on_memory = on_memory
         self._writer: asyncio.StreamWriter | None = None
         self._cause = NOT_STARTED
         self._unanswered = 0
@@ -236,6 +240,7 @@ class WorkerProcess:
                         self._memory = self._memory[0], message.free
                         self._held = frozenset(message.models)
                         self._loading.pop(message.tried, None)
+                        self._on_memory()
                     case Pong():
                         pass
                     case _:
@@ -261,6 +266,7 @@ class WorkerProcess:
         self._memory, self._held, self._loading = (0, 0), frozenset(), {}
         words = "The engine process stopped while it made this picture. It is being restarted; try again."
         self.requests.fail_all(words)
+        self._on_memory()
         return was_ready
 
     def _refuse(self, words: str) -> None:
