@@ -40,6 +40,8 @@ CLOSE = 20.0
 POLL = 0.25
 MAX_BYTES = 1 << 20
 MAX_MODELS = 100
+NOBODY = 0
+"""In a status's stead: nothing listens."""
 
 T = TypeVar("T")
 
@@ -134,6 +136,8 @@ class Neighbour:
                 return bytes(data)
         except TimeoutError:
             raise _Unhelpful(f"did not answer {did} within {seconds:.0f} s") from None
+        except httpx2.ConnectError:
+            raise _Unhelpful("cannot be reached (ConnectError)", NOBODY) from None
         except httpx2.HTTPError as error:
             raise _Unhelpful(f"cannot be reached ({type(error).__name__})") from None
 
@@ -197,10 +201,11 @@ class VLLM(Neighbour):
             if await self._sleeps(client):
                 raise _Unhelpful("sleeps still")
         except _Unhelpful as error:
-            if error.status != 404:  # else it was started anew, without the endpoints
+            if error.status not in (NOBODY, 404):  # else it has ended, or was started anew without the endpoints
                 raise
+        else:
+            log.info("%s is awake", self.name)
         self.asleep = False
-        log.info("%s is awake", self.name)
 
     async def _sleeps(self, client: httpx2.AsyncClient) -> bool:
         try:
