@@ -18,7 +18,8 @@ from typing import Any
 import psutil
 import pytest
 
-from hub.neighbours import Neighbours
+from hub.neighbours import KINDS, Neighbours
+from hub.settings import Settings
 from tests.api.conftest import generate
 from tests.conftest import run_server, wait_for, write_manifest
 
@@ -187,6 +188,11 @@ async def until(condition: Callable[[], bool]) -> None:
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING]
+
+
+def test_every_kind_can_be_set() -> None:
+    named = [f"{kind}:http://127.0.0.1:1" for kind in KINDS]
+    assert Settings(neighbours=named).neighbours == named
 
 
 def test_ollama_unloads_all_its_models_and_is_waited_for(servers: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
