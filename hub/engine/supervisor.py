@@ -96,14 +96,20 @@ class Engine:
         request = msgspec.structs.replace(request, id=self._next_id, progress=on_event is not None)
         self._in_flight += 1
         try:
-            worker = await self._place(request.model)
-            if self._make_room is not None and self._is_crowded(worker, request.model):
-                await self._make_room()
-                worker = await self._place(request.model)  # the first one may have died meanwhile
+            worker = await self._place_with_room(request.model)
             return await worker.generate(request, on_event, self._size(request.model))
         finally:
             self._in_flight -= 1
             self._on_memory()
+
+    async def _place_with_room(self, model: EngineModel) -> WorkerProcess:
+        """As `_place`, and neighbours have been asked where the model is to be loaded into too little memory. For
+        callers that count in `in_flight`: else the neighbours are let back meanwhile."""
+        worker = await self._place(model)
+        if self._make_room is not None and self._is_crowded(worker, model):
+            await self._make_room()
+            return await self._place(model)  # the first one may have died meanwhile
+        return worker
 
     async def _place(self, model: EngineModel) -> WorkerProcess:
         """The worker that runs a request for the model, as soon as one is ready; the caller sends it at once."""
