@@ -14,6 +14,7 @@ from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
+from hub.neighbours import Neighbours
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
 from hub.registry import open_registry
@@ -39,7 +40,10 @@ class Hub:
             raise ConfigurationError(f"default_model: {error.message}") from None
         self.files = Files(settings.cache_dir, settings.file_ttl)
         models = [listed.manifest for listed in self.registry if not listed.is_alias]
-        self.engine = Engine(settings, {model.id: model.device for model in models if model.device})
+        pins = {model.id: model.device for model in models if model.device}
+        self.neighbours = Neighbours(settings.neighbours)
+        told = (self.neighbours.make_room, self.neighbours.let_back) if settings.neighbours else (None, None)
+        self.engine = Engine(settings, pins, *told)
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
@@ -74,6 +78,7 @@ class Hub:
         async with (
             self.store.running(msgspec.json.encode(RESTARTED)),
             self.files.sweeping(),
+            self.neighbours.running(),
             self.engine.running(),
             self.jobs.running(),
         ):

@@ -197,10 +197,10 @@ class Residency:
         self._make_room(held, held.missing + workspace)
         held.whole = held.missing + workspace <= self._room()
         if held.whole:
-            self._load(held, [part for part in held.parts if not part.here])
+            self._load([part for part in held.parts if not part.here])
             return True
         self._thin_out(held, held.rest.bytes * (not held.rest.here) + workspace)
-        self._load(held, [held.rest] if not held.rest.here else [])
+        self._load([held.rest] if not held.rest.here else [])
         return held.least - held.rest.bytes + workspace <= self._room() + held.here_bytes - held.rest.bytes
 
     def lighten(self, module: torch.nn.Module) -> None:
@@ -253,7 +253,7 @@ class Residency:
                 if part.here:
                     part.leave(self.device)
 
-    def _load(self, held: Held, parts: list[Part]) -> None:
+    def _load(self, parts: list[Part]) -> None:
         if not parts:
             return
         stays = self.limit is None and sum(each.bytes for each in self._held.values()) <= self.capacity

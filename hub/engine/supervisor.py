@@ -6,12 +6,12 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from hub.engine.placement import Wanted, candidates, choose
+from hub.engine.placement import Wanted, candidates, choose, crowded, empty
 from hub.engine.protocol import EngineModel, Finished, Generate, Load, Memory, Ready, Unload
 from hub.engine.worker_process import DeviceState, WorkerProcess
 from hub.errors import EngineUnavailable, HubError
@@ -38,11 +38,21 @@ WORKER_ENVIRONMENT = {
 class Engine:
     """All workers; any number of concurrent requests."""
 
-    def __init__(self, settings: Settings, pins: Mapping[str, str] | None = None) -> None:
-        """pins: models whose manifests say on which device they run, to be checked when the devices are known."""
+    def __init__(
+        self,
+        settings: Settings,
+        pins: Mapping[str, str] | None = None,
+        make_room: Callable[[], Awaitable[None]] | None = None,
+        on_empty: Callable[[], None] | None = None,
+    ) -> None:
+        """pins: models whose manifests say on which device they run, to be checked when the devices are known.
+        make_room: awaited before a model is loaded that wants more memory than is known to be free; must not raise.
+        on_empty: hears, maybe more than once, that no device holds a model and nobody waits for one."""
         self._settings = settings
         self._pins = pins or {}
         self._kept: set[EngineModel] = set()
+        self._make_room = make_room
+        self._on_empty = on_empty
         self._workers: list[WorkerProcess] = []
         self._supervisions: set[asyncio.Task[None]] = set()
         self._sizes: dict[str, int] = {}
@@ -86,18 +96,33 @@ class Engine:
         request = msgspec.structs.replace(request, id=self._number(), progress=on_event is not None)
         self._in_flight += 1
         try:
-            worker = await self._place(request.model)
+            worker = await self._place_with_room(request.model)
             return await worker.generate(request, on_event, self._size(request.model))
         finally:
             self._in_flight -= 1
+            self._on_memory()
+
+    async def _place_with_room(self, model: EngineModel) -> WorkerProcess:
+        """As `_place`, and neighbours have been asked where the model is to be loaded into too little memory. For
+        callers that count in `in_flight`: else the neighbours are let back meanwhile."""
+        worker = await self._place(model)
+        if self._make_room is not None and self._is_crowded(worker, model):
+            await self._make_room()
+            return await self._place(model)  # the first one may have died meanwhile
+        return worker
 
     async def load(self, model: EngineModel, *, pinned: bool | None = None) -> None:
         """Has the model in memory; `pinned`: whether it stays there from now on, also when a worker is started anew;
         None leaves that as it is. Raises as `generate` does."""
         if pinned is not None:
             (self._kept.add if pinned else self._kept.discard)(model)
-        worker = await self._place(model)
-        await worker.ask(Load(self._number(), model, pinned))
+        self._in_flight += 1
+        try:
+            worker = await self._place_with_room(model)
+            await worker.ask(Load(self._number(), model, pinned))
+        finally:
+            self._in_flight -= 1
+            self._on_memory()
 
     async def unload(self, models: list[str] | None) -> tuple[list[str], list[str]]:
         """Unpins the models of these ids, or all, and has their memory given back. Returns the ids of those that are
@@ -143,9 +168,17 @@ class Engine:
         except TimeoutError:
             raise EngineUnavailable("The engine has not started yet. Try again.", retry_after=10) from None
 
+    def _is_crowded(self, worker: WorkerProcess, model: EngineModel) -> bool:
+        states = [each.state for each in self._workers]
+        return crowded(states, self._workers.index(worker), Wanted(model.id, self._size(model)))
+
+    def _on_memory(self) -> None:
+        if self._on_empty is not None and not self._in_flight and empty([each.state for each in self._workers]):
+            self._on_empty()
+
     def _size(self, model: EngineModel) -> int:
-        """Bytes of the model's weights; not looked up where there is nothing to choose."""
-        if len(self._workers) < 2:
+        """Bytes of the model's weights; not looked up where nothing depends on it."""
+        if len(self._workers) < 2 and self._make_room is None:
             return 0
         if model.path not in self._sizes:
             self._sizes[model.path] = weights_of(Path(model.path))
@@ -182,7 +215,8 @@ class Engine:
 
     def _begin(self, device: str) -> None:
         environment = WORKER_ENVIRONMENT | threads_for(self._settings.devices)
-        worker = WorkerProcess(len(self._workers), device, self._settings, environment, self._on_ready)
+        number, on_memory = len(self._workers), self._on_memory
+        worker = WorkerProcess(number, device, self._settings, environment, self._on_ready, on_memory=on_memory)
         self._workers.append(worker)
         self._supervisions.add(asyncio.create_task(worker.run()))
 

@@ -76,9 +76,12 @@ class WorkerProcess:
         settings: Settings,
         environment: Mapping[str, str],
         on_ready: Callable[[Ready], None],
+        *,
+        on_memory: Callable[[], None],
     ) -> None:
         """number: among all workers. device: may be `auto`, until the first worker has told which one that is.
-        environment: the worker's own variables. on_ready: hears of each start."""
+        environment: the worker's own variables. on_ready: hears of each start. on_memory: hears when `state` tells of
+        other models or other memory."""
         self.device = device
         self.process: asyncio.subprocess.Process | None = None
         self.problem: str | None = None
@@ -92,6 +95,7 @@ class WorkerProcess:
         self._settings = settings
         self._environment = environment
         self._on_ready = on_ready
+        self._on_memory = on_memory
         self._writer: asyncio.StreamWriter | None = None
         self._cause = NOT_STARTED
         self._unanswered = 0
@@ -121,6 +125,7 @@ class WorkerProcess:
             starting=not self._settled,
             total=self._memory[0],
             free=self._memory[1],
+            spare=_spare(self.holds) if self.holds else 0,
             held=self._held,
             loading=dict(self._loading),
             busy=self.requests.busy,
@@ -256,6 +261,7 @@ class WorkerProcess:
                         self._held = frozenset(model.id for model in message.models)
                         self._loading.pop(message.tried or "", None)
                         self.holds = message
+                        self._on_memory()
                     case Pong():
                         pass
                     case Settled() | Failed() if self.requests.settle(message):
@@ -285,6 +291,7 @@ class WorkerProcess:
         self._memory, self._held, self._loading, self.holds = (0, 0), frozenset(), {}, None
         words = "The engine process stopped while it made this picture. It is being restarted; try again."
         self.requests.fail_all(words)
+        self._on_memory()
         return was_ready
 
     def _refuse(self, words: str) -> None:
@@ -294,6 +301,11 @@ class WorkerProcess:
             self.started.set_exception(EngineUnavailable(words, retry_after=10))
             self.started.exception()  # marked as seen: there may be nobody waiting
         self.started = asyncio.get_running_loop().create_future()
+
+
+def _spare(holds: Memory) -> int:
+    idle = [model for model in holds.models if not model.busy and not model.pinned]
+    return sum(module.on_device for model in idle for module in model.modules)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:
