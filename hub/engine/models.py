@@ -149,7 +149,8 @@ class Models:
         """Unloads those whose time is over; whether there were any."""
         now = time.monotonic()
         over = [key for key, model in self._held.items() if self._due(model, busy) <= now]
-        return self._unload(over, "its time is over") > 0
+        self._unload(over, "its time is over")
+        return bool(over)
 
     def next_due(self, busy: Mapping[EngineModel, int]) -> float:
         """Seconds until one's time is over, if nothing happens; infinite where that is never."""

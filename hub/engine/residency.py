@@ -24,6 +24,8 @@ from hub.engine.halting import blocks_of
 log = logging.getLogger("hub.worker")
 
 MANY = 1 << 30
+GROWTH = 128 * 1024 * 1024
+"""Bytes that other programs take and give back without needing more."""
 SMALL = 256 * 1024 * 1024
 """Bytes that a machine is not asked for before they are used."""
 
@@ -105,7 +107,7 @@ class Residency:
 
     def __init__(self, device: torch.device, limit: int | None = None, reserve: int = 0) -> None:
         """`limit`: bytes of the device that weights and what is computed with them may take; None for what is there.
-        `reserve`: bytes that are left to other programs.
+        `reserve`: bytes that should be free for other programs, when these take more than they did.
 
         On a CPU modules lie in main memory and nothing travels, unless there is a limit: then they are copied to a
         part of it of that size, as if it were a device of its own.
@@ -114,6 +116,7 @@ class Residency:
         self.limit = limit
         self._reserve = reserve
         self.moves = device.type != "cpu" or limit is not None
+        self._taken: int | None = None
         self.uploads = 0
         """How many times a module had to be brought, in whole or in part."""
         self.uploaded = 0
@@ -127,6 +130,7 @@ class Residency:
         if id(module) in self._held:
             return
         held = self._held[id(module)] = Held(module)
+        self._taken = None
         if not self.moves:
             return
         _settle(module, self.device)
@@ -159,10 +163,14 @@ class Residency:
         """Bytes of weights that are there."""
         return sum(held.here_bytes for held in self._held.values())
 
-    @property
     def lacking(self) -> int:
-        """Bytes that other programs have taken of the reserve."""
-        return max(0, self._reserve - memory_of(self.device).free)
+        """Bytes that are missing of the reserve, if other programs have taken more since the last time that something
+        was brought to the device: while they have not, nobody needs what is there."""
+        memory = memory_of(self.device)
+        taken = memory.total - memory.free - self.on_device
+        if self._taken is None or taken < self._taken:
+            self._taken = taken
+        return max(0, self._reserve - memory.free) if taken > self._taken + GROWTH else 0
 
     @property
     def capacity(self) -> int:
@@ -227,7 +235,7 @@ class Residency:
 
     def _room(self) -> int:
         """Bytes that are free for weights and what is computed with them."""
-        free = memory_of(self.device).free - self._reserve
+        free = memory_of(self.device).free
         return free if self.limit is None else min(free, self.limit - self.on_device)
 
     def _oldest_first(self) -> list[Held]:
@@ -258,6 +266,7 @@ class Residency:
             return
         stays = self.limit is None and sum(each.bytes for each in self._held.values()) <= self.capacity
         self.uploads += 1
+        self._taken = None
         with torch.inference_mode(False), torch.no_grad():
             for part in parts:
                 part.arrive(self.device, stays=stays)

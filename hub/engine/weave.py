@@ -13,8 +13,6 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from hub.engine.devices import out_of_memory
 from hub.engine.halting import Halt, Halted
 from hub.engine.meeting import Budget, Call, Run
@@ -39,6 +37,7 @@ class Picture:
         body: Callable[[], Any],
         steps: Callable[[], int],
         done: Callable[[], int] | None,
+        *,
         owner: str,
         budget: Budget | None,
     ) -> None:
@@ -116,7 +115,7 @@ class Weave:
     ) -> None:
         """Starts a run; it goes on to its first meeting point at once. For `steps`, `done` and `budget` see Run;
         `owner` is whom its forwards count for."""
-        picture = self._pictures[number] = Picture(number, body, steps, done, owner, budget)
+        picture = self._pictures[number] = Picture(number, body, steps, done, owner=owner, budget=budget)
         self._resume(picture)
 
     def cancel(self, number: int) -> None:
@@ -185,11 +184,13 @@ class Weave:
         Where the shared forward fails, each call is tried alone, so that only the one at fault fails.
         """
         kinds, calls = [picture.kind for picture, _ in group], [call for _, call in group]
+        fits = True
         try:
-            if self._bring(group):
+            fits = self._bring(group)
+            if fits:
                 with self._meter.time(kinds, calls) if self._meter else contextlib.nullcontext(), self._halting(group):
                     return calls[0].point.forward(calls)
-            failed = torch.OutOfMemoryError.__name__
+            failed = "too little memory"
         except Exception as error:
             if len(calls) == 1 and not out_of_memory(error):
                 return [error]
@@ -198,34 +199,36 @@ class Weave:
                 for kind in set(kinds):
                     self._meter.refuse(kind, rows_of(calls))
         if len(calls) == 1:  # after the except clause: its error keeps all that the failed forward had made
-            return [self._sparing(*group[0])]
+            return [self._sparing(*group[0], freeing=fits)]
         log.warning("a shared forward of %d calls failed (%s); trying each alone", len(calls), failed)
         return [self._alone(picture, call) for picture, call in group]
 
     def _alone(self, picture: Picture, call: Call) -> Any:
+        fits = True
         try:
-            if self._bring([(picture, call)]):
+            fits = self._bring([(picture, call)])
+            if fits:
                 with self._halting([(picture, call)]):
                     return call.point.forward([call])[0]
         except Exception as error:
             if not out_of_memory(error):
                 return error
-        return self._sparing(picture, call)
+        return self._sparing(picture, call, freeing=fits)
 
-    def _sparing(self, picture: Picture, call: Call) -> Any:
-        """A forward for which the device has too little memory, once more: with all else out of the way, a VAE in
-        tiles and any other module block by block."""
-        words = "%s: the device has too little memory; trying once more with all of it, and in parts"
-        log.warning(words, call.point.name)
+    def _sparing(self, picture: Picture, call: Call, *, freeing: bool) -> Any:
+        """A forward for which the device has too little memory: a VAE's in tiles, any other module's block by block.
+        `freeing`: it was tried, and failed; everything else is put out of its way before."""
+        point = call.point
+        if freeing:
+            log.warning("%s: out of memory; trying once more with all of the device, and in parts", point.name)
         try:
             if self._residency is not None:
-                self._residency.lighten(call.point.module)
-                self._residency.bring(
-                    call.point.module, 0 if call.point.can_tile else picture.need(call) * call.layout.rows
-                )
-            picture.run.budget.tiled |= call.point.can_tile
-            with call.point.in_tiles(call), self._halting([(picture, call)]):
-                return call.point.forward([call])[0]
+                if freeing:
+                    self._residency.lighten(point.module)
+                self._residency.bring(point.module, 0 if point.can_tile else picture.need(call) * call.layout.rows)
+            picture.run.budget.tiled |= point.can_tile
+            with point.in_tiles(call), self._halting([(picture, call)]):
+                return point.forward([call])[0]
         except Exception as error:
             return error
 

@@ -159,7 +159,7 @@ class Worker:
         now = time.monotonic()
         if self._models and now - self._looked >= WATCH:
             self._looked = now
-            if self._models.give_way(self._residency.lacking, busy):
+            if self._models.give_way(self._residency.lacking(), busy):
                 log.info("idle models have left %s, of which others have taken more", self._device)
             self._tell_memory()
 
