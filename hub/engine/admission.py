@@ -14,7 +14,7 @@ from hub.engine.protocol import Generate
 from hub.engine.residency import Residency
 from hub.pipelines.auto import LoadedPipeline, SharedMethod
 from hub.pipelines.tiling import can_tile, tile_side
-from hub.pipelines.workspace import TEXT, decode_bytes, forward_bytes
+from hub.pipelines.workspace import decode_bytes, denoise_bytes, read_bytes
 from hub.types import Size
 
 ATTEMPTS = 24
@@ -64,8 +64,9 @@ def _least(pipeline: LoadedPipeline, size: Size, residency: Residency) -> Iterat
 def _need(pipeline: LoadedPipeline, shared: SharedMethod, size: Size) -> int:
     if shared.method in ("encode", "decode"):
         return decode_bytes(shared.module, size.width, size.height, shared.method)
-    tokens = (size.width // pipeline.multiple) * (size.height // pipeline.multiple) if shared.denoising else 0
-    return forward_bytes(shared.module, tokens + (TEXT if pipeline.multiple > pipeline.mask_cell or not tokens else 0))
+    if not shared.denoising:
+        return read_bytes(shared.module)
+    return denoise_bytes(shared.module, (size.width // pipeline.multiple) * (size.height // pipeline.multiple))
 
 
 def _smaller(size: Size, multiple: int) -> Iterator[Size]:

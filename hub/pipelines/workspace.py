@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-DECODE, ENCODE = 6, 5
-"""Feature maps of the picture's size and the VAE's narrowest width that live at once."""
-WIDE = 26
+DECODE, ENCODE, FILM = 7, 6, 11
+"""Feature maps of the picture's size and the VAE's narrowest width that live at once; of a VAE that was made for films,
+which keeps some for the next frame, either way."""
+WIDE = 28
 """The same for denoisers (at a latent's or token's size) and text encoders: attention's heads, feed-forward's middle,
 and what a U-Net keeps for its way up."""
 TEXT = 512
@@ -21,12 +22,22 @@ def decode_bytes(vae: Any, width: int, height: int, method: str = "decode") -> i
     """Of one row's `decode` or `encode` at so many pixels."""
     widths = _config(vae, "block_out_channels", "decoder_block_out_channels", "base_dim", "dim") or 128
     narrow = min(widths) if isinstance(widths, (list, tuple)) else int(widths)
-    return (DECODE if method == "decode" else ENCODE) * width * height * narrow * _size(vae)
+    films = any(parameter.dim() == 5 for parameter in vae.parameters())
+    maps = FILM if films else DECODE if method == "decode" else ENCODE
+    return maps * width * height * narrow * _size(vae)
 
 
-def forward_bytes(module: Any, positions: int) -> int:
-    """Of one row's forward, for a module that works on so many latents or tokens."""
-    return WIDE * positions * _width(module) * _size(module)
+def denoise_bytes(module: Any, positions: int) -> int:
+    """Of one row's step, for a denoiser that works on so many latents or tokens of the picture."""
+    text = 0 if _config(module, "block_out_channels") else TEXT  # a U-Net looks at it, a transformer works on it, too
+    return WIDE * (positions + text) * _width(module) * _size(module)
+
+
+def read_bytes(module: Any) -> int:
+    """Of one prompt in a text encoder. Some compute each head's attention as a matrix."""
+    heads = _config(module, "num_attention_heads", "num_heads") or 1
+    scores = 2 * heads * TEXT * TEXT if isinstance(heads, int) else 0
+    return (WIDE * TEXT * _width(module) + scores) * _size(module)
 
 
 def _width(module: Any) -> int:
