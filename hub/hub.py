@@ -14,6 +14,7 @@ from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
+from hub.loras import Loras
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
 from hub.registry import open_registry
@@ -37,6 +38,7 @@ class Hub:
             self.registry.get(settings.default_model)
         except ModelNotFound as error:
             raise ConfigurationError(f"default_model: {error.message}") from None
+        self.loras = Loras(settings.loras_folder, must_be=settings.loras_dir is not None)
         self.files = Files(settings.cache_dir, settings.file_ttl)
         models = [listed.manifest for listed in self.registry if not listed.is_alias]
         self.engine = Engine(settings, {model.id: model.device for model in models if model.device})
@@ -44,7 +46,9 @@ class Hub:
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
-        self._providers: dict[str, Provider] = {"local": LocalProvider(self.engine, receipts=settings.receipts)}
+        self._providers: dict[str, Provider] = {
+            "local": LocalProvider(self.engine, self.loras, receipts=settings.receipts)
+        }
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""

@@ -26,6 +26,7 @@ from hub.engine.compiling import Compiler
 from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
 from hub.engine.halting import Halt
 from hub.engine.jobs import Blocked, Job, failed_by
+from hub.engine.loras import Adapters, Fitter, LoraRead
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.meter import Meter, meter_for, where_of
@@ -96,10 +97,11 @@ class Worker:
         self._connection = connection
         self._device = device
         self._sending = threading.Lock()
-        self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded | LoraRead] = queue.SimpleQueue()
         self.halt = Halt(lambda picture: self._pictures[picture][0].request.id)
         self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, halt=self.halt, stay=1)
         self._memo = Memo()
+        self._fitter = Fitter(device, self.inbox.put)
         self._streams = streams_for(device)
         self._compiler = compiler
         self._hashes = hashes
@@ -141,6 +143,8 @@ class Worker:
                 case Loaded():
                     self._on_loaded(message)
                     self._tell_memory(message.model)
+                case LoraRead():
+                    self._on_lora(message)
             block = False
 
     def _admit(self, request: Generate) -> None:
@@ -177,7 +181,7 @@ class Worker:
                 self.send(Failed(request.id, "failed", message))
             return
         for shared in loaded.pipeline.shared_methods():
-            self._install(shared, loaded.model)
+            self._install(shared, loaded.model, self._fitter.adapters(loaded.pipeline))
         for module in {id(shared.module): shared.module for shared in loaded.pipeline.shared_methods()}.values():
             self.halt.watch(module)
         self._models[loaded.model] = loaded.pipeline
@@ -185,7 +189,15 @@ class Worker:
         for request in waiting:
             self._start(request, loaded.pipeline)
 
-    def _install(self, shared: SharedMethod, model: EngineModel) -> None:
+    def _on_lora(self, done: LoraRead) -> None:
+        requests, error = self._fitter.take(done)
+        for request in requests:
+            if error is None:
+                self._admit(request)
+            else:
+                self.send(failed_by(request.id, error))
+
+    def _install(self, shared: SharedMethod, model: EngineModel, adapters: Adapters) -> None:
         """Makes the method a meeting point."""
         skipper = Skipper(model.skip) if model.skip and shared.denoising else None
         compiler = self._compiler if model.compile and shared.denoising else None
@@ -202,6 +214,7 @@ class Worker:
             skipper=skipper,
             compiler=compiler,
             variant=f"{' compiled' if compiler else ''}{f' in {storage}' if storage else ''}",
+            wardrobe=adapters.wardrobe(shared.module),
         )
 
     def _tell_memory(self, tried: EngineModel) -> None:
@@ -214,7 +227,9 @@ class Worker:
 
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
-            job = Job(request, pipeline, self.send, self._on_preview)
+            if not self._fitter.ready(request, pipeline):
+                return  # it comes again when its LoRAs are there
+            job = Job(request, pipeline, self.send, self._on_preview, self._fitter.outfit(request, pipeline))
         except Exception as error:  # the device thread serves others, too
             if not isinstance(error, Refused):
                 log.exception("%s failed", request.label or request.id)
@@ -233,6 +248,7 @@ class Worker:
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
         self.halt.forget(request_id)
+        self._fitter.forget(request_id)
         for waiting in self._loading.values():
             waiting[:] = [request for request in waiting if request.id != request_id]
         job = self._jobs.pop(request_id, None)
