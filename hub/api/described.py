@@ -90,7 +90,7 @@ def as_json_list(kind: type[Struct]) -> Content:
 
 
 def as_multipart(kind: type[Struct], **files: Upload) -> Content:
-    """A form whose text fields are this Struct's, with files beside them. A field that holds objects is JSON as text."""
+    """A form whose text fields are this Struct's, with files beside them. A field that holds objects is JSON."""
     _, components = msgspec.json.schema_components([kind], ref_template=REF + "{name}")
     schema = dict(components[kind.__name__])
     fields = {name: without_null(value) for name, value in schema["properties"].items()}

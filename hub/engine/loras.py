@@ -254,7 +254,7 @@ class Fitter:
                 log.exception("the LoRA %s could not be loaded", done.file.name)
                 error = failed
         if isinstance(error, Unsupported):
-            error = Refused("loras", f"loras: {error}")
+            error = Refused("loras", str(error))
         back = [each for each in self._waiting.values() if done.file in [lora.file for lora in each.loras]]
         for each in back:
             del self._waiting[each.id]
