@@ -26,7 +26,7 @@ from hub.engine.compiling import Compiler
 from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
 from hub.engine.halting import Halt
 from hub.engine.jobs import Blocked, Job, failed_by
-from hub.engine.loras import Adapters, Fitter, LoraRead
+from hub.engine.loras import Fitter, LoraRead, Wardrobe
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.meter import Meter, meter_for, where_of
@@ -180,8 +180,9 @@ class Worker:
             for request in waiting:
                 self.send(Failed(request.id, "failed", message))
             return
+        adapters = self._fitter.adapters(loaded.pipeline)
         for shared in loaded.pipeline.shared_methods():
-            self._install(shared, loaded.model, self._fitter.adapters(loaded.pipeline))
+            self._install(shared, loaded.model, adapters.wardrobe(shared.module))
         for module in {id(shared.module): shared.module for shared in loaded.pipeline.shared_methods()}.values():
             self.halt.watch(module)
         self._models[loaded.model] = loaded.pipeline
@@ -197,7 +198,7 @@ class Worker:
             else:
                 self.send(failed_by(request.id, error))
 
-    def _install(self, shared: SharedMethod, model: EngineModel, adapters: Adapters) -> None:
+    def _install(self, shared: SharedMethod, model: EngineModel, wardrobe: Wardrobe | None = None) -> None:
         """Makes the method a meeting point."""
         skipper = Skipper(model.skip) if model.skip and shared.denoising else None
         compiler = self._compiler if model.compile and shared.denoising else None
@@ -214,7 +215,7 @@ class Worker:
             skipper=skipper,
             compiler=compiler,
             variant=f"{' compiled' if compiler else ''}{f' in {storage}' if storage else ''}",
-            wardrobe=adapters.wardrobe(shared.module),
+            wardrobe=wardrobe,
         )
 
     def _tell_memory(self, tried: EngineModel) -> None:

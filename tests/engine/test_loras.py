@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from hub.engine.loras import Adapters, Outfit, Wardrobe
+from hub.engine.arguments import Refused
+from hub.engine.loras import Adapters, Fitter, LoraRead, Outfit, Wardrobe
 from hub.engine.meeting import MeetingPoint
 from hub.engine.protocol import Generate, WornLora
 from hub.pipelines import Unsupported
+from hub.pipelines.loading import load_pipeline
 from hub.pipelines.loras import Patch, Wearable
 from tests.families import loras
 from tests.families.builders import build
-from tests.families.harness import Bare, Engine, request
+from tests.families.harness import CPU, Bare, Engine, request
 from tests.families.loras import ATTENTION, TEXT, kohyas, save, tensors
 
 FAMILIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
@@ -298,6 +301,60 @@ def test_one_that_cannot_be_loaded_leaves_nothing_behind(small: Setting, monkeyp
         put(adapters, small.ink)
     assert (structure(pipeline.unet), structure(pipeline.text_encoder)) == before
     assert adapters.missing([small.ink]) == [small.ink.file]
+
+
+@pytest.fixture
+def done() -> queue.Queue[LoraRead]:
+    return queue.Queue()
+
+
+@pytest.fixture
+def fitter(done: queue.Queue[LoraRead]) -> Fitter:
+    return Fitter(CPU, done.put)
+
+
+def test_requests_for_the_same_lora_wait_for_one_reading(
+    small: Setting, fitter: Fitter, done: queue.Queue[LoraRead]
+) -> None:
+    pipeline = load_pipeline(str(small.model), "float32", CPU)
+    asked = [frame(WISHES["plain"], small.ink, id=number) for number in range(3)]
+    asked.append(frame(WISHES["plain"], small.ink, small.oil, id=3))
+    assert fitter.ready(frame(WISHES["plain"]), pipeline)
+    assert [fitter.ready(each, pipeline) for each in asked] == [False] * 4
+    fitter.forget(1)
+    found = {each.file.name: each for each in (done.get(timeout=60), done.get(timeout=60))}
+    assert done.empty()
+    assert fitter.take(found["ink"]) == ([asked[0], asked[2], asked[3]], None)
+    assert fitter.ready(asked[0], pipeline)
+    assert not fitter.ready(asked[3], pipeline), "it needs another one"
+    assert fitter.take(found["styles/oil"]) == ([asked[3]], None)
+    assert fitter.ready(asked[3], pipeline)
+    outfit = fitter.outfit(asked[3], pipeline)
+    assert outfit is not None
+    assert [(each.name, each.weight) for each in outfit.told] == [("ink", 1.0), ("styles/oil", 1.0)]
+    assert done.empty()
+
+
+def test_a_lora_that_does_not_fit_ends_its_requests_alone(
+    small: Setting, large: Setting, fitter: Fitter, done: queue.Queue[LoraRead]
+) -> None:
+    pipeline = load_pipeline(str(small.model), "float32", CPU)
+    bad, good = frame(WISHES["plain"], large.ink, id=1), frame(WISHES["plain"], small.oil, id=2)
+    assert not fitter.ready(bad, pipeline) and not fitter.ready(good, pipeline)
+    for read in (done.get(timeout=60), done.get(timeout=60)):
+        (back,), error = fitter.take(read)
+        assert back == (bad if isinstance(error, Refused) else good)
+        assert error is None or (isinstance(error, Refused) and error.param == "loras")
+    assert fitter.ready(good, pipeline)
+    assert not fitter.ready(bad, pipeline), "it is looked at anew"
+    assert isinstance(fitter.take(done.get(timeout=60))[1], Refused)
+
+
+def test_a_pipeline_without_loras_refuses_them(small: Setting, tmp_path: Path, fitter: Fitter) -> None:
+    pipeline = load_pipeline(str(build("pixart-sigma", tmp_path)), "float32", CPU)
+    assert fitter.adapters(pipeline).wardrobe(pipeline.own_copy("text-to-image").transformer) is None
+    with pytest.raises(Refused, match="takes no LoRAs"):
+        fitter.ready(frame(WISHES["plain"], small.ink), pipeline)
 
 
 class Compiled:
