@@ -1,8 +1,8 @@
 """LoRAs on the device thread: put into a model's shared modules, worn forward by forward, and taken out again.
 
-PEFT's layers stand in the place of those that a LoRA changes, and add what is active. Which ones are is set before
-each forward and is part of what calls must have in common to share one. While none is active such a layer computes what
-the model's own does, bit by bit; when the last LoRA has left it, the model's own layer is back.
+PEFT's layers stand in the place of those that an active LoRA changes. Which LoRAs are active is set before each forward
+and is part of what calls must have in common to share one. While none is, the model's own layers are in their places:
+what is drawn without a LoRA is drawn as if there were none.
 """
 
 from __future__ import annotations
@@ -62,37 +62,62 @@ class Outfit:
             adapter.users.add(self)
 
 
+class Slot(Struct):
+    """A place in a module where a LoRA changes what is computed: the model's `own` layer is there, or PEFT's."""
+
+    parent: Any
+    name: str
+    own: Any
+    layer: Any
+
+    def show(self, layer: Any) -> None:
+        """Puts one of the two there."""
+        self.parent._modules[self.name] = layer  # as setattr does, in a tenth of the time: it stands before forwards
+
+    def is_away(self, name: str) -> bool:
+        """Whether the model's weights were moved while this LoRA was not active."""
+        return bool(self.layer.lora_A[name].weight.device != self.own.weight.device)
+
+    def bring(self, name: str) -> None:
+        """Moves a LoRA to where the model's weights are."""
+        for halves in (self.layer.lora_A, self.layer.lora_B):
+            halves[name].to(self.own.weight.device)
+
+
 class Wardrobe:
     """The LoRAs of one module, and which of them are active."""
 
     def __init__(self, module: Any) -> None:
         self.module = module
-        self._layers: dict[str, Any] = {}
-        self._names: set[str] = set()
-        self._worn: Worn = ()
-
-    @property
-    def empty(self) -> bool:
-        """Whether the module is as it was loaded."""
-        return not self._layers
+        self._slots: dict[str, Slot] = {}
+        self._changed: dict[str, list[Slot]] = {}
+        """By LoRA."""
+        self.worn: Worn = ()
 
     def part_of(self, outfit: Outfit | None) -> Worn:
         """What of an outfit changes this module."""
-        return tuple(each for each in outfit.worn if each[0] in self._names) if outfit and self._names else ()
+        return tuple(each for each in outfit.worn if each[0] in self._changed) if outfit and self._changed else ()
 
     def wear(self, worn: Worn) -> None:
-        """Makes these active and no others."""
-        if worn == self._worn:
+        """Makes these active and no others. Where none is, the module is as it was loaded."""
+        if worn == self.worn:
             return
+        for name, _ in self.worn:
+            for slot in self._changed[name]:
+                slot.show(slot.own)
         names = [name for name, _ in worn]
-        for layer in self._layers.values():
-            layer._active_adapter = names  # `set_adapter` walks through parameters; this stands before forwards
-            for name, weight in worn:
-                layer.set_scale(name, weight)
-        self._worn = worn
+        for name, weight in worn:
+            away = self._changed[name][0].is_away(name)
+            for slot in self._changed[name]:
+                if away:
+                    slot.bring(name)
+                slot.show(slot.layer)
+                slot.layer._active_adapter = names  # `set_adapter` walks through parameters
+                slot.layer.set_scale(name, weight)
+        self.worn = worn
 
     def add(self, name: str, patches: Mapping[str, Patch]) -> None:
-        """Puts a LoRA in, not active. Where that fails the module is left as it was."""
+        """Takes a LoRA in, not active. Where that fails nothing of it is left."""
         from peft import LoraConfig
 
         config = LoraConfig(inference_mode=True, init_lora_weights=False)
@@ -104,7 +129,7 @@ class Wardrobe:
         except BaseException:
             self.remove(name)
             raise
-        self._names.add(name)
+        self._changed[name] = [self._slots[path] for path in patches]
 
     def _put(self, name: str, path: str, patch: Patch, config: Any) -> None:
         """PEFT's own way in matches names by patterns, asks every layer of the model and changes all of torch while it
@@ -112,30 +137,29 @@ class Wardrobe:
         from peft.tuners.lora import Conv2d, Linear
 
         rank = int(patch.down.shape[0])
-        layer = self._layers.get(path)
+        slot = self._slots.get(path)
         with torch.device("meta"):  # nothing is allocated and no random number drawn for weights that come now
-            if layer is None:
+            if slot is None:
+                above, _, last = path.rpartition(".")
                 own = self.module.get_submodule(path)
                 kind = Linear if isinstance(own, torch.nn.Linear) else Conv2d
                 layer = kind(own, name, config, r=rank, lora_alpha=patch.alpha).eval()
-                self._layers[path] = layer
-                self.module.set_submodule(path, layer)
+                slot = self._slots[path] = Slot(self.module.get_submodule(above), last, own, layer)
             else:
-                layer.update_layer(name, rank, lora_alpha=patch.alpha, config=config)
-        device = layer.get_base_layer().weight.device
-        layer.lora_A[name].weight = torch.nn.Parameter(patch.down.to(device), requires_grad=False)
-        layer.lora_B[name].weight = torch.nn.Parameter(patch.up.to(device), requires_grad=False)
-        layer._active_adapter = []
+                slot.layer.update_layer(name, rank, lora_alpha=patch.alpha, config=config)
+        device = slot.own.weight.device
+        for half, weight in ((slot.layer.lora_A, patch.down), (slot.layer.lora_B, patch.up)):
+            half[name].weight = torch.nn.Parameter(weight.to(device), requires_grad=False)
 
     def remove(self, name: str) -> None:
-        """Takes a LoRA out."""
+        """Lets a LoRA go."""
         self.wear(())
-        self._names.discard(name)
-        for path, layer in list(self._layers.items()):
-            layer.delete_adapter(name)
-            if not layer.r:
-                self.module.set_submodule(path, layer.get_base_layer())
-                del self._layers[path]
+        self._changed.pop(name, None)
+        for path, slot in list(self._slots.items()):
+            slot.layer._active_adapter = []  # what is active cannot be deleted without a warning
+            slot.layer.delete_adapter(name)
+            if not slot.layer.r:
+                del self._slots[path]
 
 
 class Adapters:

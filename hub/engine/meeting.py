@@ -161,8 +161,9 @@ class MeetingPoint:
         return split(joined(outputs, [Layout(share, layouts[0].ragged) for share in shares]), layouts)
 
     def _call(self, arguments: dict[str, Any]) -> Any:
-        changed = self._wardrobe is not None and not self._wardrobe.empty  # what was compiled knows no LoRAs
-        return self._own(arguments) if self._compiled is None or changed else self._compiled(arguments)
+        if self._compiled is None or (self._wardrobe and self._wardrobe.worn):  # what was compiled knows no LoRA
+            return self._own(arguments)
+        return self._compiled(arguments)
 
     def _own(self, arguments: dict[str, Any]) -> Any:
         # By position, as they came: a method that wraps another one may call its first parameter as it likes.

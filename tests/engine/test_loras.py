@@ -259,6 +259,10 @@ def test_the_least_recently_used_leaves_and_the_last_one_restores_the_module(sma
     unet, text_encoder = structure(pipeline.unet), structure(pipeline.text_encoder)
     adapters = Adapters(Wearable(pipeline), most=1)
     outfit = put(adapters, small.ink)
+    wardrobe = adapters.wardrobe(pipeline.text_encoder)
+    assert wardrobe is not None
+    assert structure(pipeline.text_encoder) == text_encoder
+    wardrobe.wear(wardrobe.part_of(outfit))
     assert structure(pipeline.text_encoder) != text_encoder
     other = put(adapters, small.oil)
     assert adapters.missing([small.ink, small.oil]) == [], "one that is drawn with stays"
@@ -377,10 +381,24 @@ def test_what_was_compiled_rests_while_a_lora_is_in_the_module() -> None:
     point._compiled = compiled  # type: ignore[assignment]
     x = torch.ones(1, 4)
     patch = Patch(torch.ones(1, 4), torch.ones(4, 1), 1.0)
-    point._call({"x": x})
     wardrobe.add("a", {"0": patch})
-    point._call({"x": x})
+    assert torch.equal(point._call({"x": x}), x)
+    wardrobe.wear((("a", 0.5),))
+    assert torch.equal(point._call({"x": x}), module[0](x))
     assert compiled.calls == 1
-    wardrobe.remove("a")
+    wardrobe.wear(())
     point._call({"x": x})
     assert compiled.calls == 2
+
+
+@pytest.mark.parametrize("lora_is_behind", [True, False])
+def test_a_lora_follows_its_module_to_another_device(lora_is_behind: bool) -> None:
+    """The residency of modules moves what is in them at the time: here to a device without memory."""
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    wardrobe = Wardrobe(module)
+    wardrobe.add("a", {"0": Patch(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
+    wardrobe.wear(() if lora_is_behind else (("a", 1.0),))
+    module.to("meta")
+    wardrobe.wear((("a", 0.5),))
+    assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
+    assert module(torch.ones(1, 4, device="meta")).shape == (1, 4)
