@@ -32,6 +32,14 @@ FAMILIES: dict[str, tuple[str, dict[str, tuple[str, ...]]]] = {
     "stable-diffusion-xl": ("StableDiffusionXLPipeline", {"unet": ATTENTION, "text_encoder_2": TEXT}),
     "flux-dev": ("FluxPipeline", {"transformer": (*ATTENTION, "proj_out"), "text_encoder": TEXT}),
 }
+OTHERS: dict[str, dict[str, Any]] = {
+    "stable-diffusion-3": {},
+    "flux2-klein": {},
+    "z-image": {},
+    "qwenimage": {"negative_prompt": " "},
+    "sana": {"use_resolution_binning": False, "clean_caption": False},
+}
+"""With what the engine settles for their calls."""
 WISHES: dict[str, dict[str, Any]] = {
     "plain": {"prompt": "a", "seed": 1, "num_inference_steps": 4},
     "other": {"prompt": "b c", "seed": 2, "num_inference_steps": 3},
@@ -113,6 +121,36 @@ def test_a_picture_with_a_lora_in_a_batch_of_strangers_equals_the_one_that_diffu
         assert apart(pixels, setting.alone(wish, worn)) <= 1, worn
     assert len({pixels.tobytes() for pixels in drawn}) == len(drawn), "each LoRA is seen"
     assert apart(before, setting.engine.draw([frame(WISHES["plain"])])[0]) == 0, "bit by bit"
+
+
+@pytest.mark.parametrize("family", list(OTHERS))
+def test_other_families_take_them_too(family: str, tmp_path: Path) -> None:
+    engine, bare = Engine(build(family, tmp_path / "model")), Bare(tmp_path / "model")
+    pipeline = engine.pipeline._base
+    lora = save(tmp_path, "lora", tensors(pipeline, {"transformer": ("to_q", "to_v", "to_out.0")}, 3))
+    plain, drawn = engine.draw([frame(WISHES["plain"]), frame(WISHES["plain"], lora)])
+    call = {"width": 64, "height": 64, "prompt": "a", "num_inference_steps": 4, **OTHERS[family]}
+    with bare.wearing([lora]):
+        assert apart(drawn, bare.draw(type(pipeline).__name__, None, 1, **call)) <= 1
+    assert apart(drawn, plain) > 1
+
+
+def test_kohyas_files_for_flux_change_the_layers_that_it_has_in_one(tmp_path: Path) -> None:
+    """Queries, keys and values are one layer there and three in diffusers."""
+    engine, bare = Engine(build("flux-dev", tmp_path / "model")), Bare(tmp_path / "model")
+    transformer = engine.pipeline._base.transformer
+    width = transformer.config.num_attention_heads * transformer.config.attention_head_dim
+    state: dict[str, Any] = {}
+    for name, into, out in (("img_attn_qkv", width, 3 * width), ("img_attn_proj", width, width)):
+        state[f"lora_unet_double_blocks_0_{name}.lora_down.weight"] = torch.randn(2, into) / into**0.5
+        state[f"lora_unet_double_blocks_0_{name}.lora_up.weight"] = torch.randn(out, 2)
+        state[f"lora_unet_double_blocks_0_{name}.alpha"] = torch.tensor(1.0)
+    lora = save(tmp_path, "lora", state)
+    plain, drawn = engine.draw([frame(WISHES["plain"]), frame(WISHES["plain"], lora)])
+    call = {"width": 64, "height": 64, "prompt": "a", "num_inference_steps": 4}
+    with bare.wearing([lora]):
+        assert apart(drawn, bare.draw("FluxPipeline", None, 1, **call)) <= 1
+    assert apart(drawn, plain) > 1
 
 
 def test_equal_loras_share_forwards_and_others_do_not(small: Setting) -> None:
