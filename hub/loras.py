@@ -68,11 +68,12 @@ class Loras:
         raise InvalidRequest(f"loras: the LoRA '{shown}' does not exist. {words}", param="loras")
 
     def find(self, loras: Sequence[Lora]) -> list[LoraFile]:
-        """Each of them. Raises InvalidRequest, also where one is named twice."""
-        names = [lora.name for lora in loras]
-        if twice := [name for name in names if names.count(name) > 1]:
-            raise InvalidRequest(f"loras: '{twice[0][:64]}' is named twice; add up its weights.", param="loras")
-        return [self.get(name) for name in names]
+        """Each of them. Raises InvalidRequest, also where one is named twice, be it by two names."""
+        files = [self.get(lora.name) for lora in loras]
+        paths = [file.path for file in files]
+        if twice := [file.name for file in files if paths.count(file.path) > 1]:
+            raise InvalidRequest(f"loras: '{twice[0]}' is named twice; add up its weights.", param="loras")
+        return files
 
     def _file(self, name: str) -> LoraFile | None:
         parts = name.split("/")

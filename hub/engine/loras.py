@@ -233,7 +233,7 @@ class Fitter:
         self._one = threading.Lock()
         self._adapters: WeakKeyDictionary[LoadedPipeline, Adapters] = WeakKeyDictionary()
         self._reading: set[tuple[int, str, str]] = set()
-        self._waiting: dict[int, Generate] = {}
+        self._waiting: dict[int, tuple[Generate, LoadedPipeline]] = {}
 
     def adapters(self, pipeline: LoadedPipeline) -> Adapters:
         """The model's; first asked for when it has just been loaded."""
@@ -256,7 +256,7 @@ class Fitter:
                 work = (pipeline, adapters.wearable, file)
                 threading.Thread(target=self._read, args=work, name="loader", daemon=True).start()
         if missing:
-            self._waiting[request.id] = request
+            self._waiting[request.id] = request, pipeline
         return not missing
 
     def outfit(self, request: Generate, pipeline: LoadedPipeline) -> Outfit | None:
@@ -279,7 +279,11 @@ class Fitter:
                 error = failed
         if isinstance(error, Unsupported):
             error = Refused("loras", str(error))
-        back = [each for each in self._waiting.values() if done.file in [lora.file for lora in each.loras]]
+        back = [
+            request
+            for request, pipeline in self._waiting.values()
+            if pipeline is done.pipeline and _key(done.file) in [_key(lora.file) for lora in request.loras]
+        ]
         for each in back:
             del self._waiting[each.id]
         return back, error

@@ -81,7 +81,7 @@ class Wearable:
             data = _bytes_of(path, identity)
             try:
                 tensors, metadata = load(data), _metadata_of(data)
-            except (SafetensorError, ValueError, KeyError, TypeError, AttributeError):
+            except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise Unsupported("is no safetensors file, or a damaged one") from None
             return ReadLora(hashlib.sha256(data).hexdigest(), self._checked(tensors, metadata))
         except Unsupported as error:
@@ -97,9 +97,7 @@ class Wearable:
                 raise Unsupported(f"does not fit this model: it changes '{part[:64]}', which this model does not have")
             renamed = self._renamed(part, own)
             scales = {_layer_of(key): value for key, value in self._renamed(part, alphas.get(part, {})).items()}
-            about = {
-                k.removeprefix(f"{part}."): v for k, v in metadata.items() if k.startswith(f"{part}.") and not scales
-            }
+            about = {} if scales else _by_part(metadata).get(part, {})
             layers = sorted({_layer_of(key) for key in renamed})
             patches[part] = {layer: self._patch(part, layer, renamed, scales, about) for layer in layers}
             if unread := sorted(key for key in renamed if not key.endswith((_DOWN, _UP))):
@@ -117,11 +115,11 @@ class Wearable:
             options["unet_config"] = self.parts["unet"].config
         try:
             state, *more = self._convert(tensors, **options)
+            alphas = more[0] or {} if len(more) > 1 else {}
+            plain = {key.removesuffix(".alpha"): float(value) for key, value in alphas.items()}
         except Exception as error:  # each converter has its own way to fail over a file that is none of its own
             log.info("a LoRA could not be converted: %r", error)
             raise Unsupported("has names that this model's pipeline does not know: it is for another model") from None
-        alphas: dict[str, Any] = more[0] or {} if len(more) > 1 else {}
-        plain = {key.removesuffix(".alpha"): float(value) for key, value in alphas.items()}
         return state, _by_part(plain)
 
     def _renamed(self, part: str, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +152,7 @@ class Wearable:
             raise Unsupported(f"does not fit this model: '{shown}' needs {needs}, and it has {has}")
         if not (down.is_floating_point() and up.is_floating_point()):
             raise Unsupported(f"is no plain LoRA: '{shown}' is not kept as decimal numbers")
-        alpha = scales.get(path) or _alpha_in(about, path, rank)
+        alpha = scales[path] if path in scales else _alpha_in(about, path, rank)
         if not math.isfinite(alpha):
             raise Unsupported(f"is damaged: the alpha of '{shown}' is no number")
         return Patch(down.to(weight.dtype).contiguous(), up.to(weight.dtype).contiguous(), alpha)

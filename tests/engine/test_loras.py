@@ -19,9 +19,12 @@ from hub.engine.arguments import Refused
 from hub.engine.loras import Adapters, Fitter, LoraRead, Outfit, Wardrobe
 from hub.engine.meeting import MeetingPoint
 from hub.engine.protocol import Generate, WornLora
+from hub.errors import InvalidRequest
+from hub.loras import Loras
 from hub.pipelines import Unsupported
 from hub.pipelines.loading import load_pipeline
 from hub.pipelines.loras import Patch, Wearable
+from hub.types import Lora
 from tests.families import loras
 from tests.families.builders import build
 from tests.families.harness import CPU, Bare, Engine, request
@@ -260,9 +263,10 @@ def test_files_that_are_broken_or_something_else_are_refused(small: Setting, tmp
     for number, each in enumerate(bad):
         told = words(small, broken(small, f"bad{number}", each))
         assert told == f"The LoRA 'bad{number}' is no safetensors file, or a damaged one."
-    header = {"lora_adapter_metadata": "[1"}
-    damaged = save(small.loras, "badheader", tensors(small.pipeline, {"unet": ("attn1.to_q",)}), header)
-    assert "damaged" in words(small, damaged)
+    state = tensors(small.pipeline, {"unet": ("attn1.to_q",)})
+    for number, text in enumerate(("[1", "[" * 100_000, '{"unet.lora_alpha": "much"}', '{"unet.lora_alpha": NaN}')):
+        header = {"lora_adapter_metadata": text}
+        assert "damaged" in words(small, save(small.loras, f"badheader{number}", state, header))
 
 
 def test_a_file_that_is_no_longer_the_one_that_was_asked_for_is_not_used(small: Setting, tmp_path: Path) -> None:
@@ -390,6 +394,28 @@ def test_a_lora_that_does_not_fit_ends_its_requests_alone(
     assert fitter.ready(good, pipeline)
     assert not fitter.ready(bad, pipeline), "it is looked at anew"
     assert isinstance(fitter.take(done.get(timeout=60))[1], Refused)
+
+
+def test_a_lora_that_fits_one_of_two_models_ends_the_others_request_alone(
+    small: Setting, large: Setting, fitter: Fitter, done: queue.Queue[LoraRead]
+) -> None:
+    pipelines = [load_pipeline(str(each.model), "float32", CPU) for each in (small, large)]
+    asked = [frame(WISHES["plain"], small.ink, id=number) for number in range(2)]
+    assert [fitter.ready(*each) for each in zip(asked, pipelines, strict=True)] == [False, False]
+    for read in (done.get(timeout=60), done.get(timeout=60)):
+        back, error = fitter.take(read)
+        assert (back, error is None) == ([asked[pipelines.index(read.pipeline)]], read.pipeline is pipelines[0])
+
+
+def test_a_lora_with_two_names_is_one(small: Setting, fitter: Fitter, done: queue.Queue[LoraRead]) -> None:
+    (small.loras / "alias.safetensors").symlink_to("ink.safetensors")
+    pipeline = load_pipeline(str(small.model), "float32", CPU)
+    asked = [frame(WISHES["plain"], loras.worn(small.loras, name), id=len(name)) for name in ("ink", "alias")]
+    assert [fitter.ready(each, pipeline) for each in asked] == [False, False]
+    assert fitter.take(done.get(timeout=60)) == (asked, None)
+    assert fitter.ready(asked[1], pipeline)
+    with pytest.raises(InvalidRequest, match="named twice"):
+        Loras(small.loras).find([Lora(name="ink"), Lora(name="alias")])
 
 
 def test_a_pipeline_without_loras_refuses_them(small: Setting, tmp_path: Path, fitter: Fitter) -> None:
