@@ -102,19 +102,27 @@ class Wardrobe:
         """Makes these active and no others. Where none is, the module is as it was loaded."""
         if worn == self.worn:
             return
-        for name, _ in self.worn:
+        self._strip(self.worn)
+        self.worn = ()
+        names = [name for name, _ in worn]
+        try:
+            for name, weight in worn:
+                away = self._changed[name][0].is_away(name)
+                for slot in self._changed[name]:
+                    if away:
+                        slot.bring(name)
+                    slot.show(slot.layer)
+                    slot.layer._active_adapter = names  # `set_adapter` walks through parameters
+                    slot.layer.set_scale(name, weight)
+        except BaseException:  # no memory left for one that has to follow its module
+            self._strip(worn)
+            raise
+        self.worn = worn
+
+    def _strip(self, worn: Worn) -> None:
+        for name, _ in worn:
             for slot in self._changed[name]:
                 slot.show(slot.own)
-        names = [name for name, _ in worn]
-        for name, weight in worn:
-            away = self._changed[name][0].is_away(name)
-            for slot in self._changed[name]:
-                if away:
-                    slot.bring(name)
-                slot.show(slot.layer)
-                slot.layer._active_adapter = names  # `set_adapter` walks through parameters
-                slot.layer.set_scale(name, weight)
-        self.worn = worn
 
     def add(self, name: str, patches: Mapping[str, Patch]) -> None:
         """Takes a LoRA in, not active. Where that fails nothing of it is left."""
