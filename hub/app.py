@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from hub.api import aigne, docs, files, health, images, jobs, loras, models, openapi, wire
+from hub.api import aigne, docs, engine, files, health, images, jobs, loras, models, openapi, wire
 from hub.api.auth import require_key
 from hub.errors import HubError
 from hub.hub import Hub
@@ -34,6 +34,9 @@ def create_app(settings: Settings) -> Litestar:
             jobs.get_job,
             jobs.delete_job,
             jobs.follow_job,
+            engine.get_engine,
+            engine.load,
+            engine.unload,
             models.list_models,
             models.get_model,
             loras.list_loras,

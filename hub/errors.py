@@ -15,6 +15,7 @@ HubError
 ├── RangeNotSatisfiable     416  range_not_satisfiable
 ├── QueueFull               429  queue_full               with Retry-After
 ├── GenerationFailed        500  generation_failed        the pipeline itself failed
+├── OutOfMemory             503  out_of_memory        it does not fit into the memory there is; the words say what would
 ├── EngineUnavailable       503  engine_unavailable       the worker died or cannot start; with Retry-After
 └── StorageFull             507  storage_full
 
@@ -192,6 +193,17 @@ class EngineUnavailable(HubError):
 
     status = 503
     code = "engine_unavailable"
+
+
+class OutOfMemory(HubError):
+    """The request does not fit into the memory that there is. The same one again would not fit either."""
+
+    status = 503
+    code = "out_of_memory"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"x-should-retry": "false"}
 
 
 class StorageFull(HubError):

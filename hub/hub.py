@@ -15,6 +15,7 @@ from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
 from hub.loras import Loras
+from hub.neighbours import Neighbours
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
 from hub.registry import open_registry
@@ -41,14 +42,16 @@ class Hub:
         self.loras = Loras(settings.loras_folder, must_be=settings.loras_dir is not None)
         self.files = Files(settings.cache_dir, settings.file_ttl)
         models = [listed.manifest for listed in self.registry if not listed.is_alias]
-        self.engine = Engine(settings, {model.id: model.device for model in models if model.device})
+        pins = {model.id: model.device for model in models if model.device}
+        self.neighbours = Neighbours(settings.neighbours)
+        told = (self.neighbours.make_room, self.neighbours.let_back) if settings.neighbours else (None, None)
+        self.engine = Engine(settings, pins, *told)
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
-        self._providers: dict[str, Provider] = {
-            "local": LocalProvider(self.engine, self.loras, receipts=settings.receipts)
-        }
+        self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
+        self._providers: dict[str, Provider] = {"local": self._local}
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
@@ -61,12 +64,23 @@ class Hub:
             result = msgspec.structs.replace(result, usage=usage)
         return result
 
+    async def load(self, model: str, *, pinned: bool | None = None) -> None:
+        """Has a model in memory before it is asked for. `pinned`: whether it stays there; None leaves that as it is.
+        Raises HubError."""
+        await self._local.load(self.registry.get(model).manifest, pinned=pinned)
+
+    async def unload(self, model: str | None) -> tuple[list[str], list[str]]:
+        """Gives back the memory of a model, or of all; returns the ids of those that are gone, and of those that still
+        have work and go when it is done. Raises ModelNotFound."""
+        return await self.engine.unload(None if model is None else [self.registry.get(model).manifest.id])
+
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Jobs are kept, the engine process runs and what has expired is swept, as long as the context."""
         async with (
             self.store.running(msgspec.json.encode(RESTARTED)),
             self.files.sweeping(),
+            self.neighbours.running(),
             self.engine.running(),
             self.jobs.running(),
         ):

@@ -115,7 +115,8 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     """One model: what it is, where its weights lie, what it can do and what it does by default.
 
     `path` is the diffusers folder, relative to the manifest. `quality` maps low, medium and high to denoising
-    steps; `style` maps vivid and natural to words that are added to the prompt.
+    steps; `style` maps vivid and natural to words that are added to the prompt. `keep_alive` is in seconds without
+    work, after which it is unloaded; -1 is never, None as the settings say.
     """
 
     id: ModelId
@@ -133,6 +134,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Annotated[str, Meta(pattern=DEVICE_PATTERN)] | None = None
+    keep_alive: Annotated[int, Meta(ge=-1)] | None = None
     pipeline: PipelineSection = field(default_factory=PipelineSection)
     lossy: LossySection = field(default_factory=LossySection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)

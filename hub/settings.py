@@ -33,7 +33,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 log = logging.getLogger(__name__)
 
-NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON"}
+NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY"}
 """Variables for the command line and for scripts/."""
 
 PositiveInt = Annotated[int, Meta(ge=1)]
@@ -79,6 +79,10 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     max_queue: PositiveInt = 64
     max_batch: PositiveInt = 16
     device: Device = "auto"
+    device_memory_mb: PositiveInt | None = None
+    device_reserve_mb: Annotated[int, Meta(ge=0)] = 512
+    keep_alive: Annotated[int, Meta(ge=-1)] = 300
+    neighbours: list[str] = field(default_factory=list)
     engine_start_timeout: PositiveInt = 300
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -93,7 +97,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
                 raise ValueError(f"api_keys.{name}: 'sha256:' must be followed by 64 hexadecimal digits")
         self.api_keys = {name: hash_key(key) for name, key in self.api_keys.items()}
         if self.public_url is not None:
-            self.public_url = _origin(self.public_url)
+            self.public_url = _origin("public_url", self.public_url, "https://images.example.org")
         self.allowed_hosts = [host.lower() for host in self.allowed_hosts]
         self.image_hosts = [host.lower() for host in self.image_hosts]
         for name, hosts in (("allowed_hosts", self.allowed_hosts), ("image_hosts", self.image_hosts)):
@@ -103,6 +107,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         for device in self.devices:
             if device != "cpu" and self.devices.count(device) > 1:
                 raise ValueError(f"device: {device} is named twice")
+        self.neighbours = [_neighbour(named) for named in self.neighbours]
         self.cache_dir = _absolute("cache_dir", self.cache_dir)
         if self.models_dir is not None:
             self.models_dir = _absolute("models_dir", self.models_dir)
@@ -152,13 +157,25 @@ def has_port(host: str) -> bool:
     return ":" in host.rpartition("]")[2]
 
 
-def _origin(url: str) -> str:
-    parts = urlsplit(url)
-    beyond = parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None
-    if parts.scheme not in ("http", "https") or not parts.hostname or beyond or not _HOST.fullmatch(parts.netloc):
+def _origin(name: str, url: str, example: str) -> str:
+    try:
+        parts = urlsplit(url)
+        beyond = parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0  # a port may raise
+    except ValueError:
+        beyond, named = False, False
+    if beyond or not named or not _HOST.fullmatch(parts.netloc):
         shown = "" if "@" in url else f"{url!r} is not possible; "  # there may be a password in it
-        raise ValueError(f"public_url: {shown}give an origin such as https://images.example.org, without a path")
+        raise ValueError(f"{name}: {shown}give an origin such as {example}, without a path")
     return f"{parts.scheme}://{parts.netloc.lower()}"
+
+
+def _neighbour(named: str) -> str:
+    kind, _, url = named.partition(":")
+    if kind not in ("ollama", "vllm") or not url:
+        shown = "" if "@" in named else f"{named!r} is not possible; "
+        raise ValueError(f"neighbours: {shown}write ollama:URL or vllm:URL, such as ollama:http://127.0.0.1:11434")
+    return f"{kind}:{_origin('neighbours', url, 'http://127.0.0.1:11434')}"
 
 
 def _absolute(name: str, folder: Path) -> Path:

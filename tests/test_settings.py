@@ -127,6 +127,18 @@ def test_a_mistake_in_a_variable_is_told_with_its_name_value_and_what_is_allowed
         ("PUBLIC_URL", "https://me:canary@x.org", "HUB_PUBLIC_URL: give an origin"),
         ("API_KEYS", "alice:", "HUB_API_KEYS: alice: the key is empty"),
         ("ALLOWED_HOSTS", "a/b", "HUB_ALLOWED_HOSTS: 'a/b' is not a host"),
+        ("PUBLIC_URL", "https://x.org:66000", "HUB_PUBLIC_URL: 'https://x.org:66000' is not possible; give an origin"),
+        ("NEIGHBOURS", "http://127.0.0.1:1", "HUB_NEIGHBOURS: 'http://127.0.0.1:1' is not possible; write ollama:URL"),
+        ("NEIGHBOURS", "ollama", "HUB_NEIGHBOURS: 'ollama' is not possible; write ollama:URL or vllm:URL, such as"),
+        ("NEIGHBOURS", "lmstudio:http://a", "HUB_NEIGHBOURS: 'lmstudio:http://a' is not possible; write ollama:URL"),
+        ("NEIGHBOURS", "ollama:", "HUB_NEIGHBOURS: 'ollama:' is not possible; write ollama:URL or vllm:URL, such as"),
+        ("NEIGHBOURS", "ollama:127.0.0.1:11434", "HUB_NEIGHBOURS: '127.0.0.1:11434' is not possible; give an origin"),
+        ("NEIGHBOURS", "vllm:ftp://a", "HUB_NEIGHBOURS: 'ftp://a' is not possible; give an origin"),
+        ("NEIGHBOURS", "vllm:http://a/v1", "HUB_NEIGHBOURS: 'http://a/v1' is not possible; give an origin"),
+        ("NEIGHBOURS", "vllm:http://a:0", "HUB_NEIGHBOURS: 'http://a:0' is not possible; give an origin"),
+        ("NEIGHBOURS", "vllm:http://[::1", "HUB_NEIGHBOURS: 'http://[::1' is not possible; give an origin"),
+        ("NEIGHBOURS", "vllm:http://me:canary@a", "HUB_NEIGHBOURS: give an origin"),
+        ("NEIGHBOURS", "http://me:canary@a", "HUB_NEIGHBOURS: write ollama:URL"),
         ("DEVICE", "gpu", "HUB_DEVICE: 'gpu' is not possible; it takes auto, cpu, mps, cuda or cuda:N"),
     ],
 )
@@ -148,6 +160,16 @@ def test_lists_and_tables_in_variables_are_written_with_commas() -> None:
     assert settings.allowed_hosts == ["a:8000", "b"]
     assert settings.aliases == {"dall-e-3": "mine", "gpt-image-1": "mine"}
     assert settings.cache_dir == Path("somewhere").resolve()
+
+
+def test_neighbours_are_kinds_and_origins() -> None:
+    write('neighbours = ["ollama:http://LOCALHOST:11434/", "vllm:https://[::1]:8000"]')
+    named = ["ollama:http://localhost:11434", "vllm:https://[::1]:8000"]
+    assert load_settings(environ={}).neighbours == named
+    assert load_settings(environ={"HUB_NEIGHBOURS": ", ".join(named)}).neighbours == named
+    write('neighbours = ["ollama"]')
+    with pytest.raises(ConfigurationError, match=r"^hub\.toml: neighbours: 'ollama' is not possible; write ollama:URL"):
+        load_settings(environ={})
 
 
 def test_a_table_without_colons_is_refused_and_its_secret_is_not_quoted() -> None:

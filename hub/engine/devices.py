@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from hub.engine.protocol import DeviceMemory
 from hub.pipelines.loading import choose_device
 
 MEMORY = Path("/proc/meminfo")
+OWN_GROUPS = Path("/proc/self/cgroup")
+GROUPS = Path("/sys/fs/cgroup")
 
 
 class Unusable(Exception):
@@ -51,6 +54,13 @@ def works(device: torch.device) -> bool:
         return False
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device, or main memory, had too little. torch has no class of its own for the latter."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def devices_here(own: torch.device) -> list[DeviceMemory]:
     """The worker's own device, and for a CUDA device the others.
 
@@ -74,18 +84,60 @@ def memory_of(device: torch.device) -> DeviceMemory:
     if device.type == "mps":
         total = torch.mps.recommended_max_memory()
         return DeviceMemory(str(device), total, max(0, total - torch.mps.current_allocated_memory()))
-    return DeviceMemory(str(device), *_main_memory())
+    return DeviceMemory(str(device), *main_memory())
 
 
-def _main_memory() -> tuple[int, int]:
-    """The machine's, in all and available; where the latter is not told, all of it."""
+def main_memory() -> tuple[int, int]:
+    """The machine's, in all and available (where the latter is not told, all of it), or what a container may have of
+    them.
+
+    Read are /proc/meminfo, and for this process's control groups, and those around them, the limit and what is used
+    of it: memory.max and memory.current (cgroup v2), or memory.limit_in_bytes and memory.usage_in_bytes (v1). The
+    page cache that is given up first, inactive_file in memory.stat, counts as free.
+    """
     try:
         lines = (line.split() for line in MEMORY.read_text().splitlines())
         told = {words[0]: int(words[1]) * 1024 for words in lines if len(words) > 1}
-        return told["MemTotal:"], told["MemAvailable:"]
+        total, free = told["MemTotal:"], told["MemAvailable:"]
     except (OSError, ValueError, KeyError):
-        total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return total, total
+        total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, used in _limits():
+        total, free = min(total, limit), min(free, max(0, limit - used))
+    return total, free
+
+
+def _limits() -> Iterator[tuple[int, int]]:
+    """The limit of each control group around this process that has one, and what is used of it."""
+    try:
+        lines = [line.split(":", 2) for line in OWN_GROUPS.read_text().splitlines()]
+    except OSError:  # no Linux
+        return
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if not controllers:
+            root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = GROUPS / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # A container often sees its own group as the root, under the path that the group has outside.
+        inside = Path(path.strip("/"))
+        for group in (root / each for each in (inside, *inside.parents) if ".." not in each.parts):
+            try:
+                limit = int((group / names[0]).read_text())
+                used = int((group / names[1]).read_text())
+            except (OSError, ValueError):  # not there, or "max": no limit
+                continue
+            yield limit, used - _told(group / "memory.stat", names[2])
+
+
+def _told(source: Path, name: str) -> int:
+    """The number behind a name in a file of such lines; 0 where there is none."""
+    try:
+        return next(
+            (int(words[1]) for words in map(str.split, source.read_text().splitlines()) if words[:1] == [name]), 0
+        )
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def why_not(device: str, setting: str) -> str:

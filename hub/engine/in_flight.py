@@ -7,11 +7,12 @@ import contextlib
 import logging
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from msgspec import Struct
 
-from hub.engine.protocol import Answer, Failed, Finished, Generate, Previewed, Stepped
-from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest
+from hub.engine.protocol import Answer, Failed, Finished, Generate, Previewed, Settled, Stepped
+from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest, OutOfMemory
 from hub.types import Event, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
@@ -29,6 +30,7 @@ class InFlight:
 
     def __init__(self) -> None:
         self._waiting: dict[int, _Waiting] = {}
+        self._asking: dict[int, asyncio.Future[Settled]] = {}
 
     @property
     def busy(self) -> Counter[str]:
@@ -48,6 +50,28 @@ class InFlight:
         finally:
             del self._waiting[request.id]
 
+    @contextlib.contextmanager
+    def asking(self, request_id: int) -> Iterator[asyncio.Future[Settled]]:
+        """A future for what becomes of a Load or an Unload."""
+        answer: asyncio.Future[Settled] = asyncio.get_running_loop().create_future()
+        self._asking[request_id] = answer
+        try:
+            yield answer
+        finally:
+            del self._asking[request_id]
+
+    def settle(self, message: Settled | Failed) -> bool:
+        """Gives a frame to the one who has asked; whether it was for one of those."""
+        answer = self._asking.get(message.id)
+        if answer is None:
+            return isinstance(message, Settled)  # the asker has gone
+        if not answer.done():
+            if isinstance(message, Settled):
+                answer.set_result(message)
+            else:
+                answer.set_exception(_error_of(message))
+        return True
+
     def hand_out(self, message: Answer) -> None:
         """Gives a frame to the one whom it concerns."""
         waiting = self._waiting.get(message.id)
@@ -65,9 +89,11 @@ class InFlight:
 
     def fail_all(self, words: str) -> None:
         """Answers all that have no answer yet with EngineUnavailable."""
-        for waiting in self._waiting.values():
-            if not waiting.answer.done():
-                waiting.answer.set_exception(EngineUnavailable(words, retry_after=5))
+        answers: list[asyncio.Future[Any]] = [waiting.answer for waiting in self._waiting.values()]
+        answers += self._asking.values()
+        for answer in answers:
+            if not answer.done():
+                answer.set_exception(EngineUnavailable(words, retry_after=5))
 
 
 def _tell(waiting: _Waiting, event: Event) -> None:
@@ -85,4 +111,6 @@ def _error_of(failed: Failed) -> HubError:
         return InvalidRequest(failed.message, param=failed.param, code="unsupported_value")
     if failed.kind == "blocked":
         return InvalidRequest(failed.message, param=failed.param, code="content_policy_violation")
+    if failed.kind == "memory":
+        return OutOfMemory(failed.message)
     return GenerationFailed(failed.message, param=failed.param)

@@ -16,11 +16,15 @@ import numpy as np
 import torch
 from PIL import Image
 
+from hub.engine.admission import admit, words_for
 from hub.engine.arguments import NO_PREVIEWS, Refused, arguments_for
+from hub.engine.devices import out_of_memory
 from hub.engine.loras import Outfit
-from hub.engine.meeting import Run
-from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Previewed, Stepped
+from hub.engine.meeting import Budget, Run
+from hub.engine.models import TooLittleMemory
+from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed, Stepped
 from hub.engine.receipts import receipt_of
+from hub.engine.residency import Residency
 from hub.imaging.encode import Finisher
 from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.estimates import Estimate, watch_steps
@@ -32,6 +36,9 @@ log = logging.getLogger("hub.worker")
 
 NEWS_INTERVAL = 0.1
 """Seconds between two words about a request's progress, at least, but for the first and the last."""
+
+
+IN_TILES = Notice("size", "the device has too little memory for it at once; it was decoded in tiles, which may show")
 
 
 class Blocked(Exception):
@@ -88,14 +95,17 @@ class Job:
         pipeline: LoadedPipeline,
         send: Callable[[FromWorker], None],
         on_preview: OnPreview,
+        residency: Residency,
+        *,
         outfit: Outfit | None = None,
     ) -> None:
         """`on_preview(job, picture, partial, pixels)` is called within a run, and should have `encode_preview` called
-        on another thread. `outfit`: the LoRAs to draw with. Raises Refused where the pipeline cannot do what was asked,
-        strictly or at all."""
+        on another thread. `residency` has the pipeline's weights; `outfit` are the LoRAs to draw with. Raises Refused
+        where the pipeline cannot do what was asked, strictly or at all, and TooLittleMemory."""
         self.request = request
         self.outbox = Outbox(send)
         self._pipeline = pipeline
+        self._residency = residency
         self._on_preview = on_preview
         self._outfit = outfit
         self._images: list[bytes] = [b""] * len(request.seeds)
@@ -108,6 +118,9 @@ class Job:
                 pipeline.own_copy(request.task, request.scheduler)
             except UnknownScheduler as error:
                 raise Refused("scheduler", f"{error}.") from None
+        needs = admit(request, pipeline, residency)
+        self.budgets = [Budget(needs) for _ in request.seeds]
+        """Of each picture."""
         self._viewer = pipeline.viewer if request.partial_images else None
         self._finisher = Finisher(
             request.output,
@@ -206,7 +219,8 @@ class Job:
             self._made += 1
             if self._made < len(self._images):
                 return None
-            return Finished(self.request.id, self._images, self._notices)
+            tiled = [IN_TILES] if any(budget.tiled for budget in self.budgets) else []
+            return Finished(self.request.id, self._images, [*self._notices, *tiled])
 
         self.outbox.put(ticket, answer)
 
@@ -223,6 +237,8 @@ class Job:
 
     def fail(self, error: BaseException) -> None:
         """Answers with a failure, unless the request has its answer."""
+        if out_of_memory(error):
+            error = TooLittleMemory(words_for(self.request, self._pipeline, self._residency))
         self.outbox.close(failed_by(self.request.id, error))
 
     @functools.cached_property
@@ -235,7 +251,10 @@ class Job:
         text = {"Software": "hub", "Model": self.request.model.id, "Seed": str(seed)}
         # EXIF, which the other formats have instead, holds less than a prompt may be long.
         if self.request.receipt and self.request.output_format == "png":
-            text |= msgspec.structs.replace(self._receipt, seed=seed).texts()
+            receipt = msgspec.structs.replace(self._receipt, seed=seed)
+            if self.budgets[index].tiled:
+                receipt = msgspec.structs.replace(receipt, lossy={**receipt.lossy, "vae_tiling": True})
+            text |= receipt.texts()
         return text
 
 
@@ -245,9 +264,9 @@ def failed_by(request_id: int, error: BaseException) -> Failed:
         return Failed(request_id, "invalid", error.message, error.param)
     if isinstance(error, Blocked):
         return Failed(request_id, "blocked", "The model's safety checker hid the picture.", "prompt")
-    if isinstance(error, torch.OutOfMemoryError):
-        words = "The device ran out of memory. Ask for a smaller size or fewer pictures."
-    elif isinstance(error, ArithmeticError):
+    if isinstance(error, TooLittleMemory):
+        return Failed(request_id, "memory", str(error))
+    if isinstance(error, ArithmeticError):
         words = "The model produced no valid picture (its numbers overflowed)."
     else:
         words = f"The pipeline failed ({type(error).__name__}); the server's log has the details."

@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 import logging
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 import torch
 from msgspec import Struct
 
 from hub.engine.arguments import Refused
 from hub.engine.devices import use
-from hub.engine.protocol import Generate, WornLora
+from hub.engine.protocol import EngineModel, Generate, WornLora
 from hub.loras import LoraFile
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline
@@ -48,6 +48,13 @@ class Adapter:
         self.sha256 = read.sha256
         self.bytes = read.bytes
         self.users: WeakSet[Outfit] = WeakSet()
+
+
+def wardrobe_of(module: Any) -> Wardrobe:
+    """The module's own: several models may have the module."""
+    found = vars(module).setdefault("_wardrobe", Wardrobe())
+    assert isinstance(found, Wardrobe)  # noqa: S101
+    return found
 
 
 class Outfit:
@@ -87,9 +94,10 @@ class Slot(Struct):
 class Wardrobe:
     """The LoRAs of one module, and which of them are active."""
 
-    def __init__(self, module: Any) -> None:
-        self.module = module
+    def __init__(self) -> None:
         self._slots: dict[str, Slot] = {}
+        self._adapters: WeakValueDictionary[str, Adapter] = WeakValueDictionary()
+        """Those whose model is still there."""
         self._changed: dict[str, list[Slot]] = {}
         """By LoRA."""
         self.worn: Worn = ()
@@ -124,22 +132,26 @@ class Wardrobe:
             for slot in self._changed[name]:
                 slot.show(slot.own)
 
-    def add(self, name: str, patches: Mapping[str, Patch]) -> None:
-        """Takes a LoRA in, not active. Where that fails nothing of it is left."""
+    def add(self, module: Any, adapter: Adapter, patches: Mapping[str, Patch]) -> None:
+        """Takes a LoRA in, not active; its patches are those of this `module`. Where that fails nothing of it is
+        left."""
         from peft import LoraConfig
 
+        for gone in self._changed.keys() - self._adapters.keys():
+            self.remove(gone)
         config = LoraConfig(inference_mode=True, init_lora_weights=False)
         self.wear(())
         try:
             with torch.inference_mode(False), torch.no_grad():
                 for path, patch in patches.items():
-                    self._put(name, path, patch, config)
+                    self._put(module, adapter.name, path, patch, config)
         except BaseException:
-            self.remove(name)
+            self.remove(adapter.name)
             raise
-        self._changed[name] = [self._slots[path] for path in patches]
+        self._changed[adapter.name] = [self._slots[path] for path in patches]
+        self._adapters[adapter.name] = adapter
 
-    def _put(self, name: str, path: str, patch: Patch, config: Any) -> None:
+    def _put(self, module: Any, name: str, path: str, patch: Patch, config: Any) -> None:
         """PEFT's own way in matches names by patterns, asks every layer of the model and changes all of torch while it
         does; here the layers are known."""
         from peft.tuners.lora import Conv2d, Linear
@@ -149,10 +161,10 @@ class Wardrobe:
         with torch.device("meta"):  # nothing is allocated and no random number drawn for weights that come now
             if slot is None:
                 above, _, last = path.rpartition(".")
-                own = self.module.get_submodule(path)
+                own = module.get_submodule(path)
                 kind = Linear if isinstance(own, torch.nn.Linear) else Conv2d
                 layer = kind(own, name, config, r=rank, lora_alpha=patch.alpha).eval()
-                slot = self._slots[path] = Slot(self.module.get_submodule(above), last, own, layer)
+                slot = self._slots[path] = Slot(module.get_submodule(above), last, own, layer)
             else:
                 slot.layer.update_layer(name, rank, lora_alpha=patch.alpha, config=config)
         device = slot.own.weight.device
@@ -173,16 +185,17 @@ class Wardrobe:
 class Adapters:
     """The LoRAs of one model. The least recently used goes first."""
 
-    def __init__(self, wearable: Wearable, most: int = MOST, budget: int = BUDGET) -> None:
-        self.wearable = wearable
+    def __init__(self, pipeline: LoadedPipeline, most: int = MOST, budget: int = BUDGET) -> None:
+        for module in pipeline.modules.values():
+            wardrobe_of(module).wear(())  # it may be another model's, too
+        self.wearable: Wearable = pipeline.wearable()
         self._most = most
         self._budget = budget
-        self._wardrobes = {part: Wardrobe(module) for part, module in wearable.parts.items()}
         self._kept: OrderedDict[tuple[str, str], Adapter] = OrderedDict()
 
     def wardrobe(self, module: Any) -> Wardrobe | None:
         """The module's; None where no LoRA can change it."""
-        return next((each for each in self._wardrobes.values() if each.module is module), None)
+        return wardrobe_of(module) if any(module is part for part in self.wearable.parts.values()) else None
 
     def missing(self, asked: Sequence[WornLora]) -> list[LoraFile]:
         """Those that have to be read."""
@@ -201,7 +214,8 @@ class Adapters:
         adapter = Adapter(read)
         try:
             for part, patches in read.patches.items():
-                self._wardrobes[part].add(adapter.name, patches)
+                module = self.wearable.parts[part]
+                wardrobe_of(module).add(module, adapter, patches)
         except BaseException:
             self._remove(adapter)
             raise
@@ -218,8 +232,8 @@ class Adapters:
                 self._remove(self._kept.pop(key))
 
     def _remove(self, adapter: Adapter) -> None:
-        for wardrobe in self._wardrobes.values():
-            wardrobe.remove(adapter.name)
+        for module in self.wearable.parts.values():
+            wardrobe_of(module).remove(adapter.name)
 
 
 class LoraRead(Struct):
@@ -247,7 +261,7 @@ class Fitter:
         """The model's; first asked for when it has just been loaded."""
         found = self._adapters.get(pipeline)
         if found is None:
-            found = self._adapters[pipeline] = Adapters(pipeline.wearable())
+            found = self._adapters[pipeline] = Adapters(pipeline)
         return found
 
     def ready(self, request: Generate, pipeline: LoadedPipeline) -> bool:
@@ -270,6 +284,11 @@ class Fitter:
     def outfit(self, request: Generate, pipeline: LoadedPipeline) -> Outfit | None:
         """What a request that is ready draws with; None for the model alone."""
         return self.adapters(pipeline).outfit(request.loras) if request.loras else None
+
+    @property
+    def busy(self) -> Counter[EngineModel]:
+        """Requests that wait here, by model."""
+        return Counter(request.model for request, _ in self._waiting.values())
 
     def forget(self, request_id: int) -> None:
         """Its client has gone."""

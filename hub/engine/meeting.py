@@ -7,28 +7,41 @@ text encoder has said before, it says without waiting.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
 import itertools
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import greenlet
+from msgspec import Struct
 
 from hub.engine.compiling import CompiledModule, Compiler
 from hub.engine.memo import Memo
 from hub.engine.merge import Layout, cut, joined, layout_of, merge, signature, split
 from hub.engine.outputs import copied
+from hub.engine.residency import Residency
 from hub.engine.skipping import Skipper
 from hub.engine.streams import Streams
+from hub.pipelines.tiling import can_tile, in_tiles
 
 if TYPE_CHECKING:
     import torch
 
     from hub.engine.loras import Outfit, Wardrobe, Worn
 
-_serials = itertools.count()
+Place = tuple[int, str]
+"""A module by its id, and the name of a method."""
+
+
+class Budget(Struct):
+    """A picture's memory: bytes that a row takes beside the weights, by module and method, where that is known; and
+    whether it went through a VAE in tiles, for want of more."""
+
+    needs: Mapping[Place, int] = {}
+    tiled: bool = False
 
 
 class Run(greenlet.greenlet):
@@ -40,11 +53,18 @@ class Run(greenlet.greenlet):
 
     outfit: Outfit | None = None
 
-    def __init__(self, body: Callable[[], Any], steps: Callable[[], int], done: Callable[[], int] | None) -> None:
+    def __init__(
+        self,
+        body: Callable[[], Any],
+        steps: Callable[[], int],
+        done: Callable[[], int] | None,
+        budget: Budget | None = None,
+    ) -> None:
         super().__init__(body)
         self.loop = greenlet.getcurrent()
         self.steps = steps
         self.done = done
+        self.budget = budget or Budget()
 
 
 class Call:
@@ -77,21 +97,24 @@ class MeetingPoint:
         streams: Streams | None = None,
         skipper: Skipper | None = None,
         compiler: Compiler | None = None,
+        residency: Residency | None = None,
         variant: str = "",
         wardrobe: Wardrobe | None = None,
     ) -> None:
         """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
         `streams` compute parts of a large batch side by side. `skipper` leaves calls out.
-        `compiler` compiles what comes often. `variant` tells modules apart whose forwards take another time.
-        `wardrobe` has the module's LoRAs."""
+        `compiler` compiles what comes often. `residency` has the module's weights. `variant` tells modules apart whose
+        forwards take another time. `wardrobe` has the module's LoRAs."""
         self.denoising = denoising
         self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}{variant}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
+        self.module = module
+        self.method = method
+        self.residency = residency
         self._memo = memo
         self._streams = streams
         self._skipper = skipper
         self._wardrobe = wardrobe
-        self._owner = f"{next(_serials)}"  # of equal names, the weights may differ
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
         kinds = {parameter.kind for parameter in self._signature.parameters.values()}
@@ -104,11 +127,14 @@ class MeetingPoint:
     def _meet(self, *args: Any, **kwargs: Any) -> Any:
         run = greenlet.getcurrent()
         if not isinstance(run, Run):
+            if self.residency is not None:
+                self.residency.bring(self.module)
             self._wear(())
             return self._plain(*args, **kwargs)
         arguments = self._named(args, kwargs)
         worn = self._wardrobe.part_of(run.outfit) if self._wardrobe else ()
-        known_as = self._memo.key(f"{self._owner} {worn}", arguments) if self._memo else None
+        told = {**arguments, "loras": worn} if worn else arguments
+        known_as = self._memo.key(id(self.module), told) if self._memo else None
         known = self._memo.get(known_as) if self._memo and known_as else None
         if known is not None:
             return known
@@ -149,26 +175,52 @@ class MeetingPoint:
         self._wear(calls[0].worn)
         arguments = [call.arguments for call in calls]
         layouts = [call.layout for call in calls]
-        shares = self._streams.shares(sum(layout.rows for layout in layouts)) if self._streams else []
+        streams = self._streams if self._whole else None
+        shares = streams.shares(sum(layout.rows for layout in layouts)) if streams else []
         if len(calls) == 1 and len(shares) < 2:
             return [self._call(arguments[0])]
         merged = merge(arguments, layouts) if len(calls) > 1 else dict(arguments[0])
-        if self._streams is None or len(shares) < 2:
+        if streams is None or len(shares) < 2:
             return split(self._call(merged), layouts)
         ends = list(itertools.accumulate(shares, initial=0))
         parts = [cut(merged, arguments[0], layouts[0], slice(*ends[k : k + 2])) for k in range(len(shares))]
-        outputs = self._streams.run([functools.partial(self._call, part) for part in parts])
+        outputs = streams.run([functools.partial(self._call, part) for part in parts])
         return split(joined(outputs, [Layout(share, layouts[0].ragged) for share in shares]), layouts)
 
+    @property
+    def can_tile(self) -> bool:
+        """Whether the method can work in tiles."""
+        return self.method in ("encode", "decode") and can_tile(self.module)
+
+    @contextlib.contextmanager
+    def in_tiles(self, call: Call) -> Iterator[None]:
+        """A forward for this call works in tiles, where it can."""
+        if not self.can_tile:
+            yield
+            return
+        with in_tiles(self.module, self.method, next(iter(call.arguments.values()))):
+            yield
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the module is all on the device: while its blocks come and go, one forward at a time runs, and as
+        the module has it."""
+        return self.residency is None or self.residency.whole(self.module)
+
     def _call(self, arguments: dict[str, Any]) -> Any:
-        if self._compiled is None or (self._wardrobe and self._wardrobe.worn):  # what was compiled knows no LoRA
-            return self._own(arguments)
+        if self._compiled is None or not self._whole or (self._wardrobe and self._wardrobe.worn):
+            return self._own(arguments)  # what was compiled knows no LoRA
         return self._compiled(arguments)
 
     def _own(self, arguments: dict[str, Any]) -> Any:
         # By position, as they came: a method that wraps another one may call its first parameter as it likes.
         bound = inspect.BoundArguments(self._signature, arguments)
         return self._plain(*bound.args, **bound.kwargs)
+
+
+def is_meeting_point(module: torch.nn.Module, method: str) -> bool:
+    """Whether the method has been made one."""
+    return isinstance(getattr(getattr(module, method), "__self__", None), MeetingPoint)
 
 
 def _config_digest(module: torch.nn.Module) -> str:

@@ -48,14 +48,15 @@ class Memo:
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
         self._bytes = 0
 
-    def key(self, owner: str, arguments: Mapping[str, Any]) -> bytes | None:
-        """A digest of a call to the module that `owner` names; None where an argument has no content to go by."""
-        digest = hashlib.blake2b(owner.encode(), digest_size=24)
+    def key(self, owner: int, arguments: Mapping[str, Any]) -> bytes | None:
+        """The `owner` (a module, by its id) and a digest of a call to it; None where an argument has no content to go
+        by."""
+        digest = hashlib.blake2b(digest_size=24)
         try:
             _feed(digest.update, dict(arguments))
         except Unknown:
             return None
-        return digest.digest()
+        return owner.to_bytes(8) + digest.digest()
 
     def get(self, key: bytes) -> Any:
         """The output, the caller's own copy, on the device where it was made; None where it is not known."""
@@ -85,6 +86,14 @@ class Memo:
         self._kept[key] = Kept(output, size)
         while self._bytes > self._budget:
             self._bytes -= self._kept.popitem(last=False)[1].bytes
+
+    def forget(self, owner: int) -> None:
+        """What a module said that is no more."""
+        begin = owner.to_bytes(8)
+        for key in [key for key in self._kept if key.startswith(begin)]:
+            self._bytes -= self._kept.pop(key).bytes
+        for key in [key for key in self._seen if key.startswith(begin)]:
+            del self._seen[key]
 
 
 def _size(output: Any) -> int:

@@ -26,14 +26,16 @@ ROOM = 1.2
 
 class WorkerState(Struct, frozen=True, kw_only=True):
     """What is known of a worker. `starting`: for the first time, and it may be ready soon. Memory is in bytes and of
-    its device, 0 where nobody has told. `free` is what was left after the last load. `loading`: the models that it
-    was given since, and what each will take. `busy`: pictures that wait or run, by model."""
+    its device, 0 where nobody has told. `free` is what was left when the worker spoke last, and `spare` what is held by
+    models that have nothing to do and may leave. `loading`: the models that it was given since, and what each will
+    take. `busy`: pictures that wait or run, by model."""
 
     device: str
     ready: bool = True
     starting: bool = False
     total: int = 0
     free: int = 0
+    spare: int = 0
     held: frozenset[str] = frozenset()
     loading: Mapping[str, int] = {}
     busy: Mapping[str, int] = {}
@@ -91,6 +93,25 @@ def choose(workers: Sequence[WorkerState], wanted: Wanted, *, patient: bool = Tr
         return _roomiest(workers, room, fitting)
     large = [index for index in ready if not 0 < workers[index].total < wanted.size]
     return min(large or ready, key=lambda index: (workers[index].queue, -room[index]))
+
+
+def crowded(workers: Sequence[WorkerState], chosen: int, wanted: Wanted) -> bool:
+    """Whether the chosen worker would load the model into less memory than it wants, as far as that is known, even if
+    its own idle models leave. Not for a CPU beside GPUs: what others hold on those is not in its way."""
+    worker = workers[chosen]
+    if worker.has(wanted.model) or not worker.total or chosen not in _counting(workers):
+        return False
+    there = [each for each in workers if each.device == worker.device]
+    return _room(workers, worker.device) + sum(each.spare for each in there) < wanted.size * ROOM
+
+
+def empty(workers: Sequence[WorkerState]) -> bool:
+    """Whether nothing is held or loaded, a CPU beside GPUs left out."""
+    return all(workers[index].empty for index in _counting(workers))
+
+
+def _counting(workers: Sequence[WorkerState]) -> list[int]:
+    return candidates([worker.device for worker in workers], None)
 
 
 def _room(workers: Sequence[WorkerState], device: str) -> int:

@@ -2,10 +2,10 @@
 
 The first call of a forward is found in this order:
 
-1. Calls outside the denoising loop (text encoders, VAE) go first: they are short, they let newcomers join the running
+1. While calls wait at modules that are on the device, those whose module would push another one out wait, so that
+   all who need it share one upload: until they are twice as many, or have sat through PATIENCE forwards.
+2. Calls outside the denoising loop (text encoders, VAE) go first: they are short, they let newcomers join the running
    batch, and they let finished pictures out. After BURST of them in a row a denoiser call that waits gets its turn.
-2. The denoising module of the last forward is kept while calls wait at it, for `Ledger.stay` forwards at most, so
-   that two models do not take turns at every step: a module may have to be uploaded before it runs.
 3. The owner (API key) that has been served least goes first, whoever asks for how much. See `Ledger`.
 4. Of an owner's calls, the one of the run with the least left to do goes first, with ageing: every forward that a
    call sits through counts like AGEING steps less to do, so nobody starves.
@@ -23,9 +23,8 @@ from msgspec import Struct, field
 
 AGEING = 1.0
 BURST = 8
-STAY = 8
-"""Where the upload of a module takes as long as four of its steps, two thirds of the time are left for steps, and
-another model's call waits eight forwards more than it had to."""
+PATIENCE = 64
+"""Forwards. Two pictures' steps: an upload that takes as long as four of them is a small part of that."""
 LEAD = 16
 """Forwards. An owner whose calls ride along where another one leads may get ahead of it without bound, and would
 later wait as long; what it has had beyond this is forgotten."""
@@ -37,8 +36,8 @@ class Waiting(Struct, frozen=True):
     run: whose call it is. key: calls with equal keys can share a forward. rows: its batch size. denoising: whether
     it is a step of the denoising loop. remaining: denoising steps that its run still has to do. waited: forwards of
     others that it has sat through. cap: the most rows that a forward with this call should have. owner: the API key
-    that asked, "" for none. module: what it waits for, where that may have to be uploaded. same: of calls in which it
-    is equal and not None one runs for all, so the others come along for nothing.
+    that asked, "" for none. away: its module is not on the device, and another one would have to leave for it. same:
+    of calls in which it is equal and not None one runs for all, so the others come along for nothing.
     """
 
     run: int
@@ -49,21 +48,18 @@ class Waiting(Struct, frozen=True):
     waited: int
     cap: int
     owner: str = ""
-    module: Hashable = None
+    away: bool = False
     same: Hashable = None
 
 
 class Ledger(Struct):
-    """What the choices so far have left: who has been served, and at which module.
+    """What the choices so far have left: who has been served.
 
     Fairness is start-time fair queueing. An owner's `service` is a virtual time that grows with the cost (seconds on
     the device) of the rows it got. `now` is that of the least served owner who waits; whoever comes later starts
     there: neither with credit for the time when it asked for nothing, nor behind those who were alone until then.
     """
 
-    stay: int = STAY
-    module: Hashable = None
-    stayed: int = 0
     outside: int = 0
     now: float = 0.0
     service: dict[str, float] = field(default_factory=dict)
@@ -75,12 +71,7 @@ class Ledger(Struct):
     def note(self, waiting: Sequence[Waiting], chosen: Sequence[Waiting], cost: float) -> None:
         """After a choice: `chosen` of `waiting` ran in a forward that cost so much."""
         first, rows = chosen[0], sum(call.rows for call in chosen)
-        if first.denoising:
-            keeps = first.module == self.module and self.stayed < self.stay
-            self.stayed = self.stayed + 1 if keeps else 1
-            self.module, self.outside = first.module, 0
-        else:
-            self.outside += 1
+        self.outside = 0 if first.denoising else self.outside + 1
         self.now = max(self.now, min(self.served(call.owner) for call in waiting))
         for call in chosen:
             before = self.served(call.owner)
@@ -108,13 +99,21 @@ def choose(waiting: Sequence[Waiting], ledger: Ledger) -> list[Waiting]:
 
 
 def _candidates(waiting: Sequence[Waiting], ledger: Ledger) -> Sequence[Waiting]:
+    waiting = _worth_it(waiting)
     outside = [call for call in waiting if not call.denoising]
     denoising = [call for call in waiting if call.denoising]
-    if outside and not (denoising and ledger.outside >= BURST):
-        return outside
-    if ledger.stayed < ledger.stay:
-        return [call for call in denoising if call.module == ledger.module] or denoising
-    return denoising
+    return outside if outside and not (denoising and ledger.outside >= BURST) else denoising
+
+
+def _worth_it(waiting: Sequence[Waiting]) -> Sequence[Waiting]:
+    """Those for which no module has to leave that others wait for, unless it is time."""
+    here = [call for call in waiting if not call.away]
+    away = [call for call in waiting if call.away]
+    if not here or not away:
+        return waiting
+    if len(away) >= 2 * len(here):
+        return away
+    return [call for call in away if call.waited >= PATIENCE] or here
 
 
 def _companions(first: Waiting, waiting: Sequence[Waiting], ledger: Ledger) -> list[Waiting]:

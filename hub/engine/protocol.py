@@ -25,7 +25,8 @@ class EngineModel(Struct, frozen=True, array_like=True):
     """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, a noise scheduler
     with changes to its configuration, `device`, the only one that may run it, whether to `compile` its denoiser; and
     what costs quality: the threshold to `skip` steps at, the absolute folder of a small `decoder`, and the
-    `storage_dtype` of the denoiser's weights."""
+    `storage_dtype` of the denoiser's weights. `keep_alive`: seconds that it stays loaded without work, below 0 for
+    ever, None as the settings say."""
 
     id: str
     path: str
@@ -37,6 +38,7 @@ class EngineModel(Struct, frozen=True, array_like=True):
     skip: float | None = None
     decoder: str | None = None
     storage_dtype: str | None = None
+    keep_alive: float | None = None
 
 
 class Picture(Struct, frozen=True, array_like=True):
@@ -102,6 +104,30 @@ class Cancel(Struct, frozen=True, array_like=True, tag=True):
     id: int
 
 
+class Load(Struct, frozen=True, array_like=True, tag=True):
+    """Have a model in memory before it is asked for; answered with Settled or Failed. `pinned`: whether it stays from
+    now on, None as it was."""
+
+    id: int
+    model: EngineModel
+    pinned: bool | None = None
+
+
+class Unload(Struct, frozen=True, array_like=True, tag=True):
+    """Unpin the models of these ids, or all, and give their memory back; those that have work, when that is done."""
+
+    id: int
+    models: list[str] | None = None
+
+
+class Settled(Struct, frozen=True, array_like=True, tag=True):
+    """A Load or an Unload was carried out, on these models; `later` it will be on those, which have work to do."""
+
+    id: int
+    models: list[str]
+    later: list[str] = []
+
+
 class Ping(Struct, frozen=True, array_like=True, tag=True):
     """Is the worker still there? Its reader answers with Pong at once, whatever the device computes."""
 
@@ -123,13 +149,41 @@ class Ready(Struct, frozen=True, array_like=True, tag=True):
     devices: list[DeviceMemory] = []
 
 
-class Memory(Struct, frozen=True, array_like=True, tag=True):
-    """After each load: the bytes that the device has free now, the ids of all models that the worker holds, and the
-    one that it tried to load, in vain if it is not among them."""
+class HeldModule(Struct, frozen=True, array_like=True):
+    """A model's module: its name in the pipeline, its class, the bytes of its weights, and how many of them are on the
+    device. Modules that several models share are told with each."""
 
-    free: int
-    models: list[str]
-    tried: str
+    name: str
+    type: str
+    bytes: int
+    on_device: int
+
+
+class HeldModel(Struct, frozen=True, array_like=True):
+    """A model in memory `since` and last `used` (Unix seconds). `busy`: requests that it works on. For `keep_alive`
+    and `pinned` see EngineModel and Load."""
+
+    id: str
+    since: float
+    used: float
+    keep_alive: float
+    pinned: bool
+    busy: int
+    modules: list[HeldModule]
+
+
+class Memory(Struct, frozen=True, array_like=True, tag=True):
+    """What the worker holds, whenever that has changed. `weights`: bytes of weights on the device; `limit`: what the
+    hub may use of it. `uploads`: how often a module was brought to the device, and `uploaded`, the bytes. `tried`:
+    the model that was just to be loaded, in vain if it is not among `models`."""
+
+    device: DeviceMemory
+    weights: int
+    limit: int | None
+    models: list[HeldModel]
+    uploads: int = 0
+    uploaded: int = 0
+    tried: str | None = None
 
 
 class CannotStart(Struct, frozen=True, array_like=True, tag=True):
@@ -180,18 +234,19 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 class Failed(Struct, frozen=True, array_like=True, tag=True):
     """A request that ended without pictures. `kind` invalid: the caller can mend it; blocked: the model's own safety
-    checker hid the picture; failed: the caller can do nothing."""
+    checker hid the picture; memory: it does not fit, and the words say what would; failed: the caller can do
+    nothing."""
 
     id: int
-    kind: Literal["invalid", "blocked", "failed"]
+    kind: Literal["invalid", "blocked", "memory", "failed"]
     message: str
     param: str | None = None
 
 
-ToWorker = Generate | Cancel | Ping
+ToWorker = Generate | Cancel | Load | Unload | Ping
 Answer = Stepped | Previewed | Finished | Failed
 """What belongs to one request."""
-FromWorker = Ready | CannotStart | Pong | Memory | Answer
+FromWorker = Ready | CannotStart | Pong | Memory | Settled | Answer
 
 to_worker = msgspec.msgpack.Decoder(ToWorker)
 from_worker = msgspec.msgpack.Decoder(FromWorker)

@@ -6,15 +6,15 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
 
-from hub.engine.placement import Wanted, candidates, choose
-from hub.engine.protocol import EngineModel, Finished, Generate, Ready
+from hub.engine.placement import Wanted, candidates, choose, crowded, empty
+from hub.engine.protocol import EngineModel, Finished, Generate, Load, Memory, Ready, Unload
 from hub.engine.worker_process import DeviceState, WorkerProcess
-from hub.errors import EngineUnavailable
+from hub.errors import EngineUnavailable, HubError
 from hub.settings import Settings
 from hub.types import OnEvent
 
@@ -38,10 +38,21 @@ WORKER_ENVIRONMENT = {
 class Engine:
     """All workers; any number of concurrent requests."""
 
-    def __init__(self, settings: Settings, pins: Mapping[str, str] | None = None) -> None:
-        """pins: models whose manifests say on which device they run, to be checked when the devices are known."""
+    def __init__(
+        self,
+        settings: Settings,
+        pins: Mapping[str, str] | None = None,
+        make_room: Callable[[], Awaitable[None]] | None = None,
+        on_empty: Callable[[], None] | None = None,
+    ) -> None:
+        """pins: models whose manifests say on which device they run, to be checked when the devices are known.
+        make_room: awaited before a model is loaded that wants more memory than is known to be free; must not raise.
+        on_empty: hears, maybe more than once, that no device holds a model and nobody waits for one."""
         self._settings = settings
         self._pins = pins or {}
+        self._kept: set[EngineModel] = set()
+        self._make_room = make_room
+        self._on_empty = on_empty
         self._workers: list[WorkerProcess] = []
         self._supervisions: set[asyncio.Task[None]] = set()
         self._sizes: dict[str, int] = {}
@@ -82,14 +93,55 @@ class Engine:
         Raises InvalidRequest (what the pipeline refuses), GenerationFailed, or EngineUnavailable when the worker
         dies under it or cannot start, or the hub does not use the device that the model is pinned to.
         """
-        self._next_id += 1
-        request = msgspec.structs.replace(request, id=self._next_id, progress=on_event is not None)
+        request = msgspec.structs.replace(request, id=self._number(), progress=on_event is not None)
         self._in_flight += 1
         try:
-            worker = await self._place(request.model)
+            worker = await self._place_with_room(request.model)
             return await worker.generate(request, on_event, self._size(request.model))
         finally:
             self._in_flight -= 1
+            self._on_memory()
+
+    async def _place_with_room(self, model: EngineModel) -> WorkerProcess:
+        """As `_place`, and neighbours have been asked where the model is to be loaded into too little memory. For
+        callers that count in `in_flight`: else the neighbours are let back meanwhile."""
+        worker = await self._place(model)
+        if self._make_room is not None and self._is_crowded(worker, model):
+            await self._make_room()
+            return await self._place(model)  # the first one may have died meanwhile
+        return worker
+
+    async def load(self, model: EngineModel, *, pinned: bool | None = None) -> None:
+        """Has the model in memory; `pinned`: whether it stays there from now on, also when a worker is started anew;
+        None leaves that as it is. Raises as `generate` does."""
+        if pinned is not None:
+            (self._kept.add if pinned else self._kept.discard)(model)
+        self._in_flight += 1
+        try:
+            worker = await self._place_with_room(model)
+            await worker.ask(Load(self._number(), model, pinned))
+        finally:
+            self._in_flight -= 1
+            self._on_memory()
+
+    async def unload(self, models: list[str] | None) -> tuple[list[str], list[str]]:
+        """Unpins the models of these ids, or all, and has their memory given back. Returns the ids of those that are
+        gone, and of those that still have work and go when it is done."""
+        self._kept = {model for model in self._kept if models is not None and model.id not in models}
+        ready = [worker for worker in self._workers if worker.is_ready]
+        answers = await asyncio.gather(*(worker.ask(Unload(self._number(), models)) for worker in ready))
+        gone = {name for answer in answers for name in answer.models}
+        later = {name for answer in answers for name in answer.later}
+        return sorted(gone - later), sorted(later)
+
+    @property
+    def holds(self) -> list[tuple[DeviceState, Memory | None]]:
+        """What each worker has in memory, as it said last; None while it does not run."""
+        return [(worker.device_state, worker.holds) for worker in self._workers]
+
+    def _number(self) -> int:
+        self._next_id += 1
+        return self._next_id
 
     async def _place(self, model: EngineModel) -> WorkerProcess:
         """The worker that runs a request for the model, as soon as one is ready; the caller sends it at once."""
@@ -116,9 +168,17 @@ class Engine:
         except TimeoutError:
             raise EngineUnavailable("The engine has not started yet. Try again.", retry_after=10) from None
 
+    def _is_crowded(self, worker: WorkerProcess, model: EngineModel) -> bool:
+        states = [each.state for each in self._workers]
+        return crowded(states, self._workers.index(worker), Wanted(model.id, self._size(model)))
+
+    def _on_memory(self) -> None:
+        if self._on_empty is not None and not self._in_flight and empty([each.state for each in self._workers]):
+            self._on_empty()
+
     def _size(self, model: EngineModel) -> int:
-        """Bytes of the model's weights; not looked up where there is nothing to choose."""
-        if len(self._workers) < 2:
+        """Bytes of the model's weights; not looked up where nothing depends on it."""
+        if len(self._workers) < 2 and self._make_room is None:
             return 0
         if model.path not in self._sizes:
             self._sizes[model.path] = weights_of(Path(model.path))
@@ -155,18 +215,29 @@ class Engine:
 
     def _begin(self, device: str) -> None:
         environment = WORKER_ENVIRONMENT | threads_for(self._settings.devices)
-        worker = WorkerProcess(len(self._workers), device, self._settings, environment, self._on_ready)
+        number, on_memory = len(self._workers), self._on_memory
+        worker = WorkerProcess(number, device, self._settings, environment, self._on_ready, on_memory=on_memory)
         self._workers.append(worker)
         self._supervisions.add(asyncio.create_task(worker.run()))
 
     def _on_ready(self, ready: Ready) -> None:
-        """With `auto`, the first worker tells which others there should be."""
+        """What is pinned is loaded anew. With `auto`, the first worker tells which other ones there should be."""
+        for model in self._kept:
+            keeping = asyncio.create_task(self._keep(model))
+            self._supervisions.add(keeping)
+            keeping.add_done_callback(self._supervisions.discard)
         if self._settings.devices != ["auto"] or len(self._workers) > 1:
             return
         for device in ready.devices:
             if device.name != ready.device:
                 self._begin(device.name)
         self._check_pins()
+
+    async def _keep(self, model: EngineModel) -> None:
+        try:
+            await self.load(model, pinned=True)
+        except HubError as error:
+            log.error("%s is pinned and could not be loaded: %s", model.id, error.message)
 
     def _check_pins(self) -> None:
         devices = [worker.device for worker in self._workers]

@@ -15,10 +15,12 @@ from typing import Any
 
 import torch
 
+from hub.engine.devices import out_of_memory
 from hub.engine.halting import Halt, Halted
-from hub.engine.meeting import Call, Run
+from hub.engine.meeting import Budget, Call, Run
 from hub.engine.meter import Meter, rows_of
-from hub.engine.policy import STAY, Ledger, Waiting, choose
+from hub.engine.policy import Ledger, Waiting, choose
+from hub.engine.residency import Residency
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +34,25 @@ class Picture:
     what the meter calls a forward with the call that waits."""
 
     def __init__(
-        self, number: int, body: Callable[[], Any], steps: Callable[[], int], done: Callable[[], int] | None, owner: str
+        self,
+        number: int,
+        body: Callable[[], Any],
+        steps: Callable[[], int],
+        done: Callable[[], int] | None,
+        owner: str,
+        budget: Budget | None,
     ) -> None:
         self.number = number
-        self.run = Run(body, steps, done)
+        self.run = Run(body, steps, done, budget)
         self.owner = owner
         self.done_steps = 0
         self.waited = 0
         self.call: Call | None = None
         self.kind = ""
+
+    def need(self, call: Call) -> int:
+        """Bytes that each of the call's rows will take beside the weights, as far as that is known."""
+        return self.run.budget.needs.get((id(call.point.module), call.point.method), 0)
 
     def waiting(self, call: Call, cap: int) -> Waiting:
         """The policy's view of it and its call."""
@@ -53,7 +65,7 @@ class Picture:
             waited=self.waited,
             cap=cap,
             owner=self.owner,
-            module=id(call.point),  # not itself: the ledger must not keep a model that is unloaded
+            away=call.point.residency is not None and call.point.residency.away(call.point.module),
             same=call.known_as,
         )
 
@@ -73,19 +85,19 @@ class Weave:
         *,
         meter: Meter | None = None,
         halt: Halt | None = None,
-        stay: int = STAY,
+        residency: Residency | None = None,
     ) -> None:
         """max_rows: cap of a merged forward's batch. on_step(number, done, all) follows each denoising step of a
         run; on_done(number, outcome) its end, where outcome is the body's result or the exception it died of.
         Cancelled runs report nothing. meter: lowers the cap to what is worth it, and tells what forwards cost; without
-        one a row is a row. halt: ends forwards that nobody waits for. stay: see policy; 1 where no module ever has to
-        be uploaded."""
+        one a row is a row. halt: ends forwards that nobody waits for. residency: has the weights of all modules."""
         self._max_rows = max_rows
         self._on_step = on_step
         self._on_done = on_done
         self._meter = meter
         self._halt = halt
-        self._ledger = Ledger(stay=stay)
+        self._residency = residency
+        self._ledger = Ledger()
         self._pictures: dict[int, Picture] = {}
 
     @property
@@ -100,10 +112,11 @@ class Weave:
         steps: Callable[[], int],
         owner: str = "",
         done: Callable[[], int] | None = None,
+        budget: Budget | None = None,
     ) -> None:
-        """Starts a run; it goes on to its first meeting point at once. For `steps` and `done` see Run; `owner` is
-        whom its forwards count for."""
-        picture = self._pictures[number] = Picture(number, body, steps, done, owner)
+        """Starts a run; it goes on to its first meeting point at once. For `steps`, `done` and `budget` see Run;
+        `owner` is whom its forwards count for."""
+        picture = self._pictures[number] = Picture(number, body, steps, done, owner, budget)
         self._resume(picture)
 
     def cancel(self, number: int) -> None:
@@ -125,7 +138,7 @@ class Weave:
         """Runs one forward for the most urgent waiting calls, and resumes each of them; not where it was halted: who
         cancelled them is about to say so."""
         waiting = {number: (picture, picture.call) for number, picture in self._pictures.items() if picture.call}
-        views = [picture.waiting(call, self._cap(picture)) for picture, call in waiting.values()]
+        views = [picture.waiting(call, self._cap(picture, call)) for picture, call in waiting.values()]
         chosen = choose(views, self._ledger)
         group = [waiting[view.run] for view in chosen]
         self._ledger.note(views, chosen, self._cost(group))
@@ -154,8 +167,11 @@ class Weave:
             picture.done_steps = done
             self._on_step(picture.number, min(done, total), total)
 
-    def _cap(self, picture: Picture) -> int:
-        return min(self._max_rows, self._meter.cap(picture.kind)) if self._meter else self._max_rows
+    def _cap(self, picture: Picture, call: Call) -> int:
+        cap = min(self._max_rows, self._meter.cap(picture.kind)) if self._meter else self._max_rows
+        if self._residency is None:
+            return cap
+        return min(cap, self._residency.rows(call.point.module, picture.need(call)))
 
     def _cost(self, group: list[tuple[Picture, Call]]) -> float:
         """What is expected, not what is measured: that may come later, and the first forward of a kind may compile,
@@ -170,20 +186,60 @@ class Weave:
         """
         kinds, calls = [picture.kind for picture, _ in group], [call for _, call in group]
         try:
-            with (
-                self._meter.time(kinds, calls) if self._meter else contextlib.nullcontext(),
-                self._halt.during([picture.number for picture, _ in group]) if self._halt else contextlib.nullcontext(),
-            ):
-                return calls[0].point.forward(calls)
+            if self._bring(group):
+                with self._meter.time(kinds, calls) if self._meter else contextlib.nullcontext(), self._halting(group):
+                    return calls[0].point.forward(calls)
+            failed = torch.OutOfMemoryError.__name__
         except Exception as error:
-            if len(calls) == 1:
+            if len(calls) == 1 and not out_of_memory(error):
                 return [error]
-            words = "a shared forward of %d calls failed (%s); trying each alone"
-            log.warning(words, len(calls), type(error).__name__)
-            if self._meter and isinstance(error, torch.OutOfMemoryError):
+            failed = type(error).__name__
+            if self._meter and len(calls) > 1 and out_of_memory(error):
                 for kind in set(kinds):
                     self._meter.refuse(kind, rows_of(calls))
-        return [_alone(call) for call in calls]
+        if len(calls) == 1:  # after the except clause: its error keeps all that the failed forward had made
+            return [self._sparing(*group[0])]
+        log.warning("a shared forward of %d calls failed (%s); trying each alone", len(calls), failed)
+        return [self._alone(picture, call) for picture, call in group]
+
+    def _alone(self, picture: Picture, call: Call) -> Any:
+        try:
+            if self._bring([(picture, call)]):
+                with self._halting([(picture, call)]):
+                    return call.point.forward([call])[0]
+        except Exception as error:
+            if not out_of_memory(error):
+                return error
+        return self._sparing(picture, call)
+
+    def _sparing(self, picture: Picture, call: Call) -> Any:
+        """A forward for which the device has too little memory, once more: with all else out of the way, a VAE in
+        tiles and any other module block by block."""
+        words = "%s: the device has too little memory; trying once more with all of it, and in parts"
+        log.warning(words, call.point.name)
+        try:
+            if self._residency is not None:
+                self._residency.lighten(call.point.module)
+                self._residency.bring(
+                    call.point.module, 0 if call.point.can_tile else picture.need(call) * call.layout.rows
+                )
+            picture.run.budget.tiled |= call.point.can_tile
+            with call.point.in_tiles(call), self._halting([(picture, call)]):
+                return call.point.forward([call])[0]
+        except Exception as error:
+            return error
+
+    def _bring(self, group: list[tuple[Picture, Call]]) -> bool:
+        """Puts the module of a group's forward on the device; whether there is room for it and what it computes."""
+        point = group[0][1].point
+        if self._residency is None:
+            return True
+        return self._residency.bring(
+            point.module, sum(picture.need(call) * call.layout.rows for picture, call in group)
+        )
+
+    def _halting(self, group: list[tuple[Picture, Call]]) -> contextlib.AbstractContextManager[None]:
+        return self._halt.during([picture.number for picture, _ in group]) if self._halt else contextlib.nullcontext()
 
     def _resume(self, picture: Picture, value: Any = None, throw: BaseException | None = None) -> None:
         fresh = picture.call is None
@@ -205,10 +261,3 @@ class Weave:
         else:
             del self._pictures[picture.number]
             self._on_done(picture.number, got)
-
-
-def _alone(call: Call) -> Any:
-    try:
-        return call.point.forward([call])[0]
-    except Exception as error:
-        return error

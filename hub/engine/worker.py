@@ -14,12 +14,13 @@ import queue
 import signal
 import socket
 import threading
+import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from msgspec import Struct
 
 from hub.engine.arguments import Refused
 from hub.engine.compiling import Compiler
@@ -27,58 +28,43 @@ from hub.engine.devices import Unusable, devices_here, memory_of, open_device, u
 from hub.engine.halting import Halt
 from hub.engine.jobs import Blocked, Job, failed_by
 from hub.engine.loras import Fitter, LoraRead, Wardrobe
-from hub.engine.meeting import MeetingPoint
+from hub.engine.meeting import MeetingPoint, is_meeting_point
 from hub.engine.memo import Memo
 from hub.engine.meter import Meter, meter_for, where_of
+from hub.engine.models import Loaded, Models, TooLittleMemory
 from hub.engine.protocol import (
     Cancel,
     CannotStart,
+    DeviceMemory,
     EngineModel,
     Failed,
     FromWorker,
     Generate,
+    Load,
     Memory,
     Ping,
     Pong,
     Ready,
+    Settled,
+    Unload,
     pack,
     receive_frame,
     to_worker,
 )
+from hub.engine.residency import Residency
 from hub.engine.skipping import Skipper
 from hub.engine.streams import streams_for
 from hub.engine.weave import Weave
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline, SharedMethod
-from hub.pipelines.loading import load_pipeline
-from hub.pipelines.weights import weights_hash
 
 log = logging.getLogger("hub.worker")
 
 ENCODERS = 2
 
 
-def load(model: EngineModel, device: torch.device, hashes: Path | None) -> LoadedPipeline:
-    """Loads what the frame says. `hashes`: file for hashes of weights, which take time."""
-    pipeline = load_pipeline(
-        model.path,
-        model.dtype,
-        device,
-        scheduler=model.scheduler,
-        scheduler_options=dict(model.scheduler_options),
-        decoder=model.decoder,
-        storage_dtype=model.storage_dtype,
-    )
-    pipeline.weights = weights_hash(filter(None, (model.path, model.decoder)), hashes)
-    return pipeline
-
-
-class Loaded(Struct):
-    """The loader is done with a model: `pipeline`, or the `error` that it met."""
-
-    model: EngineModel
-    pipeline: LoadedPipeline | None
-    error: Exception | None
+WATCH = 2.0
+"""Seconds between two looks at how much of the device other programs have left."""
 
 
 class Worker:
@@ -93,25 +79,31 @@ class Worker:
         meter: Meter | None = None,
         compiler: Compiler | None = None,
         hashes: Path | None = None,
+        keep_alive: float = -1,
+        limit: int | None = None,
+        reserve: int = 0,
     ) -> None:
+        """`keep_alive` and `hashes`: see Models; `limit` and `reserve`: see Residency."""
         self._connection = connection
         self._device = device
         self._sending = threading.Lock()
-        self.inbox: queue.SimpleQueue[Generate | Cancel | Loaded | LoraRead] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Generate | Cancel | Load | Unload | Loaded | LoraRead] = queue.SimpleQueue()
         self.halt = Halt(lambda picture: self._pictures[picture][0].request.id)
-        self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, halt=self.halt, stay=1)
+        self._residency = Residency(device, limit, reserve)
+        self._weave = Weave(
+            max_batch, self._on_step, self._on_done, meter=meter, halt=self.halt, residency=self._residency
+        )
         self._memo = Memo()
+        self._models = Models(device, self._residency, self._memo, self.inbox.put, keep_alive=keep_alive, hashes=hashes)
         self._fitter = Fitter(device, self.inbox.put)
         self._streams = streams_for(device)
         self._compiler = compiler
-        self._hashes = hashes
-        self._one_load = threading.Lock()
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
-        self._models: dict[EngineModel, LoadedPipeline] = {}
-        self._loading: dict[EngineModel, list[Generate]] = {}
         self._jobs: dict[int, Job] = {}
         self._pictures: dict[int, tuple[Job, int]] = {}
         self._next_picture = 0
+        self._told: Memory | None = None
+        self._looked = time.monotonic()
 
     def send(self, message: FromWorker) -> None:
         """Writes a frame; from any thread. When the API process is gone, so is this one, without a word."""
@@ -126,20 +118,25 @@ class Worker:
         """The device thread's life: take what came in, run one forward, again. Never returns."""
         while True:
             self._take(block=not self._weave.busy)
+            self._keep_house()
             if self._weave.busy:
                 self._weave.tick()
 
     def _take(self, *, block: bool) -> None:
         while True:
             try:
-                message = self.inbox.get(block=block)
+                message = self.inbox.get(block=block, timeout=self._idle_for() if block else None)
             except queue.Empty:
                 return
             match message:
-                case Generate():
+                case Generate() | Load():
                     self._admit(message)
                 case Cancel():
                     self._cancel(message.id)
+                case Unload():
+                    gone, later = self._models.release(message.models, self._busy)
+                    self.send(Settled(message.id, gone, later))
+                    self._tell_memory()
                 case Loaded():
                     self._on_loaded(message)
                     self._tell_memory(message.model)
@@ -147,32 +144,51 @@ class Worker:
                     self._on_lora(message)
             block = False
 
-    def _admit(self, request: Generate) -> None:
+    @property
+    def _busy(self) -> Counter[EngineModel]:
+        """Requests by model."""
+        return Counter(job.request.model for job in self._jobs.values()) + self._fitter.busy
+
+    def _idle_for(self) -> float | None:
+        """Seconds after which there is something to do, though nothing comes in; None where there is nothing."""
+        if not self._models:
+            return None
+        return min(WATCH, self._models.next_due(self._busy))
+
+    def _keep_house(self) -> None:
+        """Between forwards: unloads what has been idle for long, and gives way to other programs."""
+        busy = self._busy
+        if self._models.expire(busy):
+            self._tell_memory()
+        now = time.monotonic()
+        if self._models and now - self._looked >= WATCH:
+            self._looked = now
+            if self._models.give_way(self._residency.lacking, busy):
+                log.info("idle models have left %s, of which others have taken more", self._device)
+            self._tell_memory()
+
+    def _admit(self, request: Generate | Load) -> None:
         pipeline = self._models.get(request.model)
         if pipeline is not None:
-            self._start(request, pipeline)
-        elif request.model in self._loading:
-            self._loading[request.model].append(request)
-        else:
-            self._loading[request.model] = [request]
-            # A thread that ends: while it lives, its own OpenMP team makes libgomp count more threads than cores,
-            # and the device thread's forwards stop spinning at barriers (measured: 20 % slower, for good).
-            threading.Thread(target=self._load, args=(request.model,), name="loader", daemon=True).start()
+            self._begin(request, pipeline)
+            return
+        try:
+            self._models.wait_for(request, self._busy)
+        except TooLittleMemory as error:
+            self.send(failed_by(request.id, error))
+            self._tell_memory(request.model)
 
-    def _load(self, model: EngineModel) -> None:
-        """On a thread of its own, one model at a time."""
-        torch.set_grad_enabled(False)  # the switch is per thread
-        with self._one_load:
-            log.info("loading %s", model.id)
-            try:
-                use(self._device)  # so is this
-                self.inbox.put(Loaded(model, load(model, self._device, self._hashes), None))
-            except Exception as error:
-                log.exception("loading %s failed", model.id)
-                self.inbox.put(Loaded(model, None, error))
+    def _begin(self, request: Generate | Load, pipeline: LoadedPipeline) -> None:
+        if isinstance(request, Generate):
+            self._start(request, pipeline)
+            return
+        if request.pinned is not None:
+            self._models.pin(request.model.id, pinned=request.pinned)
+        self.send(Settled(request.id, [request.model.id]))
+        self._tell_memory()
 
     def _on_loaded(self, loaded: Loaded) -> None:
-        waiting = self._loading.pop(loaded.model, [])
+        waiting = self._models.take(loaded)
         if loaded.pipeline is None:
             message = f"The model's files could not be loaded ({type(loaded.error).__name__}); see the server's log."
             if isinstance(loaded.error, Unsupported):
@@ -180,15 +196,15 @@ class Worker:
             for request in waiting:
                 self.send(Failed(request.id, "failed", message))
             return
+        shared = list(loaded.pipeline.shared_methods())
+        for method in shared:
+            self._residency.hold(method.module)
         adapters = self._fitter.adapters(loaded.pipeline)
-        for shared in loaded.pipeline.shared_methods():
-            self._install(shared, loaded.model, adapters.wardrobe(shared.module))
-        for module in {id(shared.module): shared.module for shared in loaded.pipeline.shared_methods()}.values():
-            self.halt.watch(module)
-        self._models[loaded.model] = loaded.pipeline
+        for method in shared:
+            self._install(method, loaded.model, adapters.wardrobe(method.module))
         log.info("loaded %s on %s", loaded.model.id, self._device)
         for request in waiting:
-            self._start(request, loaded.pipeline)
+            self._begin(request, loaded.pipeline)
 
     def _on_lora(self, done: LoraRead) -> None:
         requests, error = self._fitter.take(done)
@@ -199,7 +215,11 @@ class Worker:
                 self.send(failed_by(request.id, error))
 
     def _install(self, shared: SharedMethod, model: EngineModel, wardrobe: Wardrobe | None = None) -> None:
-        """Makes the method a meeting point."""
+        """Makes the method a meeting point, unless another model, which has the module too, did."""
+        if is_meeting_point(shared.module, shared.method):
+            return
+        if shared.method != "encode":  # once for a VAE
+            self.halt.watch(shared.module)
         skipper = Skipper(model.skip) if model.skip and shared.denoising else None
         compiler = self._compiler if model.compile and shared.denoising else None
         storage = model.storage_dtype if shared.denoising else None
@@ -214,25 +234,40 @@ class Worker:
             streams=None if alone else self._streams,
             skipper=skipper,
             compiler=compiler,
+            residency=self._residency,
             variant=f"{' compiled' if compiler else ''}{f' in {storage}' if storage else ''}",
             wardrobe=wardrobe,
         )
 
-    def _tell_memory(self, tried: EngineModel) -> None:
+    def _tell_memory(self, tried: EngineModel | None = None) -> None:
+        """Tells what has changed. `tried`: the model that was just to be loaded."""
         try:
-            free = memory_of(self._device).free
+            device = memory_of(self._device)
         except RuntimeError:  # a device that is broken says so at the next forward, too
             log.exception("%s does not tell its memory", self._device)
-            free = 0
-        self.send(Memory(free, [model.id for model in self._models], tried.id))
+            device = DeviceMemory(str(self._device), 0, 0)
+        residency = self._residency
+        told = Memory(
+            device,
+            residency.on_device,
+            residency.limit,
+            self._models.snapshot(self._busy),
+            uploads=residency.uploads,
+            uploaded=residency.uploaded,
+            tried=tried.id if tried else None,
+        )
+        if told != self._told:
+            self._told = told
+            self.send(told)
 
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
             if not self._fitter.ready(request, pipeline):
                 return  # it comes again when its LoRAs are there
-            job = Job(request, pipeline, self.send, self._on_preview, self._fitter.outfit(request, pipeline))
+            outfit = self._fitter.outfit(request, pipeline)
+            job = Job(request, pipeline, self.send, self._on_preview, self._residency, outfit=outfit)
         except Exception as error:  # the device thread serves others, too
-            if not isinstance(error, Refused):
+            if not isinstance(error, (Refused, TooLittleMemory)):
                 log.exception("%s failed", request.label or request.id)
             self.send(failed_by(request.id, error))
             return
@@ -244,17 +279,17 @@ class Worker:
             self._next_picture += 1
             self._pictures[number] = (job, index)
             draw, steps, done = job.body(index)
-            self._weave.start(number, draw, steps, request.owner, done)
+            self._weave.start(number, draw, steps, request.owner, done, job.budgets[index])
 
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
         self.halt.forget(request_id)
         self._fitter.forget(request_id)
-        for waiting in self._loading.values():
-            waiting[:] = [request for request in waiting if request.id != request_id]
+        self._models.forget(request_id)
         job = self._jobs.pop(request_id, None)
         if job is not None:
             job.outbox.close()
+            self._models.ended(job.request.model)
         for number in [n for n, (job, _) in self._pictures.items() if job.request.id == request_id]:
             del self._pictures[number]
             self._weave.cancel(number)
@@ -331,6 +366,9 @@ def main() -> None:
     parser.add_argument("--learned", type=Path, help="file for what is learned about batch sizes")
     parser.add_argument("--compiled", type=Path, help="folder for compiled forwards")
     parser.add_argument("--hashes", type=Path, help="file for hashes of weights")
+    parser.add_argument("--keep-alive", type=float, default=-1, help="seconds, for models that do not say")
+    parser.add_argument("--limit", type=int, help="bytes of the device that may be used")
+    parser.add_argument("--reserve", type=int, default=0, help="bytes of the device that are left to others")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
     name = "worker" if options.device == options.setting else f"worker {options.device}"
@@ -346,7 +384,17 @@ def main() -> None:
         raise SystemExit(2) from None
     meter = meter_for(device, options.max_batch, options.learned) if options.learned else None
     compiler = Compiler(options.compiled, device, where_of(device)) if options.compiled else None
-    worker = Worker(connection, device, options.max_batch, meter=meter, compiler=compiler, hashes=options.hashes)
+    worker = Worker(
+        connection,
+        device,
+        options.max_batch,
+        meter=meter,
+        compiler=compiler,
+        hashes=options.hashes,
+        keep_alive=options.keep_alive,
+        limit=options.limit,
+        reserve=options.reserve,
+    )
     threading.Thread(target=_read_forever, args=(connection, worker), daemon=True).start()
     worker.send(Ready(str(device), devices))
     with torch.inference_mode():  # beyond no_grad: two per cent of a small model's step

@@ -19,12 +19,16 @@ from hub.engine.placement import WorkerState
 from hub.engine.protocol import (
     Cancel,
     CannotStart,
+    Failed,
     Finished,
     Generate,
+    Load,
     Memory,
     Ping,
     Pong,
     Ready,
+    Settled,
+    Unload,
     from_worker,
     pack,
     read_frame,
@@ -41,6 +45,8 @@ PING_EVERY = 10.0
 MAX_UNANSWERED = 6
 """So many pings in a row, with no other frame either, and the worker is taken for frozen. Patient: a library that is
 imported or a driver that wakes up holds the interpreter's lock, and with it the worker's reader, for many seconds."""
+
+MEGABYTE = 1024 * 1024
 
 NOT_STARTED = "The engine could not be started; the server's log says why."
 
@@ -70,9 +76,12 @@ class WorkerProcess:
         settings: Settings,
         environment: Mapping[str, str],
         on_ready: Callable[[Ready], None],
+        *,
+        on_memory: Callable[[], None],
     ) -> None:
         """number: among all workers. device: may be `auto`, until the first worker has told which one that is.
-        environment: the worker's own variables. on_ready: hears of each start."""
+        environment: the worker's own variables. on_ready: hears of each start. on_memory: hears when `state` tells of
+        other models or other memory."""
         self.device = device
         self.process: asyncio.subprocess.Process | None = None
         self.problem: str | None = None
@@ -80,10 +89,13 @@ class WorkerProcess:
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when the worker is ready, or with an EngineUnavailable when this start has failed; then a new one."""
         self.requests = InFlight()
+        self.holds: Memory | None = None
+        """What the worker has said last of its memory; None before it has said anything."""
         self._number = number
         self._settings = settings
         self._environment = environment
         self._on_ready = on_ready
+        self._on_memory = on_memory
         self._writer: asyncio.StreamWriter | None = None
         self._cause = NOT_STARTED
         self._unanswered = 0
@@ -113,6 +125,7 @@ class WorkerProcess:
             starting=not self._settled,
             total=self._memory[0],
             free=self._memory[1],
+            spare=_spare(self.holds) if self.holds else 0,
             held=self._held,
             loading=dict(self._loading),
             busy=self.requests.busy,
@@ -137,6 +150,15 @@ class WorkerProcess:
                 if writer is self._writer:
                     writer.write(pack(Cancel(request.id)))
                 raise
+
+    async def ask(self, request: Load | Unload) -> Settled:
+        """Has a model loaded, or models unloaded; the worker must be ready. Raises as `generate` does."""
+        assert self._writer is not None  # noqa: S101  # only ready workers are chosen
+        with self.requests.asking(request.id) as answer:
+            with contextlib.suppress(ConnectionError):  # then the answer is an exception already
+                self._writer.write(pack(request))
+                await self._writer.drain()
+            return await answer
 
     async def run(self) -> None:
         """Starts the worker, serves it until it ends, and starts it again; forever."""
@@ -191,6 +213,8 @@ class WorkerProcess:
             *("--device", self.device, "--setting", settings.device, "--max-batch", str(settings.max_batch)),
             *("--learned", str(settings.cache_dir / learned), "--compiled", str(settings.cache_dir / "compiled")),
             *("--hashes", str(settings.cache_dir / "weights.json"), "--log-level", settings.log_level),
+            *("--keep-alive", str(settings.keep_alive), "--reserve", str(settings.device_reserve_mb * MEGABYTE)),
+            *(("--limit", str(settings.device_memory_mb * MEGABYTE)) if settings.device_memory_mb else ()),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
             env={**os.environ, **self._environment, **code_caches(settings.cache_dir)},
@@ -233,10 +257,16 @@ class WorkerProcess:
                         self._cause = f"The engine cannot start: {message.reason}"
                         return
                     case Memory():
-                        self._memory = self._memory[0], message.free
-                        self._held = frozenset(message.models)
-                        self._loading.pop(message.tried, None)
+                        self._memory = self._memory[0], message.device.free
+                        self._held = frozenset(model.id for model in message.models)
+                        self._loading.pop(message.tried or "", None)
+                        self.holds = message
+                        self._on_memory()
                     case Pong():
+                        pass
+                    case Settled() | Failed() if self.requests.settle(message):
+                        pass
+                    case Settled():
                         pass
                     case _:
                         self.requests.hand_out(message)
@@ -258,9 +288,10 @@ class WorkerProcess:
         if self._writer is not None:
             self._writer.close()  # at which the worker exits
             self._writer = None
-        self._memory, self._held, self._loading = (0, 0), frozenset(), {}
+        self._memory, self._held, self._loading, self.holds = (0, 0), frozenset(), {}, None
         words = "The engine process stopped while it made this picture. It is being restarted; try again."
         self.requests.fail_all(words)
+        self._on_memory()
         return was_ready
 
     def _refuse(self, words: str) -> None:
@@ -270,6 +301,11 @@ class WorkerProcess:
             self.started.set_exception(EngineUnavailable(words, retry_after=10))
             self.started.exception()  # marked as seen: there may be nobody waiting
         self.started = asyncio.get_running_loop().create_future()
+
+
+def _spare(holds: Memory) -> int:
+    idle = [model for model in holds.models if not model.busy and not model.pinned]
+    return sum(module.on_device for model in idle for module in model.modules)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import diffusers
@@ -60,6 +60,8 @@ class LoadedPipeline:
     def __init__(self, base: DiffusionPipeline) -> None:
         self.weights = ""
         """A hash of them, where it was asked for (see `weights`)."""
+        self.identities: Mapping[str, str] = {}
+        """Of its modules, by name, where that was asked for (see `sharing`)."""
         self._base = base
         self.family: Family = family_of(type(base).__name__)
         self._tasks: dict[Task, DiffusionPipeline] = {}
@@ -88,6 +90,12 @@ class LoadedPipeline:
     def tasks(self) -> frozenset[Task]:
         """What this model can be asked for."""
         return frozenset(self._tasks)
+
+    @property
+    def modules(self) -> dict[str, torch.nn.Module]:
+        """By their names in the pipeline."""
+        found = self._base.components.items()
+        return {name: module for name, module in found if isinstance(module, torch.nn.Module)}
 
     def shared_methods(self) -> Iterator[SharedMethod]:
         """Every method that pipelines call on the modules that all requests share."""

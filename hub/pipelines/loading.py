@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -16,6 +17,7 @@ from hub.pipelines.families import family_at, family_of
 from hub.pipelines.lossy import keep_small, small_decoder
 from hub.pipelines.overflow import keep_in_float32, mend_overflow
 from hub.pipelines.schedulers import rescheduled
+from hub.pipelines.sharing import identities
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -58,11 +60,16 @@ def load_pipeline(
     scheduler_options: Mapping[str, Any] | None = None,
     decoder: str | None = None,
     storage_dtype: str | None = None,
+    known: Mapping[str, torch.nn.Module] | None = None,
+    variant: str = "",
+    hashes: Path | None = None,
 ) -> LoadedPipeline:
     """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
 
     `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration; for `decoder`
-    and `storage_dtype` see `lossy`. Raises Unsupported, and whatever diffusers raises for a folder that it cannot load.
+    and `storage_dtype` see `lossy`. All of it comes to lie in main memory; `device` says what it is prepared for.
+    `known` are modules that are loaded already, by identity (see `sharing`), for whose sake it is computed; `variant`
+    tells apart how they are used, and for `hashes` see `weights_hash`. Raises Unsupported, and whatever diffusers raises for a folder that it cannot load.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -70,33 +77,41 @@ def load_pipeline(
     components = family_at(path).components(path)
     if decoder is not None:
         components = {**components, "vae": small_decoder(path, decoder, computed)}
+    denoising = dict.fromkeys(DENOISERS, f"{storage_dtype} {variant}")
+    own = identities(path, str(computed), denoising, hashes) if known is not None else {}
+    own = {name: identity for name, identity in own.items() if name not in components}
+    shared = {name: known[identity] for name, identity in own.items() if known and identity in known}
+    components = {**components, **shared}
     base = DiffusionPipeline.from_pretrained(
         path, dtype=computed, use_safetensors=True, local_files_only=True, **components
     )
     if hasattr(base, "_set_pag_attn_processor"):
         raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
-    if storage_dtype is not None:  # before it is moved: it may not fit otherwise
-        _keep_small(base, storage_dtype)
-    base.to(device)
+    fresh = {name: module for name, module in base.components.items() if name not in shared}
+    if storage_dtype is not None:
+        _keep_small(base, fresh, storage_dtype)
     base.set_progress_bar_config(disable=True)
-    _prepare(base)
+    _prepare(base, fresh)
     if scheduler is not None or scheduler_options:
         further = family_of(type(base).__name__).schedulers
         base.scheduler = rescheduled(base.scheduler, scheduler, scheduler_options or {}, further)
-    return LoadedPipeline(base)
+    pipeline = LoadedPipeline(base)
+    pipeline.identities = own
+    return pipeline
 
 
-def _keep_small(base: DiffusionPipeline, storage_dtype: str) -> None:
-    denoisers = [base.components[name] for name in DENOISERS if base.components.get(name) is not None]
+def _keep_small(base: DiffusionPipeline, fresh: Mapping[str, Any], storage_dtype: str) -> None:
+    denoisers = [name for name in DENOISERS if base.components.get(name) is not None]
     if not denoisers:
         raise Unsupported("lossy.storage_dtype is for denoisers, and none of this model's parts is known as one")
-    for denoiser in denoisers:
-        keep_small(denoiser, storage_dtype)
+    for name in denoisers:
+        if name in fresh:
+            keep_small(fresh[name], storage_dtype)
 
 
-def _prepare(base: DiffusionPipeline) -> None:
-    """The modules, as many requests at once use them."""
-    for name, module in base.components.items():
+def _prepare(base: DiffusionPipeline, fresh: Mapping[str, Any]) -> None:
+    """The modules, as many requests at once use them; of those that another model has, that was done before."""
+    for name, module in fresh.items():
         if not isinstance(module, torch.nn.Module):
             continue
         module.eval().requires_grad_(False)
@@ -105,8 +120,8 @@ def _prepare(base: DiffusionPipeline) -> None:
             module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # its stub lacks the form
         if name.startswith(READERS):
             _forget_keys(module)
-    vae = getattr(base, "vae", None)
-    if hasattr(base, "upcast_vae"):
+    vae = fresh.get("vae")
+    if vae is not None and hasattr(base, "upcast_vae"):
         keep_in_float32(vae)
     if getattr(vae, "dtype", None) == torch.float16 and hasattr(vae, "decode"):
         mend_overflow(vae)

@@ -33,6 +33,14 @@ def weights_hash(folders: Iterable[str], cache: Path | None) -> str:
     return total.hexdigest()
 
 
+def size_of(folder: Path) -> int:
+    """Bytes of what is loaded from a diffusers folder: its components' safetensors, without variants of them
+    (`model.fp16.safetensors`) and single files with all in one, which may lie beside."""
+    files = [path for pattern in ("*.safetensors", "*/*.safetensors") for path in folder.glob(pattern)]
+    inner = [path for path in files if path.parent != folder or not (folder / "model_index.json").is_file()]
+    return sum(path.stat().st_size for path in inner if "." not in path.stem and path.is_file())
+
+
 def _read(cache: Path | None) -> dict[str, str]:
     try:
         known = json.loads(cache.read_bytes()) if cache else {}

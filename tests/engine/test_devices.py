@@ -83,15 +83,86 @@ def test_a_missing_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
         open_device("cuda:2", "cuda:2")
 
 
-def test_the_cpus_memory_is_the_machines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    source = tmp_path / "meminfo"
-    monkeypatch.setattr("hub.engine.devices.MEMORY", source)
-    source.write_text("MemTotal:       24575996 kB\nMemFree: 1 kB\nMemAvailable:   21036568 kB\nOdd\n")
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A folder with the files of a machine that limits nobody."""
+    monkeypatch.setattr("hub.engine.devices.MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("hub.engine.devices.OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("hub.engine.devices.GROUPS", tmp_path / "groups")
+    (tmp_path / "meminfo").write_text("MemTotal:       24575996 kB\nMemFree: 1 kB\nMemAvailable:   21036568 kB\nOdd\n")
+    return tmp_path
+
+
+def test_the_cpus_memory_is_the_machines(machine: Path) -> None:
+    source = machine / "meminfo"
     assert devices_here(open_device("cpu", "cpu,cpu")) == [DeviceMemory("cpu", 24575996 << 10, 21036568 << 10)]
     for unusual in ("", "MemTotal: 1 kB\n", "MemTotal: many kB\n"):
         source.write_text(unusual)
         told = memory_of(CPU)
         assert told.total == told.free > 1 << 28
+
+
+V2 = {"memory.max": "memory.max", "memory.current": "memory.current", "inactive_file": "inactive_file"}
+V1 = {
+    "memory.max": "memory.limit_in_bytes",
+    "memory.current": "memory.usage_in_bytes",
+    "inactive_file": "total_inactive_file",
+}
+
+
+def write_group(folder: Path, names: dict[str, str], limit: object, used: int, cache: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names["memory.max"]).write_text(f"{limit}\n")
+    (folder / names["memory.current"]).write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\n{names['inactive_file']} {cache}\ninactive_file 0\n")
+
+
+OWN_V1 = "9:name=systemd:/\n8:pids:/\n4:cpuset,memory:/docker/7f\n0::/other\n"
+
+
+@pytest.mark.parametrize(
+    ("own", "root", "names"), [("0::/docker/7f\n", "groups", V2), (OWN_V1, "groups/memory", V1)], ids=["v2", "v1"]
+)
+def test_a_containers_limit_is_the_cpus_memory_where_it_is_smaller(
+    machine: Path, own: str, root: str, names: dict[str, str]
+) -> None:
+    (machine / "own").write_text(own)
+    group = machine / root / "docker" / "7f"
+    total, free = 24575996 << 10, 21036568 << 10
+    write_group(group, names, limit=8 << 30, used=5 << 30, cache=2 << 30)
+    assert memory_of(CPU) == DeviceMemory("cpu", 8 << 30, 5 << 30)
+    write_group(group.parent, names, limit=9 << 30, used=8 << 30)
+    assert memory_of(CPU) == DeviceMemory("cpu", 8 << 30, 1 << 30), "a group around it that is nearly full"
+    write_group(group.parent, names, limit=9 << 30, used=10 << 30)
+    assert memory_of(CPU) == DeviceMemory("cpu", 8 << 30, 0), "as while a limit is lowered"
+    for none in ("max", 9223372036854771712):
+        write_group(group, names, limit=none, used=5 << 30)
+        write_group(group.parent, names, limit=none, used=5 << 30)
+        assert memory_of(CPU) == DeviceMemory("cpu", total, free)
+    write_group(group, names, limit=23 << 30, used=1 << 30)
+    assert memory_of(CPU) == DeviceMemory("cpu", 23 << 30, free), "others on the machine use more than the container"
+
+
+@pytest.mark.parametrize("path", ["/", "/docker/unseen", "/../elsewhere"])
+def test_a_container_that_sees_its_own_group_as_the_root_is_limited_too(machine: Path, path: str) -> None:
+    (machine / "own").write_text(f"0::{path}\n")
+    write_group(machine / "groups", V2, limit=4 << 30, used=1 << 30)
+    write_group(machine / "elsewhere", V2, limit=1, used=1)
+    assert memory_of(CPU) == DeviceMemory("cpu", 4 << 30, 3 << 30)
+
+
+def test_groups_that_tell_nothing_or_nonsense_do_no_harm(machine: Path) -> None:
+    plain = memory_of(CPU)
+    (machine / "own").write_text("0::/a\nodd\n")
+    assert memory_of(CPU) == plain
+    write_group(machine / "groups" / "a", V2, limit="many", used=0)
+    assert memory_of(CPU) == plain
+    write_group(machine / "groups" / "a", V2, limit=1 << 30, used=5)
+    for odd in ("one two three\n\ninactive_file\n", "inactive_file much\n"):
+        (machine / "groups" / "a" / "memory.stat").write_text(odd)
+        assert memory_of(CPU) == DeviceMemory("cpu", 1 << 30, (1 << 30) - 5)
+    (machine / "groups" / "a" / "memory.stat").unlink()
+    assert memory_of(CPU) == DeviceMemory("cpu", 1 << 30, (1 << 30) - 5)
 
 
 def test_a_device_that_raises_does_not_work_and_one_that_is_full_does(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,14 +16,15 @@ import pytest
 import torch
 
 from hub.engine.arguments import Refused
-from hub.engine.loras import Adapters, Fitter, LoraRead, Outfit, Wardrobe
+from hub.engine.loras import Adapter, Adapters, Fitter, LoraRead, Outfit, Wardrobe
 from hub.engine.meeting import MeetingPoint
 from hub.engine.protocol import Generate, WornLora
 from hub.errors import InvalidRequest
 from hub.loras import Loras
 from hub.pipelines import Unsupported
+from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.loading import load_pipeline
-from hub.pipelines.loras import Patch, Wearable
+from hub.pipelines.loras import Patch, ReadLora
 from hub.types import Lora
 from tests.families import loras
 from tests.families.builders import build
@@ -299,7 +300,7 @@ def put(adapters: Adapters, lora: WornLora) -> Outfit:
 def test_the_least_recently_used_leaves_and_the_last_one_restores_the_module(small: Setting) -> None:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(small.model, local_files_only=True)
     unet, text_encoder = structure(pipeline.unet), structure(pipeline.text_encoder)
-    adapters = Adapters(Wearable(pipeline), most=1)
+    adapters = Adapters(LoadedPipeline(pipeline), most=1)
     outfit = put(adapters, small.ink)
     wardrobe = adapters.wardrobe(pipeline.text_encoder)
     assert wardrobe is not None
@@ -322,7 +323,7 @@ def test_the_least_recently_used_leaves_and_the_last_one_restores_the_module(sma
 
 def test_loras_leave_by_their_size_too(small: Setting) -> None:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(small.model, local_files_only=True)
-    adapters = Adapters(Wearable(pipeline), budget=1)
+    adapters = Adapters(LoadedPipeline(pipeline), budget=1)
     put(adapters, small.ink)
     put(adapters, small.oil)
     assert adapters.missing([small.ink, small.oil]) == [small.ink.file]
@@ -331,7 +332,7 @@ def test_loras_leave_by_their_size_too(small: Setting) -> None:
 def test_one_that_cannot_be_loaded_leaves_nothing_behind(small: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = diffusers.DiffusionPipeline.from_pretrained(small.model, local_files_only=True)
     before = structure(pipeline.unet), structure(pipeline.text_encoder)
-    adapters = Adapters(Wearable(pipeline))
+    adapters = Adapters(LoadedPipeline(pipeline))
     plain = Wardrobe._put
     count = 0
 
@@ -347,6 +348,28 @@ def test_one_that_cannot_be_loaded_leaves_nothing_behind(small: Setting, monkeyp
         put(adapters, small.ink)
     assert (structure(pipeline.unet), structure(pipeline.text_encoder)) == before
     assert adapters.missing([small.ink]) == [small.ink.file]
+
+
+def test_a_module_that_two_models_have_wears_what_each_asks_for(small: Setting) -> None:
+    """And forgets what a model that has gone had put into it."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(small.model, local_files_only=True)
+    loaded = [LoadedPipeline(pipeline), LoadedPipeline(pipeline)]
+    first = Adapters(loaded[0])
+    outfit = put(first, small.ink)
+    wardrobe = first.wardrobe(pipeline.unet)
+    assert wardrobe is not None
+    before = structure(pipeline.unet)
+    wardrobe.wear(wardrobe.part_of(outfit))
+    second = Adapters(loaded[1])
+    assert structure(pipeline.unet) == before, "the second looks at the module as it was loaded"
+    assert second.wardrobe(pipeline.unet) is wardrobe
+    other = put(second, small.oil)
+    assert [len(wardrobe.part_of(each)) for each in (outfit, other)] == [1, 1]
+    assert wardrobe.part_of(outfit) != wardrobe.part_of(other)
+    del first
+    put(second, save(small.loras, "later", tensors(small.pipeline, {"unet": ("attn1.to_q",)}, 9)))
+    assert wardrobe.part_of(outfit) == ()
+    assert len(wardrobe.part_of(other)) == 1
 
 
 @pytest.fixture
@@ -439,15 +462,15 @@ class Compiled:
 def test_what_was_compiled_rests_while_a_lora_is_in_the_module() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(4, 4))
     module.forward = lambda x: module[0](x)  # type: ignore[method-assign]  # noqa: PLW0108  # the layer is replaced
-    wardrobe = Wardrobe(module)
+    wardrobe, adapter = Wardrobe(), Adapter(ReadLora("", {}))
     point = MeetingPoint(module, "forward", wardrobe=wardrobe)
     compiled = Compiled()
     point._compiled = compiled  # type: ignore[assignment]
     x = torch.ones(1, 4)
     patch = Patch(torch.ones(1, 4), torch.ones(4, 1), 1.0)
-    wardrobe.add("a", {"0": patch})
+    wardrobe.add(module, adapter, {"0": patch})
     assert torch.equal(point._call({"x": x}), x)
-    wardrobe.wear((("a", 0.5),))
+    wardrobe.wear(((adapter.name, 0.5),))
     assert torch.equal(point._call({"x": x}), module[0](x))
     assert compiled.calls == 1
     wardrobe.wear(())
@@ -459,10 +482,10 @@ def test_what_was_compiled_rests_while_a_lora_is_in_the_module() -> None:
 def test_a_lora_follows_its_module_to_another_device(lora_is_behind: bool) -> None:
     """The residency of modules moves what is in them at the time: here to a device without memory."""
     module = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    wardrobe = Wardrobe(module)
-    wardrobe.add("a", {"0": Patch(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
-    wardrobe.wear(() if lora_is_behind else (("a", 1.0),))
+    wardrobe, adapter = Wardrobe(), Adapter(ReadLora("", {}))
+    wardrobe.add(module, adapter, {"0": Patch(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
+    wardrobe.wear(() if lora_is_behind else ((adapter.name, 1.0),))
     module.to("meta")
-    wardrobe.wear((("a", 0.5),))
+    wardrobe.wear(((adapter.name, 0.5),))
     assert {parameter.device.type for parameter in module.parameters()} == {"meta"}
     assert module(torch.ones(1, 4, device="meta")).shape == (1, 4)

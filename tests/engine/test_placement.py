@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.engine.placement import QUEUE, ROOM, Wanted, WorkerState, candidates, choose
+from hub.engine.placement import QUEUE, ROOM, Wanted, WorkerState, candidates, choose, crowded, empty
 
 GB = 1 << 30
 
@@ -225,3 +225,23 @@ def test_the_choice_is_ready_allowed_and_there_wherever_it_can_be(
         assert workers[chosen].queue == 0
         assert all(workers[index].queue >= QUEUE or workers[index].loading for index in holders)
         assert workers[chosen].free >= wanted.size * ROOM
+
+
+def test_a_load_is_crowded_where_less_is_free_than_it_wants() -> None:
+    wanted = Wanted("m", 10 * GB)
+    assert not crowded([gpu(free=12)], 0, wanted)
+    assert crowded([gpu(free=11)], 0, wanted)
+    assert crowded([gpu(free=20, loading={"other": 9 * GB})], 0, wanted), "what is promised is not free"
+    assert not crowded([gpu(free=1, held={"m"})], 0, wanted), "it is there"
+    assert not crowded([gpu(free=1, loading={"m": 10 * GB})], 0, wanted), "it is on its way"
+    assert not crowded([gpu(free=0, total=0)], 0, wanted), "nobody has told"
+    assert crowded([cpu(free=1)], 0, wanted)
+    assert not crowded([gpu(), cpu(free=1)], 1, wanted), "a CPU beside GPUs"
+
+
+def test_a_device_that_holds_or_loads_a_model_is_not_empty_and_a_cpu_beside_gpus_does_not_count() -> None:
+    assert empty([]) and empty([gpu(), gpu(1)]) and empty([starting()])
+    assert not empty([gpu(), gpu(1, held={"m"})])
+    assert not empty([gpu(loading={"m": 1})])
+    assert not empty([cpu(held={"m"})])
+    assert empty([gpu(), cpu(held={"m"})])

@@ -11,10 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from hub.engine.supervisor import threads_for, weights_of
+from hub.engine.protocol import EngineModel, Generate
+from hub.engine.supervisor import Engine, threads_for, weights_of
 from hub.errors import EngineUnavailable
 from hub.hub import Hub
 from hub.settings import Settings
+from hub.types import Size
 from tests.conftest import write_manifest
 from tests.engine.test_supervisor import LONG, Started, fake_worker, request, until, with_hub
 
@@ -79,7 +81,9 @@ while (frame := receive_frame(connection)):
     elif isinstance(message, Generate):
         if message.model.id not in held:
             held.append(message.model.id)
-            connection.sendall(pack(Memory((80 - 10 * len(held)) << 30, held, message.model.id)))
+            models = [HeldModel(name, 0, 0, -1, False, 0, []) for name in held]
+            left = DeviceMemory(device, 80 << 30, (80 - 10 * len(held)) << 30)
+            connection.sendall(pack(Memory(left, 0, None, models, tried=message.model.id)))
         if message.prompt != "wait":
             connection.sendall(pack(Finished(message.id, [device.encode()], [])))
 """
@@ -209,6 +213,98 @@ def test_named_devices_are_used_and_no_others_and_the_cpu_beside_them_only_by_it
         assert [await place(hub, model) for model in ("small", "large", "other")] == ["cuda:2", "cuda:0", "cuda:2"]
 
     with_hub(gpus, test)
+
+
+def wish(folder: Path, model: str, weights: int, prompt: str = "") -> Generate:
+    """A request for a model with so many bytes of weights, none of them written."""
+    (folder / model / "unet").mkdir(parents=True, exist_ok=True)
+    with (folder / model / "unet" / "model.safetensors").open("wb") as file:
+        file.truncate(weights)
+    wanted = EngineModel(model, str(folder / model), "float32")
+    size = Size(64, 64)
+    return Generate(
+        id=0,
+        model=wanted,
+        task="text-to-image",
+        prompt=prompt,
+        seeds=[1],
+        native=size,
+        output=size,
+        num_inference_steps=1,
+    )
+
+
+def test_room_is_made_before_a_load_that_wants_more_than_is_free_and_an_empty_device_is_told(
+    gpus: Settings, tmp_path: Path
+) -> None:
+    gpus.device = "cuda:0"
+    heard: list[str] = []
+    small, large = wish(tmp_path, "s", 1 << 30), wish(tmp_path, "l", 60 << 30)
+
+    async def make_room() -> None:
+        assert not engine._workers[0].state.has("l")
+        heard.append("room")
+
+    engine = Engine(gpus, None, make_room, lambda: heard.append("empty"))
+
+    async def main() -> None:
+        async with engine.running():
+            await engine.generate(small)
+            assert heard == [], "80 GB are free"
+            await engine.generate(large)
+            assert heard == ["room"], "70 GB are free, and 72 are wanted"
+            await engine.generate(large)
+            assert heard == ["room"], "it is there"
+            pid = engine.worker_pids[0]
+            waiting = asyncio.ensure_future(engine.generate(wish(tmp_path, "s", 1, prompt="wait")))
+            await until(lambda: engine._workers[0].state.queue == 1)
+            os.kill(pid or 0, signal.SIGKILL)
+            await until(waiting.done)
+            await until(lambda: heard == ["room", "empty"])
+            assert isinstance(waiting.exception(), EngineUnavailable)
+            assert len((await engine.generate(large)).images) == 1
+            assert heard == ["room", "empty"], "80 GB are free again"
+
+    asyncio.run(main())
+
+
+def test_a_device_is_not_empty_while_somebody_waits_for_room_and_is_when_they_have_left(
+    gpus: Settings, tmp_path: Path
+) -> None:
+    gpus.device = "cuda:0"
+    heard: list[str] = []
+    large = wish(tmp_path, "l", 90 << 30)
+    made = asyncio.Event()
+
+    async def make_room() -> None:
+        heard.append("room")
+        await made.wait()
+
+    engine = Engine(gpus, None, make_room, lambda: heard.append("empty"))
+
+    async def main() -> None:
+        async with engine.running():
+            first = asyncio.ensure_future(engine.generate(large))
+            second = asyncio.ensure_future(engine.generate(large))
+            await until(lambda: heard == ["room", "room"])
+            pid = engine.worker_pids[0]
+            os.kill(pid or 0, signal.SIGKILL)
+            await until(lambda: engine.worker_pids[0] not in (None, pid))
+            first.cancel()
+            await asyncio.wait({first})
+            assert heard == ["room", "room"], "the second one still waits"
+            made.set()
+            assert len((await second).images) == 1, "by the worker that was started since"
+            assert heard == ["room", "room"]
+            made.clear()
+            third = asyncio.ensure_future(engine.generate(wish(tmp_path, "x", 90 << 30)))
+            await until(lambda: heard == ["room"] * 3)
+            os.kill(engine.worker_pids[0] or 0, signal.SIGKILL)
+            await until(lambda: not engine._workers[0].is_ready)
+            third.cancel()
+            await until(lambda: heard == [*["room"] * 3, "empty"])
+
+    asyncio.run(main())
 
 
 def test_each_worker_remembers_batch_sizes_in_a_file_of_its_own(gpus: Settings) -> None:

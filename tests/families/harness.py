@@ -21,6 +21,7 @@ from hub.engine.loras import Adapters, Outfit
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.protocol import EngineModel, Generate, Notice, Picture, WornLora
+from hub.engine.residency import Held, Residency
 from hub.engine.streams import Streams
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline
@@ -65,30 +66,36 @@ def request(task: Task, size: tuple[int, int], images: list[Image.Image], mask: 
 class Engine:
     """The weave with one model, as the worker puts it together, without the worker's process."""
 
-    def __init__(self, folder: Path, dtype: str = "float32") -> None:
+    def __init__(self, folder: Path, dtype: str = "float32", *, fits: str | None = None) -> None:
+        """`fits`: what the device has room for: all, or only the largest `module`, or of that a `block` at a time."""
         self.pipeline: LoadedPipeline = load_pipeline(str(folder), dtype, CPU)
+        self.residency = Residency(CPU, self._limit(fits) if fits else None)
         self.rows: list[int] = []
         self.notices: list[list[Notice]] = []
         self.steps: dict[int, list[tuple[int, int]]] = {}
         self._halt = Halt(lambda picture: picture)
-        self.adapters = Adapters(self.pipeline.wearable())
+        self.adapters = Adapters(self.pipeline)
         memo = Memo()
         for shared in self.pipeline.shared_methods():
             memory = memo if shared.reading else None
             streams = STREAMS if shared.denoising else None
-            wardrobe = self.adapters.wardrobe(shared.module)
+            self.residency.hold(shared.module)
             point = MeetingPoint(
-                shared.module,
-                shared.method,
+                *(shared.module, shared.method),
                 denoising=shared.denoising,
                 memo=memory,
                 streams=streams,
-                wardrobe=wardrobe,
+                residency=self.residency,
+                wardrobe=self.adapters.wardrobe(shared.module),
             )
             if shared.denoising:
                 self._count(point)
                 self._denoiser = shared.module
                 self._halt.watch(shared.module)
+
+    def _limit(self, fits: str) -> int:
+        held = [Held(shared.module) for shared in self.pipeline.shared_methods()]
+        return max(each.bytes if fits == "module" else each.least for each in held)
 
     def _count(self, point: MeetingPoint) -> None:
         plain = point.forward
@@ -116,7 +123,7 @@ class Engine:
         hooks += [block.register_forward_pre_hook(count_others) for block in others]
         outcomes: dict[int, Any] = {}
         weave = Weave(64, lambda *_: None, outcomes.__setitem__, halt=self._halt)
-        draw, steps, done = Job(frame, self.pipeline, lambda _: None, lambda *_: None).body(0)
+        draw, steps, done = Job(frame, self.pipeline, lambda _: None, lambda *_: None, Residency(CPU)).body(0)
         weave.start(0, draw, steps, done=done)
         while begun[0] < 3:
             weave.tick()
@@ -143,9 +150,9 @@ class Engine:
         def on_step(number: int, done: int, total: int) -> None:
             self.steps[number].append((done, total))
 
-        weave = Weave(64, on_step, outcomes.__setitem__)
+        weave = Weave(64, on_step, outcomes.__setitem__, residency=self.residency)
         for number, frame in enumerate(frames):
-            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None, self._outfit(frame))
+            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None, Residency(CPU), outfit=self._outfit(frame))
             self.notices.append(arguments_for(frame, self.pipeline)[1])
             draw, steps, done = job.body(0)
             weave.start(number, draw, steps, done=done)

@@ -282,6 +282,24 @@ def test_a_picture_in_a_batch_of_strangers_equals_the_one_that_diffusers_draws_a
         assert len({pixels.tobytes() for pixels in drawn}) == len(drawn), "they are different pictures"
 
 
+@pytest.mark.parametrize("fits", ["module", "block"])
+def test_a_device_with_room_for_one_module_or_one_block_draws_the_same(
+    family: tuple[str, Path], engine: Engine, fits: str
+) -> None:
+    name, folder = family
+    task = next(iter(FAMILIES[name].tasks))
+    frames = [frame(name, task, wish, None, number) for number, wish in enumerate(wishes(name, task)[:2])]
+    small = Engine(folder, fits=fits)
+    drawn = small.draw(frames)
+    for pixels, wanted in zip(drawn, engine.draw(frames), strict=True):
+        if isinstance(pixels, BaseException):
+            raise pixels
+        assert np.abs(pixels.astype(int) - wanted.astype(int)).max() <= 1
+    held = small.residency.on_device
+    assert held <= small.residency.limit
+    assert small.residency.uploads >= 3
+
+
 def test_a_picture_that_is_cancelled_ends_before_the_next_forward(family: tuple[str, Path], engine: Engine) -> None:
     """In every family: and the stranger beside it is the same as without."""
     name, _ = family

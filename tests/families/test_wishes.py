@@ -11,6 +11,7 @@ from PIL import Image
 
 from hub.engine.arguments import Refused, arguments_for
 from hub.engine.protocol import Generate
+from hub.engine.residency import Residency
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.families import USUAL, family_of, known
@@ -162,7 +163,11 @@ def test_previews_of_packed_latents_are_the_picture_so_far(family: str, tmp_path
     pipeline.viewer = LatentViewer(pipeline.viewer._vae, linear=False, unfold=pipeline.viewer._unfold)
     seen: list[np.ndarray] = []
     frame = wish(num_inference_steps=12, partial_images=3)
-    job = Job(frame, pipeline, lambda _: None, lambda _, index, partial, pixels: seen.append(pixels.astype(int)))
+
+    def look(_job: Job, _index: int, _partial: int, pixels: Any) -> None:
+        seen.append(pixels.astype(int))
+
+    job = Job(frame, pipeline, lambda _: None, look, Residency(CPU))
     with torch.no_grad():
         final = job.body(0)[0]().astype(int)
     assert [each.shape for each in seen] == [(64, 64, 3)] * 3
@@ -225,7 +230,7 @@ def test_a_finished_run_leaves_nothing_alive(plain: LoadedPipeline) -> None:
     gc.collect()
     gc.disable()
     try:
-        job = Job(wish(), plain, lambda _: None, lambda *_: None)
+        job = Job(wish(), plain, lambda _: None, lambda *_: None, Residency(CPU))
         with torch.no_grad():
             job.body(0)[0]()
         gone = weakref.ref(job)

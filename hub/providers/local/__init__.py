@@ -12,7 +12,7 @@ from hub.engine.protocol import WornLora
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
 from hub.loras import Loras
-from hub.providers.local.plan import QUALITY, prepare
+from hub.providers.local.plan import QUALITY, engine_model, prepare
 from hub.registry import ModelManifest
 from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
 
@@ -61,6 +61,10 @@ class LocalProvider:
             sources=sources,
             warnings=warnings,
         )
+
+    async def load(self, manifest: ModelManifest, *, pinned: bool | None) -> None:
+        """Has the model in memory; see `Engine.load`."""
+        await self._engine.load(engine_model(manifest), pinned=pinned)
 
     def _worn(self, request: ImageRequest) -> list[WornLora]:
         """The files of a request's LoRAs, as they were when it came. Raises InvalidRequest."""

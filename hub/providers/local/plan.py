@@ -110,6 +110,7 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
         skip=manifest.lossy.skip,
         decoder=manifest.lossy.vae,
         storage_dtype=manifest.lossy.storage_dtype,
+        keep_alive=manifest.keep_alive,
     )
 
 

@@ -1,0 +1,356 @@
+"""Where the weights of shared modules are: on the device, or in main memory until it is their turn.
+
+A module comes to the device when a forward needs it, and stays there until another one needs the room: the one that
+was used longest ago goes first. So requests that wait for one module share its upload, whoever's they are. Of a module
+that does not fit whole, the first blocks stay, and the others pass through what is left, one at a time.
+
+While a parameter is away, one number stands in its place on the device, with its shape, dtype and device: pipelines
+look at these. It is NaN, so that a forward which got past this module could not be taken for a good one.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from hub.engine.devices import memory_of
+from hub.engine.halting import blocks_of
+
+log = logging.getLogger("hub.worker")
+
+MANY = 1 << 30
+SMALL = 256 * 1024 * 1024
+"""Bytes that a machine is not asked for before they are used."""
+
+
+class Part:
+    """Parameters that travel together: a block of a module, or what is in no block.
+
+    `home` are their tensors in main memory: kept while they are away, and as long as they may have to leave again.
+    """
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.parameters = list(parameters)
+        self.bytes = sum(each.numel() * each.element_size() for each in self.parameters)
+        self.here = True
+        self.home: list[torch.Tensor] | None = None
+
+    def leave(self, device: torch.device) -> None:
+        """To main memory."""
+        pairs = zip(self.home or self.parameters, self.parameters, strict=True)
+        if self.home is None or any(home.dtype != each.dtype for home, each in pairs):
+            self.home = [_to_main(each.data) for each in self.parameters]
+        for each in self.parameters:
+            each.data = _stand_in(each.data, device)
+        self.here = False
+
+    def arrive(self, device: torch.device, *, stays: bool) -> None:
+        """To the device. `stays`: it need not leave soon, and what is in main memory is given up. Raises
+        torch.OutOfMemoryError, and is away then."""
+        assert self.home is not None  # noqa: S101  # it has left before
+        moved = [_to_device(tensor, device) for tensor in self.home]
+        for each, tensor in zip(self.parameters, moved, strict=True):
+            each.data = tensor
+        self.here = True
+        if stays:
+            self.home = None
+        elif device.type == "cuda":
+            self.home = [_pinned(tensor) for tensor in self.home]
+
+
+class Held:
+    """A module whose parts travel. `whole`: all of them fit at once, as far as was known when it was last needed."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+        self.rest, self.blocks = _parts(module)
+        self.used = 0
+        self.whole = True
+        self.workspace = 0
+        self.latest: Part | None = None
+
+    @property
+    def parts(self) -> list[Part]:
+        """In the order in which a forward needs them."""
+        return [self.rest, *self.blocks]
+
+    @property
+    def bytes(self) -> int:
+        """Of all its parameters."""
+        return sum(part.bytes for part in self.parts)
+
+    @property
+    def here_bytes(self) -> int:
+        """Of those on the device."""
+        return sum(part.bytes for part in self.parts if part.here)
+
+    @property
+    def missing(self) -> int:
+        """Bytes that are not there."""
+        return self.bytes - self.here_bytes
+
+    @property
+    def least(self) -> int:
+        """Bytes with which a forward is possible: the rest, and the largest block."""
+        return self.rest.bytes + max((block.bytes for block in self.blocks), default=0)
+
+
+class Residency:
+    """All modules of one device thread, which alone calls it."""
+
+    def __init__(self, device: torch.device, limit: int | None = None, reserve: int = 0) -> None:
+        """`limit`: bytes of the device that weights and what is computed with them may take; None for what is there.
+        `reserve`: bytes that are left to other programs.
+
+        On a CPU modules lie in main memory and nothing travels, unless there is a limit: then they are copied to a
+        part of it of that size, as if it were a device of its own.
+        """
+        self.device = device
+        self.limit = limit
+        self._reserve = reserve
+        self.moves = device.type != "cpu" or limit is not None
+        self.uploads = 0
+        """How many times a module had to be brought, in whole or in part."""
+        self.uploaded = 0
+        """Bytes of them."""
+        self._held: dict[int, Held] = {}
+        self._clock = itertools.count(1)
+
+    def hold(self, module: torch.nn.Module) -> None:
+        """Takes over a module that lies in main memory. Known ones are known already. What is no plain parameter
+        (buffers, quantised weights) is put on the device at once, and stays."""
+        if id(module) in self._held:
+            return
+        held = self._held[id(module)] = Held(module)
+        if not self.moves:
+            return
+        _settle(module, self.device)
+        for part in held.parts:
+            part.leave(self.device)
+        for block, part in _with_blocks(module, held):
+            block.register_forward_pre_hook(self._arrival(held, part))
+
+    def drop(self, module: torch.nn.Module) -> None:
+        """Forgets a module that nobody uses any more."""
+        self._held.pop(id(module), None)
+
+    def whole(self, module: torch.nn.Module) -> bool:
+        """Whether all of it was there for its latest forward, and not block after block."""
+        held = self._held.get(id(module))
+        return held is None or held.whole
+
+    def least(self, module: torch.nn.Module) -> int:
+        """Bytes of its weights that must be on the device at once, beside what is there for good."""
+        held = self._held.get(id(module))
+        return held.least if held is not None and self.moves else 0
+
+    def where(self, module: torch.nn.Module) -> tuple[int, int]:
+        """Bytes of its weights, and of those on the device."""
+        held = self._held.get(id(module))
+        return (held.bytes, held.here_bytes) if held else (0, 0)
+
+    @property
+    def on_device(self) -> int:
+        """Bytes of weights that are there."""
+        return sum(held.here_bytes for held in self._held.values())
+
+    @property
+    def lacking(self) -> int:
+        """Bytes that other programs have taken of the reserve."""
+        return max(0, self._reserve - memory_of(self.device).free)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that weights and forwards could have if all of it were given to them now."""
+        return self._room() + (self.on_device if self.moves else 0)
+
+    def away(self, module: torch.nn.Module) -> bool:
+        """Whether another module would have to leave so that this one can come."""
+        held = self._held.get(id(module))
+        if held is None or not self.moves:
+            return False
+        return held.missing > 0 and held.missing + held.workspace > self._room()
+
+    def rows(self, module: torch.nn.Module, need: int) -> int:
+        """The most rows that a forward has memory for, where each takes `need` bytes; one at least."""
+        if need < SMALL // 8:
+            return MANY
+        weights = self.where(module)[0] if self.moves else 0
+        return max(1, (self.capacity - weights) // need)
+
+    def bring(self, module: torch.nn.Module, workspace: int = 0) -> bool:
+        """Puts a module on the device, and leaves `workspace` bytes for what it computes. False where that cannot be;
+        as much as possible was done then. Raises torch.OutOfMemoryError where the device has less than it said."""
+        held = self._held.get(id(module))
+        if held is None:
+            return True
+        held.used, held.workspace = next(self._clock), workspace
+        if not self.moves:
+            return workspace < SMALL or workspace <= self._room()
+        if self.limit is None and not held.missing:
+            return True  # the allocator knows best
+        self._make_room(held, held.missing + workspace)
+        held.whole = held.missing + workspace <= self._room()
+        if held.whole:
+            self._load([part for part in held.parts if not part.here])
+            return True
+        self._thin_out(held, held.rest.bytes * (not held.rest.here) + workspace)
+        self._load([held.rest] if not held.rest.here else [])
+        return held.least - held.rest.bytes + workspace <= self._room() + held.here_bytes - held.rest.bytes
+
+    def lighten(self, module: torch.nn.Module) -> None:
+        """After the device ran out of memory in the module's forward: all others leave, and of its own blocks as
+        many as may."""
+        for held in self._held.values():
+            if self.moves:
+                self._leave(held.parts if held.module is not module else held.blocks)
+        free_caches(self.device)
+
+    def make_way(self, wanted: int, busy: Callable[[torch.nn.Module], bool]) -> int:
+        """Has modules that are not `busy` leave, the least recently used first, until that many bytes have been given
+        back; tells how many."""
+        given = 0
+        for held in self._oldest_first():
+            if given >= wanted:
+                break
+            if self.moves and not busy(held.module):
+                given += held.here_bytes
+                self._leave(held.parts)
+        if given:
+            free_caches(self.device)
+        return given
+
+    def _room(self) -> int:
+        """Bytes that are free for weights and what is computed with them."""
+        free = memory_of(self.device).free - self._reserve
+        return free if self.limit is None else min(free, self.limit - self.on_device)
+
+    def _oldest_first(self) -> list[Held]:
+        return sorted((held for held in self._held.values() if held.here_bytes), key=lambda held: held.used)
+
+    def _make_room(self, wanting: Held, wanted: int) -> None:
+        for held in self._oldest_first():
+            if wanted <= self._room():
+                return
+            if held is not wanting:
+                self._leave(held.parts)
+
+    def _thin_out(self, held: Held, wanted: int) -> None:
+        """Its last blocks leave, as far as that helps."""
+        for block in reversed(held.blocks):
+            if wanted + (0 if block.here else block.bytes) <= self._room():
+                return
+            self._leave([block])
+
+    def _leave(self, parts: Iterable[Part]) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for part in parts:
+                if part.here:
+                    part.leave(self.device)
+
+    def _load(self, parts: list[Part]) -> None:
+        if not parts:
+            return
+        stays = self.limit is None and sum(each.bytes for each in self._held.values()) <= self.capacity
+        self.uploads += 1
+        with torch.inference_mode(False), torch.no_grad():
+            for part in parts:
+                part.arrive(self.device, stays=stays)
+                self.uploaded += part.bytes
+
+    def _arrival(self, held: Held, part: Part) -> Callable[..., None]:
+        """What is called before a block's forward. Of those that pass through, the one that was used last makes room:
+        it is needed last."""
+
+        def arrive(*_: Any) -> None:
+            if not part.here:
+                for block in _before(held, part):
+                    if part.bytes + held.workspace <= self._room():
+                        break
+                    self._leave([block])
+                with torch.inference_mode(False), torch.no_grad():
+                    part.arrive(self.device, stays=False)
+                self.uploaded += part.bytes
+            held.latest = part
+
+        return arrive
+
+
+def free_caches(device: torch.device) -> None:
+    """Gives back what Python and the device's allocator keep for later."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def _before(held: Held, part: Part) -> Iterator[Part]:
+    """Blocks that are there and may leave for `part`: the latest, and further back."""
+    if held.latest is not None and held.latest.here and held.latest is not part:
+        yield held.latest
+    at = held.blocks.index(part)
+    for block in [*reversed(held.blocks[:at]), *reversed(held.blocks[at + 1 :])]:
+        if block.here:
+            yield block
+
+
+def _with_blocks(module: torch.nn.Module, held: Held) -> Iterator[tuple[torch.nn.Module, Part]]:
+    """Each block, and the part that holds its parameters."""
+    by_parameter = {id(each): part for part in held.blocks for each in part.parameters}
+    for block in blocks_of(module):
+        for part in {id(found): found for each in block.parameters() if (found := by_parameter.get(id(each)))}.values():
+            yield block, part
+
+
+def _parts(module: torch.nn.Module) -> tuple[Part, list[Part]]:
+    """What is in no block, and each block; a parameter that belongs to two of them belongs to none."""
+    seen: dict[int, int] = {}
+    blocks = [{id(each): each for each in block.parameters() if _plain(each)} for block in blocks_of(module)]
+    for block in blocks:
+        for key in block:
+            seen[key] = seen.get(key, 0) + 1
+    own = [[each for key, each in block.items() if seen[key] == 1] for block in blocks]
+    rest = {id(each): each for each in module.parameters() if _plain(each) and seen.get(id(each), 0) != 1}
+    return Part(rest.values()), [Part(block) for block in own if block]
+
+
+def _plain(parameter: torch.nn.Parameter) -> bool:
+    """Whether it is no more than its numbers: quantised weights carry scales along, each kind in its own way."""
+    return type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
+
+
+def _settle(module: torch.nn.Module, device: torch.device) -> None:
+    for part in module.modules():
+        for name, buffer in part.named_buffers(recurse=False):
+            part._buffers[name] = buffer.to(device)
+        for name, parameter in part.named_parameters(recurse=False):
+            if not _plain(parameter):
+                part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
+
+
+def _to_main(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor if tensor.device.type == "cpu" else tensor.to("cpu")
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """In memory that the machine does not move, from which a GPU reads several times as fast."""
+    try:
+        return tensor if tensor.is_pinned() else tensor.pin_memory()
+    except RuntimeError:  # the machine lets us pin no more
+        return tensor
+
+
+def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor.clone() if device.type == "cpu" else tensor.to(device, non_blocking=True)
+
+
+def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    floating = tensor.dtype.is_floating_point
+    one = torch.full((), float("nan") if floating else 0, dtype=torch.float32 if floating else tensor.dtype)
+    return one.to(device, tensor.dtype).expand(tensor.shape)
