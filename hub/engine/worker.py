@@ -197,9 +197,9 @@ class Worker:
                 self.send(Failed(request.id, "failed", message))
             return
         shared = list(loaded.pipeline.shared_methods())
+        adapters = self._fitter.adapters(loaded.pipeline)  # before all else: modules are as they were loaded then
         for method in shared:
             self._residency.hold(method.module)
-        adapters = self._fitter.adapters(loaded.pipeline)
         for method in shared:
             self._install(method, loaded.model, adapters.wardrobe(method.module))
         log.info("loaded %s on %s", loaded.model.id, self._device)

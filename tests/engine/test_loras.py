@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -125,6 +126,21 @@ def test_a_picture_with_a_lora_in_a_batch_of_strangers_equals_the_one_that_diffu
         assert apart(pixels, setting.alone(wish, worn)) <= 1, worn
     assert len({pixels.tobytes() for pixels in drawn}) == len(drawn), "each LoRA is seen"
     assert apart(before, setting.engine.draw([frame(WISHES["plain"])])[0]) == 0, "bit by bit"
+
+
+@pytest.mark.parametrize("fits", ["module", "block"])
+@pytest.mark.parametrize("family", ["stable-diffusion", "flux-dev"])
+def test_where_weights_come_and_go_they_are_drawn_with_all_the_same(family: str, fits: str, tmp_path: Path) -> None:
+    class_name, parts = FAMILIES[family]
+    engine, bare = Engine(build(family, tmp_path / "model"), fits=fits), Bare(tmp_path / "model")
+    lora = save(tmp_path, "lora", tensors(engine.pipeline._base, parts, 3))
+    asked = [(wish, worn) for wish in WISHES.values() for worn in ([], [lora])]
+    drawn = engine.draw([frame(wish, *worn, id=number) for number, (wish, worn) in enumerate(asked)])
+    assert engine.residency.uploads > 1, "they did"
+    for (wish, worn), pixels in zip(asked, drawn, strict=True):
+        call = {"width": 64, "height": 64, **{name: value for name, value in wish.items() if name != "seed"}}
+        with bare.wearing(worn) if worn else contextlib.nullcontext():
+            assert apart(pixels, bare.draw(class_name, None, wish["seed"], **call)) <= 1
 
 
 @pytest.mark.parametrize("family", list(OTHERS))
