@@ -132,8 +132,9 @@ def test_a_picture_with_a_lora_in_a_batch_of_strangers_equals_the_one_that_diffu
 @pytest.mark.parametrize("family", ["stable-diffusion", "flux-dev"])
 def test_where_weights_come_and_go_they_are_drawn_with_all_the_same(family: str, fits: str, tmp_path: Path) -> None:
     class_name, parts = FAMILIES[family]
-    engine, bare = Engine(build(family, tmp_path / "model"), fits=fits), Bare(tmp_path / "model")
-    lora = save(tmp_path, "lora", tensors(engine.pipeline._base, parts, 3))
+    with torch.inference_mode(False):  # as on the loader's thread
+        engine, bare = Engine(build(family, tmp_path / "model"), fits=fits), Bare(tmp_path / "model")
+        lora = save(tmp_path, "lora", tensors(engine.pipeline._base, parts, 3))
     asked = [(wish, worn) for wish in WISHES.values() for worn in ([], [lora])]
     drawn = engine.draw([frame(wish, *worn, id=number) for number, (wish, worn) in enumerate(asked)])
     assert engine.residency.uploads > 1, "they did"
