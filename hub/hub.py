@@ -14,6 +14,7 @@ from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
+from hub.loras import Loras
 from hub.neighbours import Neighbours
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
@@ -38,6 +39,7 @@ class Hub:
             self.registry.get(settings.default_model)
         except ModelNotFound as error:
             raise ConfigurationError(f"default_model: {error.message}") from None
+        self.loras = Loras(settings.loras_folder, must_be=settings.loras_dir is not None)
         self.files = Files(settings.cache_dir, settings.file_ttl)
         models = [listed.manifest for listed in self.registry if not listed.is_alias]
         pins = {model.id: model.device for model in models if model.device}
@@ -48,7 +50,7 @@ class Hub:
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
-        self._local = LocalProvider(self.engine, receipts=settings.receipts)
+        self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
         self._providers: dict[str, Provider] = {"local": self._local}
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:

@@ -21,6 +21,17 @@ SHORT = 10
 MAX_TEXT = 1024 * 1024
 
 
+class DrawnLora(Struct, frozen=True):
+    """A LoRA by its name, how much of it, and the SHA-256 of its file."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256)]
+    weight: Annotated[float, Meta(ge=-10, le=10)]
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.weight:g} ({self.sha256[:SHORT]})"
+
+
 class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All that a picture was drawn from.
 
@@ -40,6 +51,7 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
     guidance_scale: Annotated[float, Meta(ge=0, le=100)] | None = None
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     scheduler: str | None = None
+    loras: tuple[DrawnLora, ...] = ()
     native: Size
     size: Size
     arguments: dict[str, Any] = {}
@@ -65,13 +77,18 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
             "Model hash": self.weights[:SHORT],
             "Model": self.model,
             "Denoising strength": self.strength,
+            "Lora hashes": self._lora_hashes(),
             "Version": f"hub {self.versions.get('hub', '')}",
         }
-        lines = [self.prompt]
+        lines = [" ".join([self.prompt, *(f"<lora:{lora.name}:{lora.weight:g}>" for lora in self.loras)])]
         if self.negative_prompt:
             lines.append(f"Negative prompt: {self.negative_prompt}")
         lines.append(", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None))
         return "\n".join(lines)
+
+    def _lora_hashes(self) -> str | None:
+        told = ", ".join(f"{lora.name}: {lora.sha256[:SHORT]}" for lora in self.loras)
+        return f'"{told}"' if told else None
 
     def differences(self, other: Receipt) -> list[str]:
         """What another picture was drawn from in another way, in words; seeds and sizes, which are asked for, aside."""
@@ -81,6 +98,7 @@ class Receipt(Struct, frozen=True, kw_only=True, omit_defaults=True):
             "task",
             "strength",
             "scheduler",
+            "loras",
             "native",
             "arguments",
             "sources",

@@ -11,7 +11,7 @@ from PIL import Image
 from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.receipt import NoReceipt, Receipt, receipt_in
-from hub.types import ImageRequest, OnEvent
+from hub.types import ImageRequest, Lora, OnEvent
 
 
 class Replay(Struct, frozen=True, kw_only=True):
@@ -42,6 +42,7 @@ def request_from(receipt: Receipt, images: tuple[bytes, ...], mask: bytes | None
         guidance_scale=receipt.guidance_scale,
         strength=receipt.strength,
         scheduler=receipt.scheduler,
+        loras=tuple(Lora(name=lora.name, weight=lora.weight) for lora in receipt.loras),
         images=images,
         mask=mask,
         variation=bool(images) and not receipt.prompt,

@@ -67,6 +67,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     default_model: str = "dall-e-2"
     aliases: dict[str, str] = field(default_factory=dict)
     models_dir: Path | None = None
+    loras_dir: Path | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
     file_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 3600
     job_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 24 * 3600
@@ -110,6 +111,8 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         self.cache_dir = _absolute("cache_dir", self.cache_dir)
         if self.models_dir is not None:
             self.models_dir = _absolute("models_dir", self.models_dir)
+        if self.loras_dir is not None:
+            self.loras_dir = _absolute("loras_dir", self.loras_dir)
 
     @property
     def loopback(self) -> bool:
@@ -133,6 +136,12 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         shipped = CHECKOUT / "models" if CHECKOUT else PACKAGE / "_models"
         owned = self.models_dir or (None if CHECKOUT else _user_models())
         return [shipped, *([owned] if owned and owned != shipped else [])]
+
+    @property
+    def loras_folder(self) -> Path:
+        """Where LoRAs lie; unless the owner has named it, it need not be there."""
+        owned = self.models_dir or (CHECKOUT / "models" if CHECKOUT else _users_models_path())
+        return self.loras_dir or owned / "loras"
 
     def check_bind(self) -> None:
         """Raises ConfigurationError where strangers could use the hub without a key."""
@@ -176,10 +185,14 @@ def _absolute(name: str, folder: Path) -> Path:
         raise ValueError(f"{name}: {folder} begins with ~ and no user of this machine has such a home") from None
 
 
-def _user_models() -> Path | None:
+def _users_models_path() -> Path:
     from platformdirs import user_data_path
 
-    folder = user_data_path("hub", appauthor=False) / "models"
+    return user_data_path("hub", appauthor=False) / "models"
+
+
+def _user_models() -> Path | None:
+    folder = _users_models_path()
     return folder if folder.is_dir() else None
 
 
@@ -264,7 +277,7 @@ def _from_file(source: Path) -> dict[str, Any]:
         msgspec.convert(values, Settings, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{source}: {error}") from None
-    for name in ("models_dir", "cache_dir"):
+    for name in ("models_dir", "loras_dir", "cache_dir"):
         if name in values:  # relative to the file that says so
             values[name] = str(source.resolve().parent / Path(values[name]).expanduser())
     return values

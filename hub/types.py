@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 Task = Literal["text-to-image", "image-to-image", "inpainting"]
 OutputFormat = Literal["png", "jpeg", "webp"]
@@ -14,6 +14,7 @@ Effort = Literal["low", "medium", "high"]
 Style = Literal["vivid", "natural"]
 
 MAX_SEED = 2**63 - 1
+MAX_LORAS = 8
 
 
 class Size(Struct, frozen=True):
@@ -26,6 +27,13 @@ class Size(Struct, frozen=True):
         return f"{self.width}x{self.height}"
 
 
+class Lora(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A LoRA by its name, and how much of it: 1 is as it was trained."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=256, examples=["styles/ink"])]
+    weight: Annotated[float, Meta(ge=-10, le=10)] = 1.0
+
+
 class ImageRequest(Struct, frozen=True, kw_only=True):
     """What a caller wants, after the wire was checked and before a model's defaults are filled in.
 
@@ -33,8 +41,9 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     file, says which part of the first one may change (docs/masks.md). A `variation` has a source and no prompt.
     `size` None means that the model chooses. `seed` None means a fresh random one. `output_compression` is the
     quality of jpeg and webp, 0 to 100. `partial_images`: how many previews of each picture are wanted while it is
-    made. `scheduler` is a noise scheduler's class name; None is the model's own. `owner` is the name of the caller's
-    key, "" without one: requests of several take turns. `label` names the request in logs.
+    made. `scheduler` is a noise scheduler's class name; None is the model's own. `lora_identities` are those of the
+    files of `loras` when the caller looked; without them, the files count that are there now. `owner` is the name of
+    the caller's key, "" without one: requests of several take turns. `label` names the request in logs.
     """
 
     prompt: str
@@ -51,6 +60,8 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     negative_prompt: str | None = None
     strength: float | None = None
     scheduler: str | None = None
+    loras: tuple[Lora, ...] = ()
+    lora_identities: tuple[str, ...] = ()
     output_format: OutputFormat = "png"
     output_compression: int = 100
     partial_images: int = 0

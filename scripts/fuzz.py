@@ -18,7 +18,11 @@ from urllib.parse import urlsplit
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from diffusers import DiffusionPipeline  # noqa: E402
+
+from scripts.fuzz_hooks import LORAS  # noqa: E402
 from tests.conftest import Server, build_small_stable_diffusion, run_server, status, write_manifest  # noqa: E402
+from tests.families.loras import ATTENTION, save, tensors  # noqa: E402
 
 KEY = "sk-fuzz-1234567890abcdef"
 KINDS = ("open", "keyed")
@@ -40,6 +44,8 @@ def small_hub(folder: Path, model: Path, *, keyed: bool) -> Iterator[Server]:
         max_inference_steps="max_inference_steps = 4",
         defaults="defaults = { num_inference_steps = 2, guidance_scale = 5.0, size = '64x64' }",
     )
+    pipeline = DiffusionPipeline.from_pretrained(model, local_files_only=True)
+    save(models / "loras", LORAS[0]["name"], tensors(pipeline, {"unet": ATTENTION}))
     names = ("dall-e-2", "dall-e-3", "gpt-image-1")
     environ = {
         "HUB_MODELS_DIR": str(models),

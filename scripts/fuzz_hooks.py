@@ -24,6 +24,7 @@ from schemathesis import GenerationMode
 SIZES = ("64x64", "96x64", "64x128", "256x256", "auto")
 MODELS = ("small", "dall-e-2", "dall-e-3", "gpt-image-1")
 SCHEDULERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler")
+LORAS = [{"name": "styles/ink", "weight": 0.5}]
 KNOWN = {"model": MODELS, "scheduler": SCHEDULERS}
 WHOLE = ("n", "seed", "num_inference_steps", "output_compression", "partial_images")
 AIGNES = {"prompt", "image", "outputFileType", "modelOptions"}
@@ -85,7 +86,7 @@ def tame_case(case: schemathesis.Case) -> None:
 
 
 def tame(body: dict[str, Any]) -> None:
-    """Scalars: a model, a scheduler and a size that are there, steps that it takes, one of two spellings."""
+    """All but pictures: a model, scheduler, LoRA and size that are there, steps that it takes, one of two spellings."""
     for name, value in body.items():
         if name in WHOLE and isinstance(value, float):  # 2.0 fits JSON Schema's integer; the hub coerces nothing
             body[name] = int(value)
@@ -94,6 +95,8 @@ def tame(body: dict[str, Any]) -> None:
         body["prompt"] = "a red circle"
     named = {name: known for name, known in KNOWN.items() if isinstance(body.get(name), str)}
     body.update({name: known[len(body[name]) % len(known)] for name, known in named.items()})
+    if body.get("loras") is not None:
+        body["loras"] = json.dumps(LORAS) if isinstance(body["loras"], str) else LORAS[: len(body["loras"])]
     if isinstance(body.get("size"), str) and not re.fullmatch(r"auto|\d{2,3}x\d{2,3}", body["size"]):
         body["size"] = SIZES[len(body["size"]) % len(SIZES)]
     if isinstance(body.get("num_inference_steps"), int):

@@ -16,7 +16,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from hub.keys import hash_key
-from tests.conftest import Server, run_server, status, wait_for
+from hub.receipt import receipt_in
+from tests.conftest import Server, run_server, status, wait_for, write_manifest
+from tests.families.loras import ATTENTION, save, tensors
 
 
 def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -31,7 +33,9 @@ def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.parametrize("command", [(), ("serve",), ("generate",), ("replay",), ("models", "list"), ("keys", "new")])
+@pytest.mark.parametrize(
+    "command", [(), ("serve",), ("generate",), ("replay",), ("models", "list"), ("loras", "list"), ("keys", "new")]
+)
 def test_every_command_has_help(tmp_path: Path, command: tuple[str, ...]) -> None:
     result = hub(*command, "--help", cwd=tmp_path)
     assert result.returncode == 0
@@ -177,6 +181,42 @@ def test_models_list_shows_models_and_aliases(tmp_path: Path) -> None:
     result = hub("models", "list", cwd=tmp_path)
     assert result.stdout.startswith("builtin  ")
     assert "dall-e-3" in result.stdout
+
+
+def test_generate_takes_loras_by_name_and_weight_and_replay_tells_what_became_of_them(
+    tmp_path: Path, small_stable_diffusion: Path
+) -> None:
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(small_stable_diffusion, local_files_only=True)
+    models = write_manifest(tmp_path / "models", small_stable_diffusion)
+    save(models / "loras", "styles/ink", tensors(pipeline, {"unet": ATTENTION}, 1))
+    environ = {"HUB_MODELS_DIR": str(models), "HUB_DEVICE": "cpu"}
+    listed = hub("loras", "list", cwd=tmp_path, **environ)
+    assert listed.stdout.split()[0] == "styles/ink"
+    ask = ("generate", "a", "-m", "small", "--size", "64x64", "--seed", "5", "--lora")
+    result = hub(*ask, "styles/ink:-0.5", "-o", "x.png", cwd=tmp_path, **environ)
+    assert result.returncode == 0, result.stderr
+    (drawn,) = receipt_in((tmp_path / "x.png").read_bytes()).loras
+    assert (drawn.name, drawn.weight) == ("styles/ink", -0.5)
+    again = hub("replay", "x.png", cwd=tmp_path, **environ)
+    assert (again.returncode, again.stderr.count("Changed")) == (0, 0), again.stderr
+    save(models / "loras", "styles/ink", tensors(pipeline, {"unet": ATTENTION}, 2))
+    again = hub("replay", "x.png", cwd=tmp_path, **environ)
+    assert again.returncode == 1
+    assert f"Changed: loras: styles/ink:-0.5 ({drawn.sha256[:10]}) then, styles/ink:-0.5 (" in again.stderr
+    unknown = hub(*ask, "styles/in", cwd=tmp_path, **environ)
+    assert unknown.returncode == 1
+    assert "Near names: styles/ink. `hub loras list` shows all." in unknown.stderr
+    for text in ("styles/ink:11", "styles/ink:much", "styles/ink:nan"):
+        assert hub(*ask, text, cwd=tmp_path, **environ).returncode == 2, text
+
+
+def test_loras_list_says_where_there_are_none(tmp_path: Path) -> None:
+    result = hub("loras", "list", cwd=tmp_path, HUB_LORAS_DIR=str(tmp_path))
+    assert (result.returncode, result.stdout) == (0, "")
+    assert f"There are none in {tmp_path}" in result.stderr
+    assert "loras_dir" in hub("loras", "list", cwd=tmp_path, HUB_LORAS_DIR="nowhere").stderr
 
 
 def test_a_new_key_is_shown_once_with_the_hash_that_settings_take(tmp_path: Path) -> None:

@@ -275,6 +275,14 @@ def test_folders_are_absolute_with_the_users_home_filled_in(tmp_path: Path) -> N
     assert settings.models_dirs[-1] == tmp_path / "work" / "models"
 
 
+def test_loras_lie_beside_the_owners_models_unless_the_owner_says_where() -> None:
+    assert CHECKOUT is not None
+    assert Settings().loras_folder == CHECKOUT / "models" / "loras"
+    assert Settings(models_dir=Path("own")).loras_folder == Path("own").resolve() / "loras"
+    write('loras_dir = "here"\n')
+    assert load_settings(environ={"HUB_MODELS_DIR": "own"}).loras_folder == Path("here").resolve()
+
+
 def test_the_owners_models_come_after_the_shipped_ones_and_never_twice() -> None:
     assert CHECKOUT is not None
     shipped = CHECKOUT / "models"

@@ -40,7 +40,7 @@ from litestar.openapi.spec import (
 )
 from msgspec import Struct
 
-from hub.api.schemas import REF, example_of, plain_schema, with_types, without_null
+from hub.api.schemas import REF, example_of, is_structured, plain_schema, with_types, without_null
 from hub.api.wire import ErrorResponse
 
 PICTURES = ("image/png", "image/jpeg", "image/webp")
@@ -90,12 +90,14 @@ def as_json_list(kind: type[Struct]) -> Content:
 
 
 def as_multipart(kind: type[Struct], **files: Upload) -> Content:
-    """A form whose text fields are this Struct's (scalars and lists of them), with files beside them."""
+    """A form whose text fields are this Struct's, with files beside them. A field that holds objects is JSON."""
     _, components = msgspec.json.schema_components([kind], ref_template=REF + "{name}")
-    if len(components) != 1:
-        raise TypeError(f"{kind.__name__}: a form holds no objects")
     schema = dict(components[kind.__name__])
     fields = {name: without_null(value) for name, value in schema["properties"].items()}
+    for info in msgspec.structs.fields(kind):
+        if is_structured(info.type):
+            json = {"contentMediaType": "application/json", "contentSchema": fields[info.encode_name]}
+            fields[info.encode_name] = {"type": "string", **json}
     required = list(schema.get("required", []))
     either: list[dict[str, Any]] = []
     for name, upload in files.items():

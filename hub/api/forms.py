@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Container, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 from multipart import (
@@ -19,6 +19,7 @@ from multipart import (
 )
 
 from hub.api.refusals import invalid, unknown_parameter
+from hub.api.schemas import is_structured
 from hub.api.wire import AnyRequest, read_body
 from hub.errors import InvalidRequest
 from hub.inputs import MAX_BYTES
@@ -50,10 +51,29 @@ async def read_form(request: AnyRequest, kind: type[T], files: Mapping[str, int]
         fields, sources = sort_parts(body, boundary, files, known)
     else:
         fields, sources = await asyncio.to_thread(sort_parts, body, boundary, files, known)
+    values: dict[str, Any] = {**fields, **_structured(fields, kind)}
     try:
-        return msgspec.convert(fields, kind, strict=False), sources
+        return msgspec.convert(values, kind, strict=False), sources
     except msgspec.ValidationError as error:
         raise invalid(str(error), kind, in_form=True) from None
+
+
+def _structured(fields: Mapping[str, str], kind: type[msgspec.Struct]) -> dict[str, Any]:
+    """The fields that are more than one text: they come as JSON, and are checked as in a JSON body."""
+    found = {}
+    for info in msgspec.structs.fields(kind):
+        if info.encode_name in fields and is_structured(info.type):
+            text = fields[info.encode_name]
+            try:
+                found[info.encode_name] = msgspec.json.decode(text, type=info.type)
+            except msgspec.ValidationError as error:
+                at = "$." + info.encode_name
+                words = str(error).replace("`$", f"`{at}")
+                raise invalid(words if at in words else f"{words} - at `{at}`", kind) from None
+            except (msgspec.DecodeError, RecursionError):
+                words = f"Invalid '{info.encode_name}': it must be JSON."
+                raise InvalidRequest(words, param=info.encode_name) from None
+    return found
 
 
 def sort_parts(

@@ -75,6 +75,8 @@ async def submit(
     ignored = wanted.warnings(partial_images_reach_somebody=mode != "wait")
     if params.strict and ignored:
         raise InvalidRequest(f"strict: {ignored[0]}.", param=ignored[0].partition(":")[0], code="unsupported_value")
+    files = await asyncio.to_thread(hub.loras.find, params.loras) if params.loras else []
+    identities = tuple(file.identity for file in files)
     key, cache = idempotency_key(request), cache_control(request)
     comes_back = client_retries or key is not None
     policy = params.on_disconnect or ("finish" if comes_back else hub.settings.on_disconnect)
@@ -83,6 +85,9 @@ async def submit(
     rendering = msgspec.json.encode(note)
     answered_as = f"{response_format} {extended}"
     drawn_by = f"{listed.manifest.id} {listed.revision} {hub.settings.device} {hub.settings.receipts}"
+    if identities:
+        drawn_by += f" {identities}"
+        answered_as += "" if key else f" {identities}"  # a key's answer outlives its files
     fingerprint = recipe = None
     if key is not None or ("no-store" not in cache and (client_retries or params.seed is not None)):
         digests = functools.partial(wanted.digests, answered_as, drawn_by)
@@ -103,7 +108,8 @@ async def submit(
     partial_images = 0 if mode == "wait" else params.partial_images or 0
 
     async def work(on_event: OnEvent) -> ImageResult:
-        return await hub.generate(model, await wanted.to_domain(hub, origins, label, partial_images), on_event)
+        asked = await wanted.to_domain(hub, origins, label, partial_images, identities)
+        return await hub.generate(model, asked, on_event)
 
     job = await hub.jobs.submit(ask, work)
     request.scope["state"] |= {JOB: job, WAS_THERE: job.ended}

@@ -13,7 +13,7 @@ from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Kind
 from hub.registry import SCHEDULER_PATTERN, SIZE, parse_size
-from hub.types import MAX_SEED, ImageRequest, OutputFormat, Quality, Size, Style
+from hub.types import MAX_LORAS, MAX_SEED, ImageRequest, Lora, OutputFormat, Quality, Size, Style
 
 DEFAULT_SIZE = Size(1024, 1024)
 MAX_IMAGES = 16
@@ -45,8 +45,9 @@ class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
     """What generations, edits and variations have in common. `null` means absent.
 
     Extensions of OpenAI's: seed, num_inference_steps, guidance_scale, negative_prompt, strength, scheduler (the class
-    name of one of diffusers'); `strict`, which turns warnings into errors; `on_disconnect`, cancel or finish. `user`,
-    `safety_identifier` and `moderation` are accepted and mean nothing here: the hub neither reports nor moderates.
+    name of one of diffusers'), loras; `strict`, which turns warnings into errors; `on_disconnect`, cancel or finish.
+    `user`, `safety_identifier` and `moderation` are accepted and mean nothing here: the hub neither reports nor
+    moderates.
     """
 
     model: str | None = None
@@ -62,6 +63,7 @@ class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
     negative_prompt: Annotated[str, Meta(max_length=32_000)] | None = None
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     scheduler: Annotated[str, Meta(pattern=SCHEDULER_PATTERN)] | None = None
+    loras: Annotated[list[Lora], Meta(max_length=MAX_LORAS)] | None = None
     background: Literal["auto", "opaque", "transparent"] | None = None
     output_format: OutputFormat | None = None
     output_compression: Annotated[int, Meta(ge=0, le=100)] | None = None
@@ -174,7 +176,9 @@ class Wanted(Struct, frozen=True, kw_only=True):
         drawn = {name: value for name, value in params.items() if name not in NOT_DRAWN}
         return fingerprint, _digest_of(kind, drawn_by, drawn, told)
 
-    async def to_domain(self, hub: Hub, origins: Sequence[str], label: str, partial_images: int) -> ImageRequest:
+    async def to_domain(
+        self, hub: Hub, origins: Sequence[str], label: str, partial_images: int, lora_identities: tuple[str, ...] = ()
+    ) -> ImageRequest:
         """The domain's request; pictures are read here. Raises InvalidRequest."""
         params = self.params
         images = [await read_source(hub, source, origins, "image") for source in self.images]
@@ -194,6 +198,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
             negative_prompt=params.negative_prompt or None,
             strength=params.strength,
             scheduler=params.scheduler,
+            loras=tuple(params.loras or ()),
+            lora_identities=lora_identities,
             output_format=params.output_format or "png",
             output_compression=100 if params.output_compression is None else params.output_compression,
             partial_images=partial_images,

@@ -47,7 +47,7 @@ def components_of(read: set[type[Struct]], written: set[type[Struct]]) -> dict[s
     return dict(sorted(components.items()))
 
 
-def _all_structs(kinds: Iterable[type[Struct]]) -> set[type[Struct]]:
+def _all_structs(kinds: Iterable[Any]) -> set[type[Struct]]:
     """These Structs and all that stand in their fields."""
     found: set[type[Struct]] = set()
 
@@ -68,6 +68,11 @@ def _all_structs(kinds: Iterable[type[Struct]]) -> set[type[Struct]]:
     for info in msgspec.inspect.multi_type_info(kinds):
         look(info)
     return found
+
+
+def is_structured(kind: Any) -> bool:
+    """Whether a field of this type holds Structs, so that a form has it as JSON."""
+    return bool(_all_structs([kind]))
 
 
 def example_of(kind: type[Struct]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import click
 from hub import __version__
 from hub.cli.draw import generate, replay_command
 from hub.cli.engine import engine
-from hub.cli.manage import keys, models
+from hub.cli.manage import keys, loras, models
 from hub.cli.serve import serve
 
 
@@ -17,5 +17,5 @@ def main() -> None:
     """A local-first, offline-capable server for image generation, with OpenAI's wire."""
 
 
-for command in (serve, generate, replay_command, engine, models, keys):
+for command in (serve, generate, replay_command, engine, models, loras, keys):
     main.add_command(command)

@@ -29,9 +29,11 @@ def told_plainly() -> Iterator[None]:
     try:
         yield
     except (ConfigurationError, HubError) as error:
+        from hub.loras import ALL_LORAS
         from hub.registry import ALL_MODELS
 
-        raise click.ClickException(str(error).replace(ALL_MODELS, "`hub models list` shows all.")) from None
+        words = str(error).replace(ALL_MODELS, "`hub models list` shows all.")
+        raise click.ClickException(words.replace(ALL_LORAS, "`hub loras list` shows all.")) from None
 
 
 def settings_from(config: Path | None, **overrides: Any) -> Settings:

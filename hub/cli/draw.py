@@ -15,7 +15,7 @@ from hub.cli.common import config_option, settings_from, told_plainly
 if TYPE_CHECKING:
     from hub.replay import Replay
     from hub.settings import Settings
-    from hub.types import Event, ImageRequest, ImageResult, OnEvent, OutputFormat, Size
+    from hub.types import Event, ImageRequest, ImageResult, Lora, OnEvent, OutputFormat, Size
 
 FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
@@ -41,6 +41,7 @@ FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpe
 @click.option("--quality", type=click.Choice(["low", "medium", "high"]))
 @click.option("--style", type=click.Choice(["vivid", "natural"]))
 @click.option("--scheduler", metavar="CLASS", help="Noise scheduler, by diffusers' class name.")
+@click.option("--lora", "loras", metavar="NAME[:WEIGHT]", multiple=True, help="A LoRA; may be given several times.")
 @click.option("--strength", type=click.FloatRange(0, 1, min_open=True), help="How far an edit may leave its source.")
 @click.option("--image", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="A picture to edit.")
 @click.option(
@@ -79,6 +80,7 @@ def generate(
         style=wish["style"],
         strength=wish["strength"],
         scheduler=wish["scheduler"],
+        loras=_loras(wish["loras"]),
         images=(image.read_bytes(),) if image else (),
         mask=mask.read_bytes() if mask else None,
         output_format=_format(output),
@@ -109,6 +111,26 @@ def _size(text: str | None, *, editing: bool) -> Size | None:
     if not SIZE.fullmatch(text):
         raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
     return parse_size(text)
+
+
+def _loras(texts: tuple[str, ...]) -> tuple[Lora, ...]:
+    """What NAME or NAME:WEIGHT say, in the API's bounds."""
+    import msgspec
+
+    from hub.types import MAX_LORAS, Lora
+
+    found: list[Lora] = []
+    for text in texts:
+        name, _, weight = text.rpartition(":")
+        try:
+            wanted = {"name": name, "weight": float(weight)} if name else {"name": text}
+            found.append(msgspec.convert(wanted, Lora))
+        except ValueError:  # of float, and msgspec's
+            words = "write it as NAME, or NAME:WEIGHT with a weight from -10 to 10"
+            raise click.BadParameter(words, param_hint="--lora") from None
+    if len(found) > MAX_LORAS:
+        raise click.BadParameter(f"at most {MAX_LORAS} can be given", param_hint="--lora")
+    return tuple(found)
 
 
 def _format(output: Path) -> OutputFormat:

@@ -1,4 +1,4 @@
-"""`hub models` and `hub keys`."""
+"""`hub models`, `hub loras` and `hub keys`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,26 @@ def list_models(config: Path | None) -> None:
             manifest = model.manifest
             click.echo(f"{model.id}  {manifest.name} ({manifest.license}; {', '.join(manifest.tasks)})")
             click.echo(f"    aliases: {', '.join(aliases) or 'none'}")
+
+
+@click.group()
+def loras() -> None:
+    """LoRAs that requests may name."""
+
+
+@loras.command("list")
+@config_option
+def list_loras(config: Path | None) -> None:
+    """List every LoRA in the folder `loras_dir`."""
+    with told_plainly():
+        settings = settings_from(config)
+        from hub.loras import Loras
+
+        found = list(Loras(settings.loras_folder, must_be=settings.loras_dir is not None))
+    for file in found:
+        click.echo(f"{file.name}  ({file.bytes / 1e6:.1f} MB)")
+    if not found:
+        click.echo(f"There are none in {settings.loras_folder}.", err=True)
 
 
 @click.group()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import greenlet
 import msgspec
 import numpy as np
 import torch
@@ -18,7 +19,8 @@ from PIL import Image
 from hub.engine.admission import admit, words_for
 from hub.engine.arguments import NO_PREVIEWS, Refused, arguments_for
 from hub.engine.devices import out_of_memory
-from hub.engine.meeting import Budget
+from hub.engine.loras import Outfit
+from hub.engine.meeting import Budget, Run
 from hub.engine.models import TooLittleMemory
 from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed, Stepped
 from hub.engine.receipts import receipt_of
@@ -94,15 +96,18 @@ class Job:
         send: Callable[[FromWorker], None],
         on_preview: OnPreview,
         residency: Residency,
+        *,
+        outfit: Outfit | None = None,
     ) -> None:
         """`on_preview(job, picture, partial, pixels)` is called within a run, and should have `encode_preview` called
-        on another thread. `residency` has the pipeline's weights. Raises Refused where the pipeline cannot do what was
-        asked, strictly or at all, and TooLittleMemory."""
+        on another thread. `residency` has the pipeline's weights; `outfit` are the LoRAs to draw with. Raises Refused
+        where the pipeline cannot do what was asked, strictly or at all, and TooLittleMemory."""
         self.request = request
         self.outbox = Outbox(send)
         self._pipeline = pipeline
         self._residency = residency
         self._on_preview = on_preview
+        self._outfit = outfit
         self._images: list[bytes] = [b""] * len(request.seeds)
         self._made = 0
         self._told = -math.inf
@@ -139,6 +144,8 @@ class Job:
             return int(getattr(own, "_num_timesteps", 0) or self._steps_of(own))
 
         def draw() -> Any:
+            if isinstance(run := greenlet.getcurrent(), Run):
+                run.outfit = self._outfit
             try:
                 result = own(**{name: value for name, value in arguments.items() if name in accepted})
             finally:  # the scheduler, its step and this job would keep one another, and the pictures, alive
@@ -237,7 +244,7 @@ class Job:
     @functools.cached_property
     def _receipt(self) -> Receipt:
         """The first picture's; of the others only the seed differs. Sources are hashed once, on an encoder's thread."""
-        return receipt_of(self.request, self._pipeline)
+        return receipt_of(self.request, self._pipeline, self._outfit.told if self._outfit else ())
 
     def _text(self, index: int) -> dict[str, str]:
         seed = self.request.seeds[index]

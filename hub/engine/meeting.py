@@ -30,6 +30,8 @@ from hub.pipelines.tiling import can_tile, in_tiles
 if TYPE_CHECKING:
     import torch
 
+    from hub.engine.loras import Outfit, Wardrobe, Worn
+
 Place = tuple[int, str]
 """A module by its id, and the name of a method."""
 
@@ -46,8 +48,10 @@ class Run(greenlet.greenlet):
     """The greenlet of one picture: meeting points may suspend it, back into the `loop` that made it.
 
     `steps()` tells how many denoising steps it has in all, and `done()` how many it has done; None where the pipeline
-    cannot tell.
+    cannot tell. `outfit`: the LoRAs that it draws with.
     """
+
+    outfit: Outfit | None = None
 
     def __init__(
         self,
@@ -64,16 +68,20 @@ class Run(greenlet.greenlet):
 
 
 class Call:
-    """One call that waits at a meeting point. `known_as` is its input's digest, where outputs are remembered."""
+    """One call that waits at a meeting point. `known_as` is its input's digest, where outputs are remembered; `worn`
+    the LoRAs that are to be active."""
 
-    __slots__ = ("arguments", "key", "known_as", "layout", "point")
+    __slots__ = ("arguments", "key", "known_as", "layout", "point", "worn")
 
-    def __init__(self, point: MeetingPoint, arguments: dict[str, Any], known_as: bytes | None = None) -> None:
+    def __init__(
+        self, point: MeetingPoint, arguments: dict[str, Any], known_as: bytes | None = None, worn: Worn = ()
+    ) -> None:
         self.point = point
+        self.worn = worn
         self.arguments = arguments
         self.known_as = known_as
         self.layout = layout_of(arguments)
-        self.key: Hashable = (point, signature(arguments, self.layout))
+        self.key: Hashable = (point, worn, signature(arguments, self.layout))
 
 
 class MeetingPoint:
@@ -91,11 +99,12 @@ class MeetingPoint:
         compiler: Compiler | None = None,
         residency: Residency | None = None,
         variant: str = "",
+        wardrobe: Wardrobe | None = None,
     ) -> None:
         """Installs itself. `denoising`: whether its calls belong to a denoising loop. `memo` remembers its outputs.
         `streams` compute parts of a large batch side by side. `skipper` leaves calls out.
         `compiler` compiles what comes often. `residency` has the module's weights. `variant` tells modules apart whose
-        forwards take another time."""
+        forwards take another time. `wardrobe` has the module's LoRAs."""
         self.denoising = denoising
         self.name = f"{type(module).__name__}-{_config_digest(module)}.{method}{variant}"
         """The same in every process that loads such a module: what is learned about its speed is kept under it."""
@@ -105,6 +114,7 @@ class MeetingPoint:
         self._memo = memo
         self._streams = streams
         self._skipper = skipper
+        self._wardrobe = wardrobe
         self._plain: Callable[..., Any] = getattr(module, method)
         self._signature = inspect.signature(self._plain)
         kinds = {parameter.kind for parameter in self._signature.parameters.values()}
@@ -119,13 +129,16 @@ class MeetingPoint:
         if not isinstance(run, Run):
             if self.residency is not None:
                 self.residency.bring(self.module)
+            self._wear(())
             return self._plain(*args, **kwargs)
         arguments = self._named(args, kwargs)
-        known_as = self._memo.key(id(self.module), arguments) if self._memo else None
+        worn = self._wardrobe.part_of(run.outfit) if self._wardrobe else ()
+        told = {**arguments, "loras": worn} if worn else arguments
+        known_as = self._memo.key(id(self.module), told) if self._memo else None
         known = self._memo.get(known_as) if self._memo and known_as else None
         if known is not None:
             return known
-        call = Call(self, arguments, known_as)
+        call = Call(self, arguments, known_as, worn)
         if self._skipper is None:
             return run.loop.switch(call)
         output = self._skipper.expect(run, call.key)
@@ -154,7 +167,12 @@ class MeetingPoint:
             self._memo.put(known_as, output)
         return [copied(outputs[call.known_as]) for call in calls if call.known_as is not None]
 
+    def _wear(self, worn: Worn) -> None:
+        if self._wardrobe:
+            self._wardrobe.wear(worn)
+
     def _forward(self, calls: Sequence[Call]) -> list[Any]:
+        self._wear(calls[0].worn)
         arguments = [call.arguments for call in calls]
         layouts = [call.layout for call in calls]
         streams = self._streams if self._whole else None
@@ -190,7 +208,9 @@ class MeetingPoint:
         return self.residency is None or self.residency.whole(self.module)
 
     def _call(self, arguments: dict[str, Any]) -> Any:
-        return self._compiled(arguments) if self._compiled is not None and self._whole else self._own(arguments)
+        if self._compiled is None or not self._whole or (self._wardrobe and self._wardrobe.worn):
+            return self._own(arguments)  # what was compiled knows no LoRA
+        return self._compiled(arguments)
 
     def _own(self, arguments: dict[str, Any]) -> Any:
         # By position, as they came: a method that wraps another one may call its first parameter as it likes.

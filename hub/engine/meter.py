@@ -122,7 +122,7 @@ class Meter:
 
     def kind(self, call: Call) -> str:
         """What decides how long a forward with this call takes, rows aside, in words that the file can keep."""
-        return f"{self._where} {call.point.name} {shape_of(call)}"
+        return f"{self._where} {call.point.name} {shape_of(call)}{' with LoRAs' if call.worn else ''}"
 
     def cap(self, kind: str) -> int:
         """See `Saturation`."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from hub.loras import LoraFile
 from hub.types import OutputFormat, Size, Task
 
 MAX_FRAME = 1 << 30
@@ -48,6 +49,13 @@ class Picture(Struct, frozen=True, array_like=True):
     data: bytes
 
 
+class WornLora(Struct, frozen=True, array_like=True):
+    """A LoRA's file, and how much of it."""
+
+    file: LoraFile
+    weight: float
+
+
 class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     """One request. Picture k of n is drawn from seeds[k] alone.
 
@@ -55,7 +63,8 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     which part of the first may change: one byte per pixel of `native` size, 255 = change. `original` and
     `original_mask` are the same two at `output` size: where the mask is 0 the finished picture is the original itself.
     `arguments` are the manifest's own for every call of the pipeline. `scheduler` is the noise scheduler's class name,
-    None for the model's own. `strict`: fail instead of noting what the pipeline cannot honour. `owner` is whose turn
+    None for the model's own. `loras` change the model for this request alone.
+    `strict`: fail instead of noting what the pipeline cannot honour. `owner` is whose turn
     the request takes. `label` names the request in logs. `progress`: send a Stepped after
     steps, a few times a second; there may be nobody who listens. `partial_images`: how many previews of each picture
     to send, as `Previewed`. `receipt`: write into each PNG what it follows from.
@@ -81,6 +90,7 @@ class Generate(Struct, frozen=True, array_like=True, tag=True, kw_only=True):
     partial_images: int = 0
     scheduler: str | None = None
     arguments: dict[str, Any] = {}
+    loras: list[WornLora] = []
     strict: bool = False
     owner: str = ""
     progress: bool = False

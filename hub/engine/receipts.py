@@ -10,11 +10,11 @@ from pathlib import Path
 from hub import __version__
 from hub.engine.protocol import Generate
 from hub.pipelines.auto import LoadedPipeline
-from hub.receipt import Receipt
+from hub.receipt import DrawnLora, Receipt
 
 
-def receipt_of(request: Generate, pipeline: LoadedPipeline) -> Receipt:
-    """What the request's first picture follows from."""
+def receipt_of(request: Generate, pipeline: LoadedPipeline, loras: tuple[DrawnLora, ...] = ()) -> Receipt:
+    """What the request's first picture follows from. `loras`: as they were read."""
     model = request.model
     lossy = {
         "skip": model.skip,
@@ -32,6 +32,7 @@ def receipt_of(request: Generate, pipeline: LoadedPipeline) -> Receipt:
         guidance_scale=request.guidance_scale,
         strength=request.strength,
         scheduler=request.scheduler or pipeline.scheduler,
+        loras=loras,
         native=request.native,
         size=request.output,
         arguments=request.arguments,

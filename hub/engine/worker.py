@@ -27,6 +27,7 @@ from hub.engine.compiling import Compiler
 from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
 from hub.engine.halting import Halt
 from hub.engine.jobs import Blocked, Job, failed_by
+from hub.engine.loras import Fitter, LoraRead, Wardrobe
 from hub.engine.meeting import MeetingPoint, is_meeting_point
 from hub.engine.memo import Memo
 from hub.engine.meter import Meter, meter_for, where_of
@@ -86,7 +87,7 @@ class Worker:
         self._connection = connection
         self._device = device
         self._sending = threading.Lock()
-        self.inbox: queue.SimpleQueue[Generate | Cancel | Load | Unload | Loaded] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Generate | Cancel | Load | Unload | Loaded | LoraRead] = queue.SimpleQueue()
         self.halt = Halt(lambda picture: self._pictures[picture][0].request.id)
         self._residency = Residency(device, limit, reserve)
         self._weave = Weave(
@@ -94,6 +95,7 @@ class Worker:
         )
         self._memo = Memo()
         self._models = Models(device, self._residency, self._memo, self.inbox.put, keep_alive=keep_alive, hashes=hashes)
+        self._fitter = Fitter(device, self.inbox.put)
         self._streams = streams_for(device)
         self._compiler = compiler
         self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
@@ -138,12 +140,14 @@ class Worker:
                 case Loaded():
                     self._on_loaded(message)
                     self._tell_memory(message.model)
+                case LoraRead():
+                    self._on_lora(message)
             block = False
 
     @property
     def _busy(self) -> Counter[EngineModel]:
         """Requests by model."""
-        return Counter(job.request.model for job in self._jobs.values())
+        return Counter(job.request.model for job in self._jobs.values()) + self._fitter.busy
 
     def _idle_for(self) -> float | None:
         """Seconds after which there is something to do, though nothing comes in; None where there is nothing."""
@@ -193,15 +197,24 @@ class Worker:
                 self.send(Failed(request.id, "failed", message))
             return
         shared = list(loaded.pipeline.shared_methods())
+        adapters = self._fitter.adapters(loaded.pipeline)  # before all else: modules are as they were loaded then
         for method in shared:
             self._residency.hold(method.module)
         for method in shared:
-            self._install(method, loaded.model)
+            self._install(method, loaded.model, adapters.wardrobe(method.module))
         log.info("loaded %s on %s", loaded.model.id, self._device)
         for request in waiting:
             self._begin(request, loaded.pipeline)
 
-    def _install(self, shared: SharedMethod, model: EngineModel) -> None:
+    def _on_lora(self, done: LoraRead) -> None:
+        requests, error = self._fitter.take(done)
+        for request in requests:
+            if error is None:
+                self._admit(request)
+            else:
+                self.send(failed_by(request.id, error))
+
+    def _install(self, shared: SharedMethod, model: EngineModel, wardrobe: Wardrobe | None = None) -> None:
         """Makes the method a meeting point, unless another model, which has the module too, did."""
         if is_meeting_point(shared.module, shared.method):
             return
@@ -223,6 +236,7 @@ class Worker:
             compiler=compiler,
             residency=self._residency,
             variant=f"{' compiled' if compiler else ''}{f' in {storage}' if storage else ''}",
+            wardrobe=wardrobe,
         )
 
     def _tell_memory(self, tried: EngineModel | None = None) -> None:
@@ -248,7 +262,10 @@ class Worker:
 
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
-            job = Job(request, pipeline, self.send, self._on_preview, self._residency)
+            if not self._fitter.ready(request, pipeline):
+                return  # it comes again when its LoRAs are there
+            outfit = self._fitter.outfit(request, pipeline)
+            job = Job(request, pipeline, self.send, self._on_preview, self._residency, outfit=outfit)
         except Exception as error:  # the device thread serves others, too
             if not isinstance(error, (Refused, TooLittleMemory)):
                 log.exception("%s failed", request.label or request.id)
@@ -267,6 +284,7 @@ class Worker:
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
         self.halt.forget(request_id)
+        self._fitter.forget(request_id)
         self._models.forget(request_id)
         job = self._jobs.pop(request_id, None)
         if job is not None:

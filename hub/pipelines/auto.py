@@ -24,6 +24,7 @@ from PIL import Image
 from torch.nn.functional import interpolate, max_pool2d
 
 from hub.pipelines.families import Family, family_of
+from hub.pipelines.loras import Wearable
 from hub.pipelines.previews import LatentViewer, viewer_for
 from hub.pipelines.schedulers import UnknownScheduler, rescheduled
 from hub.types import Task
@@ -108,6 +109,10 @@ class LoadedPipeline:
                 yield SharedMethod(module, "decode")
             else:
                 yield SharedMethod(module, "forward", denoising=name in DENOISERS, reading=name.startswith(READERS))
+
+    def wearable(self) -> Wearable:
+        """What of it LoRAs can change. To be asked before there is one."""
+        return Wearable(self._base)
 
     def own_copy(self, task: Task, scheduler: str | None = None) -> DiffusionPipeline:
         """A pipeline for one picture: the modules are shared, but the noise scheduler and all that a pipeline

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from hub.api.described import Upload, as_events, as_json, as_multipart
 from hub.api.docs import FOLDER, POLICY
 from hub.api.openapi import document
+from hub.api.params import EditImageForm
 from hub.app import create_app
 from hub.settings import load_settings
 from tests.api.conftest import call
@@ -182,7 +183,7 @@ class Form(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Holder(Struct):
-    """Not a form: it holds an object."""
+    """It holds an object."""
 
     inner: Form
 
@@ -202,9 +203,11 @@ def test_a_form_is_its_structs_fields_and_its_files() -> None:
     assert set(content.encoding) == {"image", "image[]", "mask"}
 
 
-def test_a_form_cannot_hold_an_object() -> None:
-    with pytest.raises(TypeError, match="Holder"):
-        as_multipart(Holder)
+def test_a_field_of_objects_is_json_in_a_form() -> None:
+    fields = as_multipart(EditImageForm).schema["properties"]
+    assert (fields["loras"]["type"], fields["loras"]["contentMediaType"]) == ("string", "application/json")
+    assert fields["loras"]["contentSchema"]["items"] == {"$ref": "#/components/schemas/Lora"}
+    assert "contentMediaType" not in fields["seed"]
 
 
 def test_a_stream_is_described_by_one_of_its_events() -> None:

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw
 
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
+from hub.loras import Loras
 from hub.providers.local import LocalProvider
 from hub.registry import open_registry
 from hub.settings import Settings
@@ -31,7 +32,7 @@ class Studio:
     def __init__(self, settings: Settings) -> None:
         self.registry = open_registry(settings.models_dirs, {})
         self.engine = Engine(settings)
-        self.provider = LocalProvider(self.engine)
+        self.provider = LocalProvider(self.engine, Loras(settings.loras_folder))
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

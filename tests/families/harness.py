@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ from PIL import Image
 from hub.engine.arguments import arguments_for
 from hub.engine.halting import Halt, blocks_of
 from hub.engine.jobs import Job
+from hub.engine.loras import Adapters, Outfit
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
-from hub.engine.protocol import EngineModel, Generate, Notice, Picture
+from hub.engine.protocol import EngineModel, Generate, Notice, Picture, WornLora
 from hub.engine.residency import Held, Residency
 from hub.engine.streams import Streams
 from hub.engine.weave import Weave
@@ -70,6 +74,7 @@ class Engine:
         self.notices: list[list[Notice]] = []
         self.steps: dict[int, list[tuple[int, int]]] = {}
         self._halt = Halt(lambda picture: picture)
+        self.adapters = Adapters(self.pipeline)
         memo = Memo()
         for shared in self.pipeline.shared_methods():
             memory = memo if shared.reading else None
@@ -81,6 +86,7 @@ class Engine:
                 memo=memory,
                 streams=streams,
                 residency=self.residency,
+                wardrobe=self.adapters.wardrobe(shared.module),
             )
             if shared.denoising:
                 self._count(point)
@@ -128,6 +134,11 @@ class Engine:
         assert not weave.busy and not outcomes
         return begun[1]
 
+    def _outfit(self, frame: Generate) -> Outfit | None:
+        for file in self.adapters.missing(frame.loras):
+            self.adapters.put(file, self.adapters.wearable.read(file.name, file.path, file.identity))
+        return self.adapters.outfit(frame.loras) if frame.loras else None
+
     def draw(self, frames: list[Generate], *, cancel: int | None = None) -> list[Any]:
         """Every frame's picture as pixels, or the exception that it ended with; all are in the weave at once.
         `cancel`: the frame that is cancelled after its second step."""
@@ -141,7 +152,7 @@ class Engine:
 
         weave = Weave(64, on_step, outcomes.__setitem__, residency=self.residency)
         for number, frame in enumerate(frames):
-            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None, Residency(CPU))
+            job = Job(frame, self.pipeline, lambda _: None, lambda *_: None, Residency(CPU), outfit=self._outfit(frame))
             self.notices.append(arguments_for(frame, self.pipeline)[1])
             draw, steps, done = job.body(0)
             weave.start(number, draw, steps, done=done)
@@ -161,6 +172,17 @@ class Bare:
             folder, local_files_only=True, use_safetensors=True, **more
         )
         self._base.set_progress_bar_config(disable=True)
+
+    @contextlib.contextmanager
+    def wearing(self, loras: list[WornLora]) -> Iterator[None]:
+        """What is drawn within has these LoRAs, as diffusers' documentation puts them on."""
+        with warnings.catch_warnings(action="ignore"), torch.inference_mode(False):  # PEFT's, of a second one
+            for number, lora in enumerate(loras):
+                file = Path(lora.file.path)
+                self._base.load_lora_weights(file.parent, weight_name=file.name, adapter_name=f"a{number}")
+        self._base.set_adapters([f"a{number}" for number in range(len(loras))], [lora.weight for lora in loras])
+        yield
+        self._base.unload_lora_weights()
 
     def draw(self, class_name: str, scheduler: str | None, seed: int, **arguments: Any) -> Any:
         """`pipe(...)` with a fresh pipeline of that class over the loaded modules; pixels, height x width x 3."""

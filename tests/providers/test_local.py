@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -14,6 +15,7 @@ from PIL import Image
 from hub.engine.protocol import EngineModel, Finished, Generate, Notice, Picture
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
+from hub.loras import Loras
 from hub.providers.local import LocalProvider
 from hub.providers.local.plan import (
     MAX_REQUEST_PIXELS,
@@ -50,6 +52,7 @@ def manifest(**changes: Any) -> ModelManifest:
 
 
 SMALL = manifest()
+NO_LORAS = Loras(Path("nowhere"))
 PLAIN = manifest(quality={}, style={})
 
 
@@ -79,7 +82,7 @@ class FakeEngine:
 
 def run(wish: ImageRequest, model: ModelManifest = SMALL, *notices: Notice) -> tuple[Generate, ImageResult]:
     engine = FakeEngine(*notices)
-    result = asyncio.run(LocalProvider(cast(Engine, engine)).generate(model, wish))
+    result = asyncio.run(LocalProvider(cast(Engine, engine), NO_LORAS).generate(model, wish))
     (job,) = engine.asked
     return job, result
 
@@ -88,7 +91,7 @@ def refused(wish: ImageRequest, model: ModelManifest = SMALL) -> InvalidRequest:
     """The error; the engine is not asked."""
     engine = FakeEngine()
     with pytest.raises(InvalidRequest) as caught:
-        asyncio.run(LocalProvider(cast(Engine, engine)).generate(model, wish))
+        asyncio.run(LocalProvider(cast(Engine, engine), NO_LORAS).generate(model, wish))
     assert engine.asked == []
     return caught.value
 
@@ -150,7 +153,7 @@ def test_everything_that_is_asked_for_reaches_the_engine() -> None:
 def test_the_caller_hears_that_the_request_is_accepted_and_then_how_far_it_is() -> None:
     seen: list[Event] = []
     wish = request(size=Size(80, 40), quality="hd", output_format="webp")
-    asyncio.run(LocalProvider(cast(Engine, FakeEngine())).generate(SMALL, wish, seen.append))
+    asyncio.run(LocalProvider(cast(Engine, FakeEngine()), NO_LORAS).generate(SMALL, wish, seen.append))
     assert seen == [
         Accepted(size=Size(80, 40), quality="high", output_format="webp"),
         Progress(step=1, steps=2),

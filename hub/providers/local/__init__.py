@@ -8,7 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 
+from hub.engine.protocol import WornLora
 from hub.engine.supervisor import Engine
+from hub.errors import InvalidRequest
+from hub.loras import Loras
 from hub.providers.local.plan import QUALITY, engine_model, prepare
 from hub.registry import ModelManifest
 from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
@@ -21,9 +24,10 @@ DECODERS = 2
 class LocalProvider:
     """Runs manifests with `provider = "local"` on this machine's engine."""
 
-    def __init__(self, engine: Engine, *, receipts: bool = True) -> None:
+    def __init__(self, engine: Engine, loras: Loras, *, receipts: bool = True) -> None:
         """`receipts`: write into each PNG what it follows from."""
         self._engine = engine
+        self._loras = loras
         self._receipts = receipts
         # Of their own, and few: big source pictures must not crowd out the files that other requests read and write.
         self._decoders = ThreadPoolExecutor(DECODERS, "decoder")
@@ -37,6 +41,9 @@ class LocalProvider:
             job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
         else:
             job, notices, sources = prepare(manifest, request)
+        if request.loras:
+            worn = await asyncio.to_thread(self._worn, request)
+            job = msgspec.structs.replace(job, loras=worn)
         quality = QUALITY[request.quality or "auto"]
         try:
             if on_event:
@@ -58,3 +65,12 @@ class LocalProvider:
     async def load(self, manifest: ModelManifest, *, pinned: bool | None) -> None:
         """Has the model in memory; see `Engine.load`."""
         await self._engine.load(engine_model(manifest), pinned=pinned)
+
+    def _worn(self, request: ImageRequest) -> list[WornLora]:
+        """The files of a request's LoRAs, as they were when it came. Raises InvalidRequest."""
+        files = self._loras.find(request.loras)
+        for file, identity in zip(files, request.lora_identities, strict=False):
+            if file.identity != identity:
+                words = f"loras: the LoRA '{file.name}' has changed on the disk since it was asked for; ask again."
+                raise InvalidRequest(words, param="loras")
+        return [WornLora(file, lora.weight) for file, lora in zip(files, request.loras, strict=True)]

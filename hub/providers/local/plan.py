@@ -48,6 +48,9 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
 
     Raises InvalidRequest for what the model cannot do, and when a strict request would not be honoured in full.
     """
+    if request.loras and manifest.lossy.storage_dtype:
+        words = f"loras: the weights of {manifest.id} are kept in {manifest.lossy.storage_dtype}, which takes no LoRAs."
+        raise InvalidRequest(words, param="loras", code="unsupported_value")
     family = family_at(manifest.path)
     sources = read_sources(manifest, family, request)
     output = plan_output(manifest, request, sources.first)
