@@ -16,6 +16,7 @@ HubError
 ├── QueueFull               429  queue_full               with Retry-After
 ├── GenerationFailed        500  generation_failed        the pipeline itself failed
 ├── EngineUnavailable       503  engine_unavailable       the worker died or cannot start; with Retry-After
+├── ModelUnusable           503  model_unusable           its files are damaged or refused; trying again cannot help
 └── StorageFull             507  storage_full
 
 ConfigurationError is for the owner at start-up, never for a client: it names file and field.
@@ -192,6 +193,17 @@ class EngineUnavailable(HubError):
 
     status = 503
     code = "engine_unavailable"
+
+
+class ModelUnusable(HubError):
+    """The model's files are damaged, or it cannot run here: its owner has to act, and trying again cannot help."""
+
+    status = 503
+    code = "model_unusable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"x-should-retry": "false"}
 
 
 class StorageFull(HubError):

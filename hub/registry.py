@@ -33,6 +33,7 @@ DEVICE_PATTERN = r"^(cpu|mps|cuda:(0|[1-9][0-9]?))$"
 
 SCHEDULER_PATTERN = r"^[A-Za-z0-9]{1,64}$"
 
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 ModelId = Annotated[str, Meta(pattern=ID_PATTERN)]
 ALL_MODELS = "GET /v1/models lists all."
 """The end of an unknown model's error, for clients of the API."""
@@ -115,7 +116,8 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     """One model: what it is, where its weights lie, what it can do and what it does by default.
 
     `path` is the diffusers folder, relative to the manifest. `quality` maps low, medium and high to denoising
-    steps; `style` maps vivid and natural to words that are added to the prompt.
+    steps; `style` maps vivid and natural to words that are added to the prompt. `sha256` says what the files of
+    weights must be, by their names relative to the folder.
     """
 
     id: ModelId
@@ -137,6 +139,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     lossy: LossySection = field(default_factory=LossySection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
+    sha256: dict[str, Sha256] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         largest = parse_size(self.defaults.size)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hub import registry as registry_module
 from hub.errors import ConfigurationError, ModelNotFound
+from hub.pipelines.weights import weights_hash
 from hub.registry import Registry, drawn_by, open_registry, parse_size, read_manifest
 from hub.settings import Settings
 from hub.types import Size
@@ -41,6 +42,11 @@ def test_the_shipped_manifest_answers_for_openais_names() -> None:
         assert registry.get(name).is_alias
         assert registry.get(name).manifest.id == "builtin"
     assert not registry.get("builtin").is_alias
+
+
+def test_the_shipped_manifest_says_what_all_its_weights_are() -> None:
+    manifest = open_registry(Settings().models_dirs[:1], {}).get("builtin").manifest
+    weights_hash([manifest.path], None, manifest.sha256)
 
 
 def test_a_relative_path_is_relative_to_the_manifest(
@@ -80,6 +86,7 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not the folder of an AutoencoderTiny"),
         ({"lossy": 'lossy = { storage_dtype = "int4" }'}, r"\$\.lossy\.storage_dtype"),
         ({"both": 'pipeline = { compile = true }\nlossy = { storage_dtype = "float8_e5m2" }'}, "do not go together"),
+        ({"sha256": 'sha256 = { "a.safetensors" = "abc" }'}, r"\$\.sha256"),
         ({"name": "name = "}, "line 2"),
         ({"path": 'path = "nowhere"'}, "path: .*nowhere is not a diffusers folder"),
     ],

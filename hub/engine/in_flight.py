@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from hub.engine.protocol import Answer, Failed, Finished, Generate, Previewed, Stepped
-from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest
+from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest, ModelUnusable
 from hub.types import Event, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
@@ -85,4 +85,6 @@ def _error_of(failed: Failed) -> HubError:
         return InvalidRequest(failed.message, param=failed.param, code="unsupported_value")
     if failed.kind == "blocked":
         return InvalidRequest(failed.message, param=failed.param, code="content_policy_violation")
+    if failed.kind == "unusable":
+        return ModelUnusable(failed.message)
     return GenerationFailed(failed.message, param=failed.param)

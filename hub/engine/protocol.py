@@ -24,7 +24,7 @@ class EngineModel(Struct, frozen=True, array_like=True):
     """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, a noise scheduler
     with changes to its configuration, `device`, the only one that may run it, whether to `compile` its denoiser; and
     what costs quality: the threshold to `skip` steps at, the absolute folder of a small `decoder`, and the
-    `storage_dtype` of the denoiser's weights."""
+    `storage_dtype` of the denoiser's weights. `sha256`: what its files must hash to."""
 
     id: str
     path: str
@@ -36,6 +36,7 @@ class EngineModel(Struct, frozen=True, array_like=True):
     skip: float | None = None
     decoder: str | None = None
     storage_dtype: str | None = None
+    sha256: tuple[tuple[str, str], ...] = ()
 
 
 class Picture(Struct, frozen=True, array_like=True):
@@ -170,10 +171,10 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 class Failed(Struct, frozen=True, array_like=True, tag=True):
     """A request that ended without pictures. `kind` invalid: the caller can mend it; blocked: the model's own safety
-    checker hid the picture; failed: the caller can do nothing."""
+    checker hid the picture; unusable: so is the model, for everybody; failed: the caller can do nothing."""
 
     id: int
-    kind: Literal["invalid", "blocked", "failed"]
+    kind: Literal["invalid", "blocked", "unusable", "failed"]
     message: str
     param: str | None = None
 

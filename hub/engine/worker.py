@@ -58,7 +58,9 @@ ENCODERS = 2
 
 
 def load(model: EngineModel, device: torch.device, hashes: Path | None) -> LoadedPipeline:
-    """Loads what the frame says. `hashes`: file for hashes of weights, which take time."""
+    """Loads what the frame says, once the files have been found to be what they should be. `hashes`: file for hashes
+    of weights, which take time."""
+    weights = weights_hash(filter(None, (model.path, model.decoder)), hashes, dict(model.sha256))
     pipeline = load_pipeline(
         model.path,
         model.dtype,
@@ -68,7 +70,7 @@ def load(model: EngineModel, device: torch.device, hashes: Path | None) -> Loade
         decoder=model.decoder,
         storage_dtype=model.storage_dtype,
     )
-    pipeline.weights = weights_hash(filter(None, (model.path, model.decoder)), hashes)
+    pipeline.weights = weights
     return pipeline
 
 
@@ -171,10 +173,11 @@ class Worker:
         waiting = self._loading.pop(loaded.model, [])
         if loaded.pipeline is None:
             message = f"The model's files could not be loaded ({type(loaded.error).__name__}); see the server's log."
-            if isinstance(loaded.error, Unsupported):
+            unusable = isinstance(loaded.error, Unsupported)
+            if unusable:
                 message = f"This model cannot be used here: {loaded.error}."
             for request in waiting:
-                self.send(Failed(request.id, "failed", message))
+                self.send(Failed(request.id, "unusable" if unusable else "failed", message))
             return
         for shared in loaded.pipeline.shared_methods():
             self._install(shared, loaded.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -12,6 +13,7 @@ from diffusers import DiffusionPipeline
 
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import DENOISERS, READERS, LoadedPipeline
+from hub.pipelines.checks import check_folder, read_modules, refuse_unset
 from hub.pipelines.families import family_at, family_of
 from hub.pipelines.lossy import keep_small, small_decoder
 from hub.pipelines.overflow import keep_in_float32, mend_overflow
@@ -62,17 +64,22 @@ def load_pipeline(
     """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
 
     `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration; for `decoder`
-    and `storage_dtype` see `lossy`. Raises Unsupported, and whatever diffusers raises for a folder that it cannot load.
+    and `storage_dtype` see `lossy`. Raises Unsupported, also for what `checks` refuses, and whatever diffusers raises
+    for a folder that it cannot load.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     computed = choose_dtype(dtype, device)
+    given = () if decoder is None else ("vae",)
+    check_folder(Path(path), given=given)
     components = family_at(path).components(path)
     if decoder is not None:
         components = {**components, "vae": small_decoder(path, decoder, computed)}
+    components = {**read_modules(Path(path), computed, given=components), **components}
     base = DiffusionPipeline.from_pretrained(
         path, dtype=computed, use_safetensors=True, local_files_only=True, **components
     )
+    refuse_unset(base)
     if hasattr(base, "_set_pag_attn_processor"):
         raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
     if storage_dtype is not None:  # before it is moved: it may not fit otherwise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import shutil
@@ -20,7 +21,7 @@ from PIL import Image
 
 from hub.engine.supervisor import Engine
 from hub.engine.worker_process import WorkerProcess
-from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest
+from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest, ModelUnusable
 from hub.hub import Hub
 from hub.settings import Settings
 from hub.types import Accepted, Event, ImageRequest, Progress, Size
@@ -242,20 +243,37 @@ def test_a_strict_request_fails_where_the_worker_would_only_warn(settings: Setti
     with_hub(settings, test)
 
 
-def test_broken_weights_fail_their_request_and_not_the_worker(settings: Settings, small_stable_diffusion: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: b"<html>not found</html>", "unet/diffusion_pytorch_model.safetensors is "),
+        (lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], "sha256 says: it was damaged"),
+    ],
+)
+def test_broken_weights_make_their_model_unusable_and_not_the_worker(
+    settings: Settings, small_stable_diffusion: Path, damage: Callable[[bytes], bytes], words: str
+) -> None:
     broken = settings.cache_dir / "broken"
     shutil.copytree(small_stable_diffusion, broken)
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"<html>not found</html>")
+    files = {str(file.relative_to(broken)): file for file in broken.rglob("*.safetensors")}
+    table = "".join(f'"{name}" = "{hashlib.sha256(file.read_bytes()).hexdigest()}"\n' for name, file in files.items())
+    unet = files["unet/diffusion_pytorch_model.safetensors"]
+    whole = unet.read_bytes()
+    unet.write_bytes(damage(whole))
     assert settings.models_dir is not None
     manifest = (settings.models_dir / "small.toml").read_text().replace('id = "small"', 'id = "broken"')
     manifest = manifest.replace(str(small_stable_diffusion), str(broken))
-    (settings.models_dir / "broken.toml").write_text(manifest)
+    (settings.models_dir / "broken.toml").write_text(manifest + f"[sha256]\n{table}")
 
     async def test(hub: Hub) -> None:
-        with pytest.raises(GenerationFailed) as caught:
+        with pytest.raises(ModelUnusable, match=words) as caught:
             await hub.generate("broken", request())
         assert str(broken) not in caught.value.message
+        assert (caught.value.status, caught.value.code) == (503, "model_unusable")
+        assert caught.value.headers == {"x-should-retry": "false"}
         assert len((await hub.generate("small", request())).images) == 1
+        unet.write_bytes(whole)
+        assert len((await hub.generate("broken", request())).images) == 1
 
     with_hub(settings, test)
 

@@ -107,6 +107,7 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
         skip=manifest.lossy.skip,
         decoder=manifest.lossy.vae,
         storage_dtype=manifest.lossy.storage_dtype,
+        sha256=tuple(sorted(manifest.sha256.items())),
     )
 
 
