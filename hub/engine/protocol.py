@@ -21,10 +21,11 @@ _LENGTH = struct.Struct(">I")
 
 
 class EngineModel(Struct, frozen=True, array_like=True):
-    """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, a noise scheduler
+    """Which weights to load and how: an absolute folder, or a file and the folder with its `config`; `components` that
+    come from elsewhere, as name and absolute file or folder; what the manifest asks for: a dtype, a noise scheduler
     with changes to its configuration, `device`, the only one that may run it, whether to `compile` its denoiser; and
     what costs quality: the threshold to `skip` steps at, the absolute folder of a small `decoder`, and the
-    `storage_dtype` of the denoiser's weights. `sha256`: what its files must hash to."""
+    `storage_dtype` or `quantization` of the denoiser's weights. `sha256`: what its files must hash to."""
 
     id: str
     path: str
@@ -36,6 +37,9 @@ class EngineModel(Struct, frozen=True, array_like=True):
     skip: float | None = None
     decoder: str | None = None
     storage_dtype: str | None = None
+    config: str | None = None
+    components: tuple[tuple[str, str], ...] = ()
+    quantization: str | None = None
     sha256: tuple[tuple[str, str], ...] = ()
 
 

@@ -44,7 +44,7 @@ class Engine:
         self._pins = pins or {}
         self._workers: list[WorkerProcess] = []
         self._supervisions: set[asyncio.Task[None]] = set()
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[EngineModel, int] = {}
         self._next_id = 0
         self._in_flight = 0
         self._loop: asyncio.AbstractEventLoop
@@ -120,9 +120,9 @@ class Engine:
         """Bytes of the model's weights; not looked up where there is nothing to choose."""
         if len(self._workers) < 2:
             return 0
-        if model.path not in self._sizes:
-            self._sizes[model.path] = weights_of(Path(model.path))
-        return self._sizes[model.path]
+        if model not in self._sizes:
+            self._sizes[model] = weights_of(Path(model.path), dict(model.components))
+        return self._sizes[model]
 
     def _not_used(self, model: str, pin: str | None) -> str:
         used = ", ".join(dict.fromkeys(worker.device for worker in self._workers))
@@ -185,8 +185,13 @@ def threads_for(devices: list[str]) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, cores // count))}
 
 
-def weights_of(folder: Path) -> int:
-    """Bytes of what is loaded from a diffusers folder: its components' safetensors, without variants of them
-    (`model.fp16.safetensors`) and single files with all in one, which may lie beside."""
-    files = [path for path in folder.glob("*/*.safetensors") if "." not in path.stem]
-    return sum(path.stat().st_size for path in files if path.is_file())
+def weights_of(path: Path, components: Mapping[str, str] | None = None) -> int:
+    """Bytes of what is loaded from a file, or from a diffusers folder: its components' safetensors, without variants
+    of them (`model.fp16.safetensors`) and single files with all in one, which may lie beside. `components` replace
+    those of the folder."""
+    own = components or {}
+    places = [path, *map(Path, own.values())]
+    files = [place for place in places if place.is_file()]
+    files += [file for file in path.glob("*/*.safetensors") if file.parent.name not in own and "." not in file.stem]
+    files += [file for place in places[1:] for file in place.glob("*.safetensors") if "." not in file.stem]
+    return sum(file.stat().st_size for file in files if file.is_file())

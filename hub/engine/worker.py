@@ -60,7 +60,8 @@ ENCODERS = 2
 def load(model: EngineModel, device: torch.device, hashes: Path | None) -> LoadedPipeline:
     """Loads what the frame says, once the files have been found to be what they should be. `hashes`: file for hashes
     of weights, which take time."""
-    weights = weights_hash(filter(None, (model.path, model.decoder)), hashes, dict(model.sha256))
+    places = (model.path, model.config, model.decoder, *dict(model.components).values())
+    weights = weights_hash(filter(None, places), hashes, dict(model.sha256))
     pipeline = load_pipeline(
         model.path,
         model.dtype,
@@ -69,6 +70,9 @@ def load(model: EngineModel, device: torch.device, hashes: Path | None) -> Loade
         scheduler_options=dict(model.scheduler_options),
         decoder=model.decoder,
         storage_dtype=model.storage_dtype,
+        config=model.config,
+        components=dict(model.components),
+        quantization=model.quantization,
     )
     pipeline.weights = weights
     return pipeline
@@ -192,7 +196,7 @@ class Worker:
         """Makes the method a meeting point."""
         skipper = Skipper(model.skip) if model.skip and shared.denoising else None
         compiler = self._compiler if model.compile and shared.denoising else None
-        storage = model.storage_dtype if shared.denoising else None
+        storage = (model.storage_dtype or model.quantization) if shared.denoising else None
         # Weights that are cast layer by layer are changed by each forward: two at once would disturb each other, as
         # they would the caches that some VAEs keep. And compiled code brings its own threads.
         alone = not shared.denoising or compiler is not None or storage is not None

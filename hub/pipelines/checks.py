@@ -14,13 +14,12 @@ from typing import Any
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import DiffusionPipeline
 from diffusers.utils.deprecation_utils import _TRANSFORMERS_CLASS_REMAPPING
 from msgspec import Struct
-from transformers import PreTrainedModel
 
 from hub.pipelines import Unsupported
-from hub.pipelines.headers import Damaged, read_safetensors
+from hub.pipelines.headers import Damaged, Tensor, read_safetensors
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 FOREIGN_CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
@@ -39,28 +38,33 @@ class Component(Struct, frozen=True):
         return issubclass(self.cls, torch.nn.Module)
 
 
-def check_folder(folder: Path, *, given: Collection[str] = (), weights: bool = True) -> None:
+def check_folder(folder: Path, *, given: Collection[str] = ()) -> None:
     """Raises Unsupported for a diffusers folder that cannot be trusted to draw what its model was made to draw.
 
-    `given`: components that come from elsewhere; `weights`: whether those of the others are to be in the folder.
+    `given`: components that come from elsewhere.
     """
     if not (folder / "model_index.json").is_file():
         raise Unsupported("its folder has no model_index.json")
-    _check_folder(folder, folder, given, weights)
+    _check_folder(folder, folder, given)
 
 
-def _check_folder(root: Path, folder: Path, given: Collection[str], weights: bool) -> None:
+def _check_folder(root: Path, folder: Path, given: Collection[str]) -> None:
     for component in components_of(folder, root):
         part = folder / component.name
-        for config in ("config.json", "model_index.json"):
-            if (part / config).is_file():
-                _refuse_code(read_json(part / config, root), (part / config).relative_to(root))
+        check_configs(part, root)
         if component.name in given:
             continue
         if issubclass(component.cls, DiffusionPipeline):
-            _check_folder(root, part, (), weights)
-        elif component.has_weights and weights:
+            _check_folder(root, part, ())
+        elif component.has_weights:
             check_part(part, root)
+
+
+def check_configs(part: Path, root: Path) -> None:
+    """A component's own configuration asks for no code; raises Unsupported."""
+    for name in ("config.json", "model_index.json"):
+        if (part / name).is_file():
+            _refuse_code(read_json(part / name, root), (part / name).relative_to(root))
 
 
 def components_of(folder: Path, root: Path | None = None) -> list[Component]:
@@ -134,11 +138,11 @@ def plain_weights(part: Path) -> Iterator[Path]:
     return (file for file in sorted(part.glob("*.safetensors")) if "." not in file.stem)
 
 
-def check_file(file: Path, root: Path) -> None:
-    """One safetensors file."""
+def check_file(file: Path, root: Path) -> dict[str, Tensor]:
+    """One safetensors file; what it holds."""
     shown = file.relative_to(root)
     try:
-        read_safetensors(file)
+        return read_safetensors(file)
     except Damaged as error:
         raise Unsupported(f"{shown} {error}") from None
     except OSError:
@@ -183,20 +187,6 @@ def _refuse_code(config: Any, shown: Path) -> None:
 
 def _short(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text[:64])
-
-
-def read_modules(folder: Path, dtype: torch.dtype, *, given: Collection[str] = ()) -> dict[str, Any]:
-    """diffusers' and transformers' modules of a folder, whole. Left alone, the two give other values than any file
-    has to weights that are missing; here they are refused, by the reports that the two make of a load."""
-    modules = {}
-    for component in components_of(folder):
-        if component.name in given or not issubclass(component.cls, (ModelMixin, PreTrainedModel)):
-            continue
-        modules[component.name], told = component.cls.from_pretrained(
-            folder / component.name, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
-        )
-        refuse_missing(component.name, told["missing_keys"])
-    return modules
 
 
 def refuse_missing(component: str, keys: Collection[str]) -> None:

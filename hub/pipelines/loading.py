@@ -13,10 +13,11 @@ from diffusers import DiffusionPipeline
 
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import DENOISERS, READERS, LoadedPipeline
-from hub.pipelines.checks import check_folder, read_modules, refuse_unset
+from hub.pipelines.checks import refuse_unset
 from hub.pipelines.families import family_at, family_of
 from hub.pipelines.lossy import keep_small, small_decoder
 from hub.pipelines.overflow import keep_in_float32, mend_overflow
+from hub.pipelines.parts import Source, read_parts
 from hub.pipelines.schedulers import rescheduled
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -60,24 +61,33 @@ def load_pipeline(
     scheduler_options: Mapping[str, Any] | None = None,
     decoder: str | None = None,
     storage_dtype: str | None = None,
+    config: str | None = None,
+    components: Mapping[str, str] | None = None,
+    quantization: str | None = None,
 ) -> LoadedPipeline:
-    """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
+    """Loads a diffusers folder from disk: safetensors only, no remote code, no network. Or a single file, for which
+    the folder `config` has all but the weights.
 
     `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration; for `decoder`
-    and `storage_dtype` see `lossy`. Raises Unsupported, also for what `checks` refuses, and whatever diffusers raises
-    for a folder that it cannot load.
+    and `storage_dtype` see `lossy`, for `components` and `quantization` see `parts`. Raises Unsupported, also for what
+    `checks` refuses, and whatever diffusers raises for a folder that it cannot load.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     computed = choose_dtype(dtype, device)
-    given = () if decoder is None else ("vae",)
-    check_folder(Path(path), given=given)
-    components = family_at(path).components(path)
+    folder = config or path
+    source = Source(
+        folder=Path(folder),
+        file=Path(path) if config else None,
+        components={name: Path(place) for name, place in (components or {}).items()},
+        quantization=quantization,
+    )
+    parts = read_parts(source, computed, device, given=() if decoder is None else ("vae",))
+    parts |= family_at(folder).components(folder)
     if decoder is not None:
-        components = {**components, "vae": small_decoder(path, decoder, computed)}
-    components = {**read_modules(Path(path), computed, given=components), **components}
+        parts["vae"] = small_decoder(folder, decoder, computed)
     base = DiffusionPipeline.from_pretrained(
-        path, dtype=computed, use_safetensors=True, local_files_only=True, **components
+        folder, dtype=computed, use_safetensors=True, local_files_only=True, **parts
     )
     refuse_unset(base)
     if hasattr(base, "_set_pag_attn_processor"):

@@ -26,6 +26,7 @@ from hub.hub import Hub
 from hub.settings import Settings
 from hub.types import Accepted, Event, ImageRequest, Progress, Size
 from tests.conftest import ROOT, with_hub, write_manifest
+from tests.pipelines.checkpoints import write_ldm
 
 LONG = 400
 """Steps of a request that runs until it is stopped."""
@@ -274,6 +275,25 @@ def test_broken_weights_make_their_model_unusable_and_not_the_worker(
         assert len((await hub.generate("small", request())).images) == 1
         unet.write_bytes(whole)
         assert len((await hub.generate("broken", request())).images) == 1
+
+    with_hub(settings, test)
+
+
+def test_a_single_file_is_served_like_the_folder_that_it_was_made_of(
+    settings: Settings, small_stable_diffusion: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(small_stable_diffusion, local_files_only=True)
+    file = write_ldm(pipe, tmp_path / "original.safetensors")
+    assert settings.models_dir is not None
+    text = (settings.models_dir / "small.toml").read_text().replace(str(small_stable_diffusion), str(file))
+    more = f'[pipeline]\nconfig = "{small_stable_diffusion}"\n'
+    (settings.models_dir / "single.toml").write_text(text.replace('id = "small"', 'id = "single"') + more)
+
+    async def test(hub: Hub) -> None:
+        (small,), (single,) = [(await hub.generate(model, request())).images for model in ("small", "single")]
+        assert np.array_equal(pixels(small), pixels(single))
 
     with_hub(settings, test)
 

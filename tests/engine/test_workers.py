@@ -248,3 +248,7 @@ def test_the_size_of_a_model_is_what_is_loaded_of_its_folder(tmp_path: Path) -> 
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "model.safetensors").symlink_to(tmp_path / "nowhere")
     assert weights_of(tmp_path) == 1230
+    own = tmp_path / "own.gguf"
+    own.write_bytes(bytes(5))
+    assert weights_of(tmp_path / "sd_xl_base.safetensors", {"vae": str(own)}) == 12
+    assert weights_of(tmp_path, {"unet": str(own), "vae": str(tmp_path / "text_encoder")}) == 65

@@ -48,7 +48,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
 
     Raises InvalidRequest for what the model cannot do, and when a strict request would not be honoured in full.
     """
-    family = family_at(manifest.path)
+    family = family_at(manifest.folder)
     sources = read_sources(manifest, family, request)
     output = plan_output(manifest, request, sources.first)
     native = nearest_shape(output, manifest.size.shapes)
@@ -107,6 +107,9 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
         skip=manifest.lossy.skip,
         decoder=manifest.lossy.vae,
         storage_dtype=manifest.lossy.storage_dtype,
+        config=pipeline.config,
+        components=tuple(sorted(manifest.components.items())),
+        quantization=manifest.lossy.quantization,
         sha256=tuple(sorted(manifest.sha256.items())),
     )
 
@@ -218,7 +221,7 @@ def limit_notices(manifest: ModelManifest, request: ImageRequest, source: Size, 
 
 def lossy_notices(manifest: ModelManifest) -> list[Notice]:
     """Says what the owner gave quality away for. Strict requests get it, too: nothing that they ask for is ignored."""
-    words = manifest.lossy.words
+    words = manifest.lossy_words
     return [Notice("model", f"{manifest.id} is set up for speed at the cost of quality: {words}")] if words else []
 
 
