@@ -15,7 +15,7 @@ from msgspec import Struct
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
-SHIFTED = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05", b"PK\x03\x04")
 """How pickles begin, and the zip archives that torch puts them in."""
 BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -74,20 +74,20 @@ def _tensor(entry: dict[str, Any]) -> tuple[int, Tensor]:
 
 
 def _refuse_disguise(start: bytes) -> None:
-    if start.startswith(SHIFTED):
+    if start.startswith(PICKLES):
         raise Damaged("is a pickle under another name, which is never read; convert it to safetensors")
     if start == b"version ":
         raise Damaged("is a pointer of Git LFS; fetch the file itself (git lfs pull)")
 
 
 class _Reader:
-    """Numbers and texts of a GGUF header, none of which may lie beyond the file's end."""
+    """Numbers and texts of a GGUF header, none of which may lie beyond the file's end or be absurdly long."""
 
     SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # noqa: RUF012
     TEXT, ARRAY = 8, 9
 
     def __init__(self, stream: BinaryIO, size: int) -> None:
-        self._stream, self._size = stream, size
+        self._stream, self._size = stream, min(size, MAX_HEADER)
 
     @property
     def place(self) -> int:
@@ -95,7 +95,7 @@ class _Reader:
 
     def take(self, count: int) -> bytes:
         if count > self._size - self.place:
-            raise Damaged("is cut off within its header")
+            raise Damaged("is cut off within its header, or has a broken one")
         return self._stream.read(count)
 
     def number(self, form: str = "<Q") -> int:
