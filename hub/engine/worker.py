@@ -50,6 +50,7 @@ from hub.engine.weave import Weave
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline, SharedMethod
 from hub.pipelines.loading import load_pipeline
+from hub.pipelines.parts import places_of
 from hub.pipelines.weights import weights_hash
 
 log = logging.getLogger("hub.worker")
@@ -60,8 +61,8 @@ ENCODERS = 2
 def load(model: EngineModel, device: torch.device, hashes: Path | None) -> LoadedPipeline:
     """Loads what the frame says, once the files have been found to be what they should be. `hashes`: file for hashes
     of weights, which take time."""
-    places = (model.path, model.config, model.decoder, *dict(model.components).values())
-    weights = weights_hash(filter(None, places), hashes, dict(model.sha256))
+    places = places_of(model.path, model.config, dict(model.components), model.decoder)
+    weights = weights_hash(places, hashes, dict(model.sha256))
     pipeline = load_pipeline(
         model.path,
         model.dtype,

@@ -38,24 +38,19 @@ class Component(Struct, frozen=True):
         return issubclass(self.cls, torch.nn.Module)
 
 
-def check_folder(folder: Path, *, given: Collection[str] = ()) -> None:
+def check_folder(folder: Path, *, given: Collection[str] = (), root: Path | None = None) -> None:
     """Raises Unsupported for a diffusers folder that cannot be trusted to draw what its model was made to draw.
 
-    `given`: components that come from elsewhere.
+    `given`: components that come from elsewhere; `root`: the model's folder where this one is a part of it.
     """
-    if not (folder / "model_index.json").is_file():
-        raise Unsupported("its folder has no model_index.json")
-    _check_folder(folder, folder, given)
-
-
-def _check_folder(root: Path, folder: Path, given: Collection[str]) -> None:
+    root = root or folder
     for component in components_of(folder, root):
         part = folder / component.name
         check_configs(part, root)
         if component.name in given:
             continue
         if issubclass(component.cls, DiffusionPipeline):
-            _check_folder(root, part, ())
+            check_folder(part, root=root)
         elif component.has_weights:
             check_part(part, root)
 

@@ -80,6 +80,21 @@ class Source(Struct, frozen=True):
     quantization: str | None = None
 
 
+def places_of(path: str, config: str | None, components: Mapping[str, str], decoder: str | None) -> list[str]:
+    """The files and folders whose weights make a model: of the folder `config` only what the single file lacks.
+
+    Raises Unsupported for a single file that does not suit it.
+    """
+    places = [path]
+    if config is not None:
+        folder = Path(config)
+        parts = components_of(folder)
+        others = [part for part in parts if part.name not in components and not (decoder and part.name == "vae")]
+        taken = _held(Path(path), folder, others)
+        places += [str(folder / part.name) for part in others if part.has_weights and part.name not in taken]
+    return [*places, *components.values(), *filter(None, [decoder])]
+
+
 def read_parts(source: Source, dtype: torch.dtype, device: torch.device, given: Collection[str] = ()) -> dict[str, Any]:
     """All modules but those that are `given` otherwise, by name; the pipelines within a pipeline are left to diffusers.
     Nothing is loaded before all files have been looked at.

@@ -12,10 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline
+from hub.pipelines.checks import Component
 from hub.pipelines.headers import Tensor
 from hub.pipelines.loading import load_pipeline
-from hub.pipelines.parts import family_in
-from tests.pipelines.checkpoints import write_ldm
+from hub.pipelines.parts import _from_file, _is_in, family_in, places_of
+from tests.families.parts import clip, t5
+from tests.families.unets import XL, _large, _unet
+from tests.pipelines.checkpoints import clip_tensors, write_ldm
 
 CPU = torch.device("cpu")
 
@@ -54,6 +57,39 @@ def test_a_checkpoint_in_its_original_layout_draws_what_the_folder_draws(
     loaded = load(checkpoint, configs)
     assert loaded.tasks == {"text-to-image", "image-to-image", "inpainting"}
     assert torch.equal(draw(loaded), draw(load(small_stable_diffusion, None)))
+
+
+def test_so_does_one_of_sdxl_with_its_two_text_encoders(tmp_path: Path) -> None:
+    """Of other widths, as theirs, by which they are told apart; and as many layers as the kind is known by."""
+    second = clip("CLIPTextModelWithProjection", width=64, hidden_act="gelu", num_hidden_layers=10, projection_dim=64)
+    unet = _unet(**{**XL, "cross_attention_dim": 96, "projection_class_embeddings_input_dim": 6 * 8 + 64})
+    pipe = _large(text_encoder_2=second, unet=unet)
+    folder, configs = tmp_path / "folder", tmp_path / "configs"
+    pipe.save_pretrained(folder)
+    shutil.copytree(folder, configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    file = write_ldm(pipe, tmp_path / "xl.safetensors")
+    assert torch.equal(draw(load(file, configs)), draw(load(folder, None)))
+    write_ldm(pipe, file, **{"conditioner.embedders.1.model.ln_final.weight": None})
+    with pytest.raises(
+        Unsupported, match=r"weights of text_encoder_2 are incomplete, they lack .*final_layer_norm\.weight"
+    ):
+        load(file, configs)
+
+
+def test_the_text_encoders_of_sd3_come_out_of_its_file(tmp_path: Path) -> None:
+    encoders = {"text_encoder": clip("CLIPTextModelWithProjection"), "text_encoder_3": t5(64)}
+    first = clip_tensors(encoders["text_encoder"], "text_encoders.clip_l.transformer.")
+    first = {name: each for name, each in first.items() if "text_projection" not in name}
+    third = encoders["text_encoder_3"].state_dict()
+    third = {f"text_encoders.t5xxl.transformer.{name}": each for name, each in third.items() if "embed_tok" not in name}
+    save_file({name: each.clone() for name, each in {**first, **third}.items()}, tmp_path / "sd3.safetensors")
+    for name, encoder in encoders.items():
+        encoder.config.save_pretrained(tmp_path / name)
+        part = Component(name, type(encoder))
+        assert _is_in(part, {**first, **third}) and not _is_in(part, {})
+        read = _from_file(part, tmp_path / "sd3.safetensors", tmp_path, torch.float32).state_dict()
+        for key, weight in encoder.state_dict().items():
+            assert torch.equal(read[key], weight) or key == "text_projection.weight"
 
 
 @pytest.mark.parametrize(
@@ -122,6 +158,19 @@ def test_what_a_file_lacks_comes_from_the_folder_or_from_the_manifests_component
     assert torch.equal(draw(load(file, small_stable_diffusion)), whole)
     own = {name: str(small_stable_diffusion / name) for name in ("vae", "text_encoder")}
     assert torch.equal(draw(load(file, configs, components=own)), whole)
+
+
+def test_of_the_configurations_folder_only_what_the_file_lacks_is_read_for_the_hash(
+    pipe: Any, checkpoint: Path, small_stable_diffusion: Path, tmp_path: Path
+) -> None:
+    folder = str(small_stable_diffusion)
+    assert places_of(folder, None, {"vae": "/vae"}, "/tiny") == [folder, "/vae", "/tiny"]
+    assert places_of(str(checkpoint), folder, {}, None) == [str(checkpoint)]
+    file = write_ldm(pipe, tmp_path / "denoiser.safetensors")
+    save_file({name: each for name, each in load_file(file).items() if name.startswith("model.")}, file)
+    text, vae = str(small_stable_diffusion / "text_encoder"), str(small_stable_diffusion / "vae")
+    assert sorted(places_of(str(file), folder, {}, None)) == sorted([str(file), text, vae])
+    assert places_of(str(file), folder, {"text_encoder": "/text"}, "/tiny") == [str(file), "/text", "/tiny"]
 
 
 def test_a_safety_checker_without_weights_is_left_out_with_a_word_in_the_log(
