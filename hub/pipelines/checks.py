@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import diffusers
@@ -99,10 +100,11 @@ def _class_of(library: str, *names: str | None) -> type[Any] | None:
         name = str(_TRANSFORMERS_CLASS_REMAPPING.get(name, {}).get("new_class", name))
     # In diffusers' order, which looks for a folder of that name first.
     holder = getattr(diffusers.pipelines, library, None)
-    if getattr(holder, "__name__", None) != f"diffusers.pipelines.{library}":
+    if not isinstance(holder, ModuleType):
         holder = {"diffusers": diffusers, "transformers": transformers}.get(library)
     found = getattr(holder, name, None)
-    return found if isinstance(found, type) else None
+    own = isinstance(found, type) and found.__module__.startswith(("diffusers.", "transformers."))
+    return found if own else None
 
 
 def check_part(part: Path, root: Path) -> None:

@@ -156,6 +156,7 @@ def rewritten(file: Path, **changes: Any) -> None:
         ({"unet": ["unet", "Mine"]}, "'unet' of a class that neither diffusers nor transformers has"),
         ({"unet": ["os", "system"]}, "of a class that neither"),
         ({"unet": ["diffusers", "loaders"]}, "of a class that neither"),
+        ({"unet": ["pipeline_utils", "Path"]}, "of a class that neither"),
         ({"unet": ["diffusers", None]}, "of a class that neither"),
         ({"unet": ["diffusers", "UNet2DConditionModel", "more"]}, "of a class that neither"),
         ({"../unet": ["diffusers", "UNet2DConditionModel"]}, "a component without a proper name"),
@@ -204,8 +205,16 @@ def test_a_pipeline_of_pipelines_is_checked_through_and_through(model: Path, tmp
         check_folder(whole)
 
 
-def test_diffusers_own_safety_checkers_are_known(model: Path) -> None:
-    rewritten(model / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+@pytest.mark.parametrize(
+    ("library", "cls"),
+    [
+        ("stable_diffusion", "StableDiffusionSafetyChecker"),
+        ("kolors", "ChatGLMModel"),
+        ("latent_diffusion", "LDMBertModel"),
+    ],
+)
+def test_modules_of_diffusers_own_pipelines_are_known(model: Path, library: str, cls: str) -> None:
+    rewritten(model / "model_index.json", safety_checker=[library, cls])
     with pytest.raises(Unsupported, match="the folder safety_checker is missing"):
         check_folder(model)
 
