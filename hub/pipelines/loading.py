@@ -82,10 +82,8 @@ def load_pipeline(
         components={name: Path(place) for name, place in (components or {}).items()},
         quantization=quantization,
     )
-    parts = read_parts(source, computed, device, given=() if decoder is None else ("vae",))
-    parts |= family_at(folder).components(folder)
-    if decoder is not None:
-        parts["vae"] = small_decoder(folder, decoder, computed)
+    small = {"vae": small_decoder(folder, decoder, computed)} if decoder else {}
+    parts = {**read_parts(source, computed, device, given=small), **family_at(folder).components(folder), **small}
     base = DiffusionPipeline.from_pretrained(
         folder, dtype=computed, use_safetensors=True, local_files_only=True, **parts
     )

@@ -219,6 +219,24 @@ def test_modules_of_diffusers_own_pipelines_are_known(model: Path, library: str,
         check_folder(model)
 
 
+def test_weights_under_the_names_of_older_folders_are_not_missing(model: Path) -> None:
+    """As those of Stable Diffusion 1.5 are published."""
+    vae, text = model / "vae" / "diffusion_pytorch_model.safetensors", model / "text_encoder" / "model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    tensors = load_file(vae)
+    for name in [name for name in tensors if "attentions" in name]:
+        renamed = name
+        for new, before in old.items():
+            renamed = renamed.replace(new, before)
+        tensors[renamed] = tensors.pop(name)
+    save_file(tensors, vae, metadata={"format": "pt"})
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": each for name, each in load_file(text).items()}
+    save_file(
+        {**tensors, "text_model.embeddings.position_ids": torch.arange(77)[None]}, text, metadata={"format": "pt"}
+    )
+    load_pipeline(str(model), "float32", CPU)
+
+
 FAMILIES = sorted(BUILDERS)
 
 
