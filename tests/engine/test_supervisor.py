@@ -298,6 +298,26 @@ def test_a_single_file_is_served_like_the_folder_that_it_was_made_of(
     with_hub(settings, test)
 
 
+def test_quantized_weights_are_served_and_every_answer_says_so(
+    settings: Settings, small_stable_diffusion: Path
+) -> None:
+    assert settings.models_dir is not None
+    text = (settings.models_dir / "small.toml").read_text().replace('id = "small"', 'id = "quantized"')
+    (settings.models_dir / "quantized.toml").write_text(
+        f'{text}lossy = {{ quantization = "torchao:int8_weight_only" }}\n'
+    )
+
+    async def test(hub: Hub) -> None:
+        wishes = [request(seed=seed) for seed in (1, 2, 3)]
+        quantized = await asyncio.gather(*(hub.generate("quantized", wish) for wish in wishes))
+        whole = await asyncio.gather(*(hub.generate("small", wish) for wish in wishes))
+        for small, plain in zip(quantized, whole, strict=True):
+            assert 0 < np.abs(pixels(small.images[0]) - pixels(plain.images[0])).mean() < 3
+            assert small.warnings[0].endswith("the weights are quantized by torchao:int8_weight_only")
+
+    with_hub(settings, test)
+
+
 def test_weights_that_give_nan_are_an_error_for_that_request_alone_and_never_a_black_picture(
     settings: Settings, small_stable_diffusion: Path
 ) -> None:
