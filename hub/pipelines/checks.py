@@ -78,7 +78,7 @@ def components_of(folder: Path, root: Path | None = None) -> list[Component]:
     for key, known in found.items():
         if known is None:
             raise Unsupported(
-                f"{shown} has '{_short(key)}' of a class that neither diffusers nor transformers has, "
+                f"{shown} has '{key[:64]}' of a class that neither diffusers nor transformers has, "
                 "and no other code is run"
             )
         if not (key.isidentifier() and key.isascii()):
@@ -151,7 +151,7 @@ def _check_shards(index: Path, root: Path) -> None:
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
         raise Unsupported(f"{index.relative_to(root)} is broken")
     for name in sorted(set(names.values())):
-        if Path(name).name != name or not name.endswith(".safetensors"):
+        if Path(name).name != name or not name.endswith(".safetensors") or not name.isprintable():
             raise Unsupported(f"{index.relative_to(root)} names weights that are no safetensors beside it")
         if not (index.parent / name).is_file():
             raise Unsupported(f"{(index.parent / name).relative_to(root)} is missing, a part of the weights")
@@ -180,10 +180,6 @@ def _refuse_code(config: Any, shown: Path) -> None:
                 raise Unsupported(f"{shown} asks for a kernel from elsewhere (`{name}`), and none is run")
     for each in inner:
         _refuse_code(each, shown)
-
-
-def _short(text: str) -> str:
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:64])
 
 
 def refuse_missing(component: str, keys: Collection[str]) -> None:

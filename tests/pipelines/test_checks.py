@@ -136,8 +136,9 @@ def test_a_missing_shard_is_refused_by_its_name(model: Path) -> None:
     assert len(shards) > 1
     shards[-1].unlink()
     assert refused(model) == f"unet/{shards[-1].name} is missing, a part of the weights"
-    index.write_text(json.dumps({"weight_map": {"a": "../../elsewhere.safetensors"}}))
-    assert "names weights that are no safetensors beside it" in refused(model)
+    for name in ("../../elsewhere.safetensors", "a\0.safetensors", "\ud800.safetensors", "a.bin", ""):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        assert "names weights that are no safetensors beside it" in refused(model)
     index.write_text("{")
     assert refused(model).endswith("index.json is missing or broken")
 
@@ -159,6 +160,7 @@ def rewritten(file: Path, **changes: Any) -> None:
         ({"unet": ["pipeline_utils", "Path"]}, "of a class that neither"),
         ({"unet": ["diffusers", None]}, "of a class that neither"),
         ({"unet": ["diffusers", "UNet2DConditionModel", "more"]}, "of a class that neither"),
+        ({"u\ud800\n": ["os", "system"]}, "'u??' of a class that neither"),
         ({"../unet": ["diffusers", "UNet2DConditionModel"]}, "a component without a proper name"),
         ({"custom_pipeline": "mine"}, "asks for code of its own (`custom_pipeline`)"),
         ({"auto_map": {"AutoModel": "mine.Mine"}}, "asks for code of its own (`auto_map`)"),
