@@ -17,6 +17,7 @@ HubError
 ├── GenerationFailed        500  generation_failed        the pipeline itself failed
 ├── OutOfMemory             503  out_of_memory        it does not fit into the memory there is; the words say what would
 ├── EngineUnavailable       503  engine_unavailable       the worker died or cannot start; with Retry-After
+├── ModelUnusable           503  model_unusable           its files are damaged or refused; trying again cannot help
 └── StorageFull             507  storage_full
 
 ConfigurationError is for the owner at start-up, never for a client: it names file and field.
@@ -200,6 +201,17 @@ class OutOfMemory(HubError):
 
     status = 503
     code = "out_of_memory"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.headers = {"x-should-retry": "false"}
+
+
+class ModelUnusable(HubError):
+    """The model's files are damaged, or it cannot run here: its owner has to act, and trying again cannot help."""
+
+    status = 503
+    code = "model_unusable"
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

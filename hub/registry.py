@@ -33,6 +33,11 @@ DEVICE_PATTERN = r"^(cpu|mps|cuda:(0|[1-9][0-9]?))$"
 
 SCHEDULER_PATTERN = r"^[A-Za-z0-9]{1,64}$"
 
+Quantization = Literal[
+    "torchao:int8_weight_only", "torchao:float8_weight_only", "bitsandbytes:int8", "bitsandbytes:nf4"
+]
+ComponentName = Annotated[str, Meta(pattern="^[a-z][a-z0-9_]{0,63}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 ModelId = Annotated[str, Meta(pattern=ID_PATTERN)]
 ALL_MODELS = "GET /v1/models lists all."
 """The end of an unknown model's error, for clients of the API."""
@@ -40,6 +45,9 @@ ALL_MODELS = "GET /v1/models lists all."
 Side = Annotated[int, Meta(ge=8, le=16_384)]
 SIZE = re.compile(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}")
 SizeText = Annotated[str, Meta(pattern=f"^{SIZE.pattern}$")]
+
+
+COMPONENT_FILES = (".safetensors", ".gguf")
 
 
 def parse_size(text: str) -> Size:
@@ -83,22 +91,26 @@ Scalar = str | int | float | bool | None
 class PipelineSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """How the pipeline is set up: `scheduler`, the noise scheduler's class instead of the folder's own;
     `scheduler_options`, changes to its configuration; `arguments`, given to every call; `compile`, whether the
-    denoiser's forwards are compiled in the background."""
+    denoiser's forwards are compiled in the background; `config`, where `path` is a single file, a diffusers folder with
+    the configurations and tokenizers."""
 
     scheduler: Annotated[str, Meta(pattern=SCHEDULER_PATTERN)] | None = None
     scheduler_options: dict[str, Scalar] = field(default_factory=dict)
     arguments: dict[str, Scalar] = field(default_factory=dict)
     compile: bool = False
+    config: str | None = None
 
 
 class LossySection(Struct, forbid_unknown_fields=True, kw_only=True):
     """What makes a model faster or smaller, and its pictures others than diffusers would draw: `skip`, denoising steps
     that are expected to change the last output by less than this share of it are not computed; `vae`, a folder with an
-    AutoencoderTiny to decode with; `storage_dtype`, in which the denoiser's weights are kept."""
+    AutoencoderTiny to decode with; `storage_dtype`, in which the denoiser's weights are kept; `quantization`, the
+    library and method by which they are."""
 
     skip: Annotated[float, Meta(gt=0, le=1)] | None = None
     vae: str | None = None
     storage_dtype: Literal["float8_e4m3fn", "float8_e5m2"] | None = None
+    quantization: Quantization | None = None
 
     @property
     def words(self) -> str:
@@ -107,6 +119,7 @@ class LossySection(Struct, forbid_unknown_fields=True, kw_only=True):
             f"steps expected to change less than {self.skip:g} are skipped" if self.skip else "",
             "a small decoder is used" if self.vae else "",
             f"the weights are kept in {self.storage_dtype}" if self.storage_dtype else "",
+            f"the weights are quantized by {self.quantization}" if self.quantization else "",
         ]
         return "; ".join(filter(None, said))
 
@@ -114,9 +127,11 @@ class LossySection(Struct, forbid_unknown_fields=True, kw_only=True):
 class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     """One model: what it is, where its weights lie, what it can do and what it does by default.
 
-    `path` is the diffusers folder, relative to the manifest. `quality` maps low, medium and high to denoising
-    steps; `style` maps vivid and natural to words that are added to the prompt. `keep_alive` is in seconds without
-    work, after which it is unloaded; -1 is never, None as the settings say.
+    `path` is the diffusers folder, or one safetensors file with all of the model, relative to the manifest. Of its
+    parts, `components` names those that come from files or folders of their own. `quality` maps low, medium and high
+    to denoising steps; `style` maps vivid and natural to words that are added to the prompt. `sha256` says what the
+    files of weights must be, by their names relative to the folder. `keep_alive` is in seconds
+    without work, after which it is unloaded; -1 is never, None as the settings say.
     """
 
     id: ModelId
@@ -139,6 +154,8 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     lossy: LossySection = field(default_factory=LossySection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
+    sha256: dict[str, Sha256] = field(default_factory=dict)
+    components: dict[ComponentName, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         largest = parse_size(self.defaults.size)
@@ -148,6 +165,28 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
             raise ValueError("max_inference_steps is less than the default or a quality's steps")
         if self.pipeline.compile and self.lossy.storage_dtype:
             raise ValueError("pipeline.compile and lossy.storage_dtype do not go together")
+        quantized = ["lossy.quantization"] if self.lossy.quantization else []
+        quantized += ["a GGUF file"] if self.quantized_components else []
+        others = {"lossy.storage_dtype": self.lossy.storage_dtype, "pipeline.compile": self.pipeline.compile}
+        clashing = quantized + [name for name, wanted in others.items() if wanted]
+        if quantized and len(clashing) > 1:
+            raise ValueError(f"{clashing[0]} and {clashing[1]} do not go together")
+
+    @property
+    def folder(self) -> str:
+        """The diffusers folder, which says what the model is."""
+        return self.pipeline.config or self.path
+
+    @property
+    def quantized_components(self) -> list[str]:
+        """Those that come from GGUF files."""
+        return [name for name, place in self.components.items() if place.endswith(".gguf")]
+
+    @property
+    def lossy_words(self) -> str:
+        """What quality was given away for, for those who get the pictures; empty where it was not."""
+        files = [f"{name} comes from a GGUF file" for name in self.quantized_components]
+        return "; ".join(filter(None, [self.lossy.words, *files]))
 
     @property
     def created_at(self) -> int:
@@ -176,13 +215,7 @@ def read_manifest(source: Path) -> ModelManifest:
         manifest = msgspec.convert(values, ModelManifest)
     except (OSError, ValueError, msgspec.ValidationError) as error:
         raise ConfigurationError(f"{source}: {error}") from None
-    folder = (source.parent / manifest.path).resolve()
-    if not (folder / "model_index.json").is_file():
-        raise ConfigurationError(
-            f"{source}: path: {folder} is not a diffusers folder (it has no model_index.json). "
-            "Put the model there, correct `path`, or remove the manifest."
-        )
-    manifest.path = str(folder)
+    _place(source, manifest)
     if manifest.lossy.vae is not None:
         decoder = (source.parent / manifest.lossy.vae).resolve()
         if _class_in(decoder) != "AutoencoderTiny":
@@ -192,6 +225,37 @@ def read_manifest(source: Path) -> ModelManifest:
             )
         manifest.lossy.vae = str(decoder)
     return manifest
+
+
+def _place(source: Path, manifest: ModelManifest) -> None:
+    """Makes the paths of weights absolute, in place; raises ConfigurationError for those that lead nowhere."""
+    path = (source.parent / manifest.path).resolve()
+    single = path.suffix == ".safetensors" and not path.is_dir()
+    manifest.path = str(path)
+    if single and not path.is_file():
+        raise ConfigurationError(f"{source}: path: there is no file {path}. Put it there, or correct `path`.")
+    if single and manifest.pipeline.config is None:
+        raise ConfigurationError(
+            f"{source}: pipeline.config: {path.name} is a single file, without configurations and tokenizers. "
+            "Set it to a diffusers folder of the same kind of model, which has these; its weights are not needed."
+        )
+    if not single and manifest.pipeline.config is not None:
+        raise ConfigurationError(f"{source}: pipeline.config is for a `path` that is a single .safetensors file.")
+    if manifest.pipeline.config is not None:
+        manifest.pipeline.config = str((source.parent / manifest.pipeline.config).resolve())
+    if not Path(manifest.folder, "model_index.json").is_file():
+        raise ConfigurationError(
+            f"{source}: {'pipeline.config' if single else 'path'}: {manifest.folder} is not a diffusers folder "
+            "(it has no model_index.json). Put the model there, correct the path, or remove the manifest."
+        )
+    for name, place in manifest.components.items():
+        found = (source.parent / place).resolve()
+        if not (found / "config.json").is_file() and not (found.suffix in COMPONENT_FILES and found.is_file()):
+            raise ConfigurationError(
+                f"{source}: components.{name}: {found} is neither a .safetensors or .gguf file nor a folder with a "
+                "config.json. Put the component there, correct the path, or remove it."
+            )
+        manifest.components[name] = str(found)
 
 
 def _class_in(folder: Path) -> object:
@@ -206,8 +270,9 @@ def revision_of(source: Path, manifest: ModelManifest) -> str:
     """A digest of the manifest's bytes, the names, sizes and times of all files of the model's folders, and what draws
     with them. Cheap: the weights themselves are not read."""
     digest = hashlib.sha256(drawn_by().encode() + source.read_bytes())
-    for folder in filter(None, (manifest.path, manifest.lossy.vae)):
-        for line in _files_of(Path(folder)):
+    further = (manifest.pipeline.config, manifest.lossy.vae, *manifest.components.values())
+    for place in filter(None, (manifest.path, *further)):
+        for line in _files_of(Path(place)):
             digest.update(line.encode("utf-8", "surrogateescape") + b"\0")
     return digest.hexdigest()
 
@@ -224,8 +289,10 @@ def drawn_by() -> str:
 
 
 def _files_of(folder: Path) -> list[str]:
-    """Name, size and time of every file below the folder, sorted. Links are followed, as those who load the model do;
-    what cannot be read has a name only."""
+    """Name, size and time of every file below the folder, sorted; of a file its own. Links are followed, as those who
+    load the model do; what cannot be read has a name only."""
+    if folder.is_file():
+        return [_line(folder, folder.name)]
     found, seen = [], set()
     for at, folders, names in os.walk(folder, followlinks=True):
         if (real := os.path.realpath(at)) in seen:  # a link that leads upwards
@@ -235,12 +302,16 @@ def _files_of(folder: Path) -> list[str]:
         folders.sort()
         for name in names:
             path = Path(at, name)
-            try:
-                status = path.stat()
-                found.append(f"{path.relative_to(folder)}\t{status.st_size}\t{status.st_mtime_ns}")
-            except OSError:
-                found.append(f"{path.relative_to(folder)}\t")
+            found.append(_line(path, str(path.relative_to(folder))))
     return sorted(found)
+
+
+def _line(path: Path, name: str) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return f"{name}\t"
+    return f"{name}\t{status.st_size}\t{status.st_mtime_ns}"
 
 
 class Registry:

@@ -37,6 +37,5 @@ def test_importing_the_app_imports_no_heavy_library() -> None:
 def test_no_weights_are_loaded_by_pickle() -> None:
     for source in (ROOT / "hub").rglob("*.py"):
         text = source.read_text()
-        assert not re.search(r"\bpickle\b(?!\))|torch\.load\b|trust_remote_code\s*=\s*True|custom_pipeline", text), (
-            source
-        )
+        means = r"import pickle|\bpickle\.|torch\.load\b|trust_remote_code\s*=\s*True|custom_pipeline\s*="
+        assert not re.search(means, text), source

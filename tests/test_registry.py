@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hub import registry as registry_module
 from hub.errors import ConfigurationError, ModelNotFound
+from hub.pipelines.weights import weights_hash
 from hub.registry import Registry, drawn_by, open_registry, parse_size, read_manifest
 from hub.settings import Settings
 from hub.types import Size
@@ -41,6 +42,11 @@ def test_the_shipped_manifest_answers_for_openais_names() -> None:
         assert registry.get(name).is_alias
         assert registry.get(name).manifest.id == "builtin"
     assert not registry.get("builtin").is_alias
+
+
+def test_the_shipped_manifest_says_what_all_its_weights_are() -> None:
+    manifest = open_registry(Settings().models_dirs[:1], {}).get("builtin").manifest
+    weights_hash([manifest.path], None, manifest.sha256)
 
 
 def test_a_relative_path_is_relative_to_the_manifest(
@@ -80,6 +86,30 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not the folder of an AutoencoderTiny"),
         ({"lossy": 'lossy = { storage_dtype = "int4" }'}, r"\$\.lossy\.storage_dtype"),
         ({"both": 'pipeline = { compile = true }\nlossy = { storage_dtype = "float8_e5m2" }'}, "do not go together"),
+        ({"pipeline": 'pipeline = { config = "." }'}, r"pipeline\.config is for a `path` that is a single"),
+        ({"path": 'path = "gone.safetensors"'}, r"path: there is no file .*gone\.safetensors"),
+        ({"path": 'path = "small.toml"'}, r"path: .*small\.toml is not a diffusers folder"),
+        ({"components": 'components = { vae = "gone" }'}, r"components\.vae: .*gone is neither a \.safetensors or"),
+        ({"components": 'components = { vae = "small.toml" }'}, r"components\.vae: .*small\.toml is neither"),
+        ({"components": 'components = { "../vae" = "gone" }'}, r"\$\.components"),
+        ({"lossy": 'lossy = { quantization = "torchao:int1" }'}, r"\$\.lossy\.quantization"),
+        (
+            {"both": 'lossy = { quantization = "torchao:int8_weight_only", storage_dtype = "float8_e5m2" }'},
+            r"lossy\.quantization and lossy\.storage_dtype do not go together",
+        ),
+        (
+            {"both": 'pipeline = { compile = true }\nlossy = { quantization = "bitsandbytes:nf4" }'},
+            r"lossy\.quantization and pipeline\.compile do not go together",
+        ),
+        (
+            {"both": 'components = { unet = "a.gguf" }\nlossy = { quantization = "bitsandbytes:nf4" }'},
+            r"lossy\.quantization and a GGUF file do not go together",
+        ),
+        (
+            {"both": 'components = { unet = "a.gguf" }\npipeline = { compile = true }'},
+            r"a GGUF file and pipeline\.compile do not go together",
+        ),
+        ({"sha256": 'sha256 = { "a.safetensors" = "abc" }'}, r"\$\.sha256"),
         ({"name": "name = "}, "line 2"),
         ({"path": 'path = "nowhere"'}, "path: .*nowhere is not a diffusers folder"),
     ],
@@ -162,6 +192,42 @@ def test_every_id_and_alias_is_listed_once(tmp_path: Path, weights: Path) -> Non
     registry = open_registry([tmp_path / "models"], {"b": "one", "c": "one"})
     assert sorted(model.id for model in registry) == ["a", "b", "c", "one"]
     assert [model.id for model in registry if not model.is_alias] == ["one"]
+
+
+def test_a_single_file_needs_a_folder_of_configurations(tmp_path: Path, weights: Path) -> None:
+    file = tmp_path / "all.safetensors"
+    file.write_bytes(b"")
+    with pytest.raises(ConfigurationError, match=r"pipeline\.config: all\.safetensors is a single file, .* Set it to"):
+        read_manifest(add(tmp_path / "models", file, "one"))
+    with pytest.raises(ConfigurationError, match=r"pipeline\.config: .*models is not a diffusers folder"):
+        read_manifest(add(tmp_path / "models", file, "one", pipeline='pipeline = { config = "." }'))
+    pipeline = 'pipeline = { config = "../weights" }'
+    manifest = read_manifest(add(tmp_path / "models", Path("../all.safetensors"), "one", pipeline=pipeline))
+    assert (manifest.path, manifest.folder) == (str(file), str(weights))
+    assert manifest.pipeline.config == str(weights)
+
+
+def test_every_file_that_a_model_is_made_of_counts_for_its_revision(tmp_path: Path, weights: Path) -> None:
+    file, part = tmp_path / "all.safetensors", tmp_path / "part.gguf"
+    for each in (file, part):
+        each.write_bytes(b"1")
+    more = {"pipeline": 'pipeline = { config = "../weights" }', "components": 'components = { vae = "../part.gguf" }'}
+    add(tmp_path / "models", file, "one", **more)
+    revisions = {open_registry([tmp_path / "models"], {}).get("one").revision for _ in range(2)}
+    assert len(revisions) == 1
+    for each in (file, part, weights / "model_index.json"):
+        each.write_bytes(b"{} ")
+        revisions.add(open_registry([tmp_path / "models"], {}).get("one").revision)
+    assert len(revisions) == 4
+
+
+def test_what_a_model_was_quantized_by_is_in_its_words(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "a.gguf").write_bytes(b"")
+    of_file = read_manifest(add(tmp_path / "models", weights, "one", more='components = { unet = "../a.gguf" }'))
+    assert of_file.lossy_words == "unet comes from a GGUF file"
+    lossy = 'lossy = { skip = 0.1, quantization = "bitsandbytes:nf4" }'
+    words = read_manifest(add(tmp_path / "models", weights, "one", lossy=lossy)).lossy_words
+    assert words.endswith("are skipped; the weights are quantized by bitsandbytes:nf4")
 
 
 def test_the_date_of_a_model_is_unix_seconds_in_utc(tmp_path: Path, weights: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from msgspec import Struct
 
 from hub.engine.protocol import Answer, Failed, Finished, Generate, Previewed, Settled, Stepped
-from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest, OutOfMemory
+from hub.errors import EngineUnavailable, GenerationFailed, HubError, InvalidRequest, ModelUnusable, OutOfMemory
 from hub.types import Event, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
@@ -113,4 +113,6 @@ def _error_of(failed: Failed) -> HubError:
         return InvalidRequest(failed.message, param=failed.param, code="content_policy_violation")
     if failed.kind == "memory":
         return OutOfMemory(failed.message)
+    if failed.kind == "unusable":
+        return ModelUnusable(failed.message)
     return GenerationFailed(failed.message, param=failed.param)

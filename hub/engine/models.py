@@ -25,6 +25,7 @@ from hub.engine.protocol import EngineModel, Generate, HeldModel, HeldModule, Lo
 from hub.engine.residency import Residency, free_caches
 from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.loading import load_pipeline
+from hub.pipelines.parts import places_of
 from hub.pipelines.weights import size_of, weights_hash
 
 log = logging.getLogger("hub.worker")
@@ -205,7 +206,7 @@ class Models:
         return math.inf if model.pinned or keep_alive < 0 else model.used + keep_alive
 
     def _make_room(self, key: EngineModel, busy: Mapping[EngineModel, int]) -> None:
-        need = round(ROOM * sum(size_of(Path(each)) for each in filter(None, (key.path, key.decoder))))
+        need = round(ROOM * size_of(Path(key.path), dict(key.components)))
         self._unload_oldest(need - main_memory()[1], busy)
         free = main_memory()[1]
         if free < need:
@@ -260,7 +261,10 @@ class Models:
 def load(
     model: EngineModel, device: torch.device, hashes: Path | None, known: Mapping[str, torch.nn.Module]
 ) -> LoadedPipeline:
-    """Loads what the frame says, into main memory. `known`: modules that are loaded, by identity."""
+    """Loads what the frame says into main memory, once the files have been found to be what they should be. `known`:
+    modules that are loaded, by identity."""
+    places = places_of(model.path, model.config, dict(model.components), model.decoder)
+    weights = weights_hash(places, hashes, dict(model.sha256))
     pipeline = load_pipeline(
         model.path,
         model.dtype,
@@ -269,11 +273,14 @@ def load(
         scheduler_options=dict(model.scheduler_options),
         decoder=model.decoder,
         storage_dtype=model.storage_dtype,
+        config=model.config,
+        components=dict(model.components),
+        quantization=model.quantization,
         known=known,
         variant=f"{model.compile} {model.skip}",
         hashes=hashes,
     )
-    pipeline.weights = weights_hash(filter(None, (model.path, model.decoder)), hashes)
+    pipeline.weights = weights
     return pipeline
 
 

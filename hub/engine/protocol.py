@@ -22,11 +22,12 @@ _LENGTH = struct.Struct(">I")
 
 
 class EngineModel(Struct, frozen=True, array_like=True):
-    """Which weights to load and how: an absolute folder, and what the manifest asks for: a dtype, a noise scheduler
+    """Which weights to load and how: an absolute folder, or a file and the folder with its `config`; `components` that
+    come from elsewhere, as name and absolute file or folder; what the manifest asks for: a dtype, a noise scheduler
     with changes to its configuration, `device`, the only one that may run it, whether to `compile` its denoiser; and
     what costs quality: the threshold to `skip` steps at, the absolute folder of a small `decoder`, and the
-    `storage_dtype` of the denoiser's weights. `keep_alive`: seconds that it stays loaded without work, below 0 for
-    ever, None as the settings say."""
+    `storage_dtype` or `quantization` of the denoiser's weights. `keep_alive`: seconds that it stays loaded without
+    work, below 0 for ever, None as the settings say. `sha256`: what its files must hash to."""
 
     id: str
     path: str
@@ -39,6 +40,10 @@ class EngineModel(Struct, frozen=True, array_like=True):
     decoder: str | None = None
     storage_dtype: str | None = None
     keep_alive: float | None = None
+    config: str | None = None
+    components: tuple[tuple[str, str], ...] = ()
+    quantization: str | None = None
+    sha256: tuple[tuple[str, str], ...] = ()
 
 
 class Picture(Struct, frozen=True, array_like=True):
@@ -234,11 +239,11 @@ class Finished(Struct, frozen=True, array_like=True, tag=True):
 
 class Failed(Struct, frozen=True, array_like=True, tag=True):
     """A request that ended without pictures. `kind` invalid: the caller can mend it; blocked: the model's own safety
-    checker hid the picture; memory: it does not fit, and the words say what would; failed: the caller can do
-    nothing."""
+    checker hid the picture; unusable: so is the model, for everybody; memory: it does not fit, and the words say what
+    would; failed: the caller can do nothing."""
 
     id: int
-    kind: Literal["invalid", "blocked", "memory", "failed"]
+    kind: Literal["invalid", "blocked", "unusable", "memory", "failed"]
     message: str
     param: str | None = None
 

@@ -20,6 +20,7 @@ def receipt_of(request: Generate, pipeline: LoadedPipeline, loras: tuple[DrawnLo
         "skip": model.skip,
         "vae": model.decoder and Path(model.decoder).name,
         "storage_dtype": model.storage_dtype,
+        "quantization": model.quantization,
     }
     return Receipt(
         model=model.id,

@@ -335,12 +335,14 @@ def _plain(parameter: torch.nn.Parameter) -> bool:
 
 
 def _settle(module: torch.nn.Module, device: torch.device) -> None:
-    for part in module.modules():
-        for name, buffer in part.named_buffers(recurse=False):
-            part._buffers[name] = buffer.to(device)
-        for name, parameter in part.named_parameters(recurse=False):
-            if not _plain(parameter):
-                part._parameters[name] = torch.nn.Parameter(parameter.to(device), requires_grad=False)
+    """Puts what does not travel on the device."""
+
+    def settled(tensor: torch.Tensor) -> torch.Tensor:
+        travels = isinstance(tensor, torch.nn.Parameter) and _plain(tensor)
+        return tensor if travels else tensor.to(device)
+
+    with torch.inference_mode(False), torch.no_grad():
+        module._apply(settled)  # type: ignore[no-untyped-call]
 
 
 def _to_main(tensor: torch.Tensor) -> torch.Tensor:

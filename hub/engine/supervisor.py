@@ -15,6 +15,7 @@ from hub.engine.placement import Wanted, candidates, choose, crowded, empty
 from hub.engine.protocol import EngineModel, Finished, Generate, Load, Memory, Ready, Unload
 from hub.engine.worker_process import DeviceState, WorkerProcess
 from hub.errors import EngineUnavailable, HubError
+from hub.pipelines.weights import size_of
 from hub.settings import Settings
 from hub.types import OnEvent
 
@@ -55,7 +56,7 @@ class Engine:
         self._on_empty = on_empty
         self._workers: list[WorkerProcess] = []
         self._supervisions: set[asyncio.Task[None]] = set()
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[EngineModel, int] = {}
         self._next_id = 0
         self._in_flight = 0
         self._loop: asyncio.AbstractEventLoop
@@ -180,9 +181,9 @@ class Engine:
         """Bytes of the model's weights; not looked up where nothing depends on it."""
         if len(self._workers) < 2 and self._make_room is None:
             return 0
-        if model.path not in self._sizes:
-            self._sizes[model.path] = weights_of(Path(model.path))
-        return self._sizes[model.path]
+        if model not in self._sizes:
+            self._sizes[model] = size_of(Path(model.path), dict(model.components))
+        return self._sizes[model]
 
     def _not_used(self, model: str, pin: str | None) -> str:
         used = ", ".join(dict.fromkeys(worker.device for worker in self._workers))
@@ -254,10 +255,3 @@ def threads_for(devices: list[str]) -> dict[str, str]:
         return {}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": str(max(1, cores // count))}
-
-
-def weights_of(folder: Path) -> int:
-    """Bytes of what is loaded from a diffusers folder: its components' safetensors, without variants of them
-    (`model.fp16.safetensors`) and single files with all in one, which may lie beside."""
-    files = [path for path in folder.glob("*/*.safetensors") if "." not in path.stem]
-    return sum(path.stat().st_size for path in files if path.is_file())

@@ -111,6 +111,7 @@ class Weave:
         steps: Callable[[], int],
         owner: str = "",
         done: Callable[[], int] | None = None,
+        *,
         budget: Budget | None = None,
     ) -> None:
         """Starts a run; it goes on to its first meeting point at once. For `steps`, `done` and `budget` see Run;

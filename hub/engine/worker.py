@@ -191,10 +191,11 @@ class Worker:
         waiting = self._models.take(loaded)
         if loaded.pipeline is None:
             message = f"The model's files could not be loaded ({type(loaded.error).__name__}); see the server's log."
-            if isinstance(loaded.error, Unsupported):
+            unusable = isinstance(loaded.error, Unsupported)
+            if unusable:
                 message = f"This model cannot be used here: {loaded.error}."
             for request in waiting:
-                self.send(Failed(request.id, "failed", message))
+                self.send(Failed(request.id, "unusable" if unusable else "failed", message))
             return
         shared = list(loaded.pipeline.shared_methods())
         adapters = self._fitter.adapters(loaded.pipeline)  # before all else: modules are as they were loaded then
@@ -222,7 +223,7 @@ class Worker:
             self.halt.watch(shared.module)
         skipper = Skipper(model.skip) if model.skip and shared.denoising else None
         compiler = self._compiler if model.compile and shared.denoising else None
-        storage = model.storage_dtype if shared.denoising else None
+        storage = (model.storage_dtype or model.quantization) if shared.denoising else None
         # Weights that are cast layer by layer are changed by each forward: two at once would disturb each other, as
         # they would the caches that some VAEs keep. And compiled code brings its own threads.
         alone = not shared.denoising or compiler is not None or storage is not None
@@ -279,7 +280,7 @@ class Worker:
             self._next_picture += 1
             self._pictures[number] = (job, index)
             draw, steps, done = job.body(index)
-            self._weave.start(number, draw, steps, request.owner, done, job.budgets[index])
+            self._weave.start(number, draw, steps, request.owner, done, budget=job.budgets[index])
 
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""

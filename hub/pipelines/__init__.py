@@ -6,4 +6,10 @@ names its folder.
 
 
 class Unsupported(Exception):
-    """The pipeline cannot run here; the words say why, and clients may read them."""
+    """The pipeline cannot run here; the words say why, and clients may read them.
+
+    They may hold names out of files that nobody has vouched for: what is not printable is left out.
+    """
+
+    def __init__(self, words: str) -> None:
+        super().__init__("".join(letter if letter.isprintable() else "?" for letter in words))

@@ -13,9 +13,11 @@ from diffusers import DiffusionPipeline
 
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import DENOISERS, READERS, LoadedPipeline
+from hub.pipelines.checks import refuse_unset
 from hub.pipelines.families import family_at, family_of
 from hub.pipelines.lossy import keep_small, small_decoder
 from hub.pipelines.overflow import keep_in_float32, mend_overflow
+from hub.pipelines.parts import Source, read_parts
 from hub.pipelines.schedulers import rescheduled
 from hub.pipelines.sharing import identities
 
@@ -60,31 +62,49 @@ def load_pipeline(
     scheduler_options: Mapping[str, Any] | None = None,
     decoder: str | None = None,
     storage_dtype: str | None = None,
+    config: str | None = None,
+    components: Mapping[str, str] | None = None,
+    quantization: str | None = None,
     known: Mapping[str, torch.nn.Module] | None = None,
     variant: str = "",
     hashes: Path | None = None,
 ) -> LoadedPipeline:
-    """Loads a diffusers folder from disk: safetensors only, no remote code, no network.
+    """Loads a diffusers folder from disk: safetensors only, no remote code, no network. Or a single file, for which
+    the folder `config` has all but the weights.
 
     `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration; for `decoder`
-    and `storage_dtype` see `lossy`. All of it comes to lie in main memory; `device` says what it is prepared for.
-    `known` are modules that are loaded already, by identity (see `sharing`), for whose sake it is computed; `variant`
-    tells apart how they are used, and for `hashes` see `weights_hash`. Raises Unsupported, and whatever diffusers raises for a folder that it cannot load.
+    and `storage_dtype` see `lossy`, for `components` and `quantization` see `parts`. All of it comes to lie in main
+    memory; `device` says what it is prepared for. `known` are modules that are loaded already, by identity (see
+    `sharing`), which is computed where they are given; `variant` tells apart how denoisers are used, and for `hashes`
+    see `weights_hash`. Raises Unsupported, also for what `checks` refuses, and whatever diffusers raises for a folder
+    that it cannot load.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     computed = choose_dtype(dtype, device)
-    components = family_at(path).components(path)
-    if decoder is not None:
-        components = {**components, "vae": small_decoder(path, decoder, computed)}
-    denoising = dict.fromkeys(DENOISERS, f"{storage_dtype} {variant}")
-    own = identities(path, str(computed), denoising, hashes) if known is not None else {}
-    own = {name: identity for name, identity in own.items() if name not in components}
-    shared = {name: known[identity] for name, identity in own.items() if known and identity in known}
-    components = {**components, **shared}
-    base = DiffusionPipeline.from_pretrained(
-        path, dtype=computed, use_safetensors=True, local_files_only=True, **components
+    folder = config or path
+    source = Source(
+        folder=Path(folder),
+        file=Path(path) if config else None,
+        components={name: Path(place) for name, place in (components or {}).items()},
+        quantization=quantization,
     )
+    small = {"vae": small_decoder(folder, decoder, computed)} if decoder else {}
+    own = (
+        {}
+        if known is None or config
+        else identities(
+            folder, str(computed), dict.fromkeys(DENOISERS, f"{storage_dtype} {quantization} {variant}"), hashes
+        )
+    )
+    own = {name: identity for name, identity in own.items() if name not in source.components and name not in small}
+    shared = {name: known[identity] for name, identity in own.items() if known and identity in known}
+    given = {**family_at(folder).components(folder), **small, **shared}
+    parts = {**read_parts(source, computed, device, given={*small, *shared}), **given}
+    base = DiffusionPipeline.from_pretrained(
+        folder, dtype=computed, use_safetensors=True, local_files_only=True, **parts
+    )
+    refuse_unset(base)
     if hasattr(base, "_set_pag_attn_processor"):
         raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
     fresh = {name: module for name, module in base.components.items() if name not in shared}

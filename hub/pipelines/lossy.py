@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderTiny
 
 from hub.pipelines import Unsupported
+from hub.pipelines.checks import check_configs, check_part, refuse_missing
 
 STORAGE = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
@@ -17,7 +18,7 @@ STORAGE = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m
 def small_decoder(path: str, decoder: str, dtype: torch.dtype) -> AutoencoderTiny:
     """The AutoencoderTiny in the folder `decoder`, in place of the VAE of the pipeline in the folder `path`.
 
-    Raises Unsupported where it was not made for such latents.
+    Raises Unsupported where it was not made for such latents, or is damaged.
     """
     try:
         own = json.loads(Path(path, "vae", "config.json").read_text())
@@ -25,7 +26,13 @@ def small_decoder(path: str, decoder: str, dtype: torch.dtype) -> AutoencoderTin
         own = {}
     if own.get("_class_name") != "AutoencoderKL":
         raise Unsupported("lossy.vae is for models with an AutoencoderKL, and this one has none")
-    small = AutoencoderTiny.from_pretrained(decoder, dtype=dtype, use_safetensors=True, local_files_only=True)
+    place = Path(decoder)
+    check_configs(place, place.parent)
+    check_part(place, place.parent)
+    small, told = AutoencoderTiny.from_pretrained(
+        place, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    refuse_missing("lossy.vae", told["missing_keys"])
     channels, wanted = small.config["latent_channels"], own.get("latent_channels")
     if channels != wanted:
         raise Unsupported(f"lossy.vae decodes latents of {channels} channels, and the model's have {wanted}")

@@ -1,4 +1,7 @@
-"""What a model's weights are, as opposed to what they are called: a hash over all safetensors of its folder."""
+"""What a model's weights are, as opposed to what they are called: a hash over all safetensors of its folder.
+
+Where it is known what they should be, others are refused.
+"""
 
 from __future__ import annotations
 
@@ -7,38 +10,78 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+
+from hub.pipelines import Unsupported
 
 log = logging.getLogger("hub.worker")
 
+DAMAGED = "it was damaged or exchanged; fetch it again"
 
-def weights_hash(folders: Iterable[str], cache: Path | None) -> str:
-    """SHA-256 in hexadecimal over names and SHA-256s of all safetensors in the folders.
+
+def weights_hash(places: Iterable[str], cache: Path | None, wanted: Mapping[str, str] | None = None) -> str:
+    """SHA-256 in hexadecimal over names and SHA-256s of all safetensors in the folders; a place may also be a file.
 
     Reading them takes about as long as loading them. What was found is kept in the file `cache`, and counts as long as
-    a file has the same size and time.
+    a file has the same size, inode and times (one of which nobody can set back). `wanted`: SHA-256s by names relative
+    to the first place; where there are any, all files must be named. Raises Unsupported for a file that is another
+    one, also than what Hugging Face's cache calls it.
     """
     known = _read(cache)
     total = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(Path(folder).rglob("*.safetensors")):
-            status = file.stat()
-            key = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
-            if key not in known:
-                with file.open("rb") as stream:
-                    known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-                _write(cache, known)
-            total.update(f"{file.relative_to(folder)} {known[key]}\n".encode())
+    named: set[str] = set()
+    first: Path | None = None
+    for place in map(Path, places):
+        folder = place if place.is_dir() else place.parent
+        first = first or folder
+        for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+            shown = Path(os.path.relpath(file, first)).as_posix()
+            try:
+                found = _digest(file, known, cache)
+            except OSError:
+                raise Unsupported(f"{shown} cannot be read, or is a link that leads nowhere") from None
+            if wanted and shown not in wanted:
+                raise Unsupported(f"{shown} is not in the manifest's table sha256, which must name all weights")
+            if wanted and wanted[shown] != found:
+                raise Unsupported(f"{shown} is not what the manifest's table sha256 says: {DAMAGED}")
+            if _name_in_cache(file) not in (None, found):
+                raise Unsupported(f"{shown} is not what Hugging Face's cache calls it: {DAMAGED}")
+            named.add(shown)
+            total.update(f"{file.relative_to(folder)} {found}\n".encode())
+    if missing := set(wanted or ()) - named:
+        raise Unsupported(f"{min(missing)} is missing, which the manifest's table sha256 names")
     return total.hexdigest()
 
 
-def size_of(folder: Path) -> int:
-    """Bytes of what is loaded from a diffusers folder: its components' safetensors, without variants of them
-    (`model.fp16.safetensors`) and single files with all in one, which may lie beside."""
-    files = [path for pattern in ("*.safetensors", "*/*.safetensors") for path in folder.glob(pattern)]
-    inner = [path for path in files if path.parent != folder or not (folder / "model_index.json").is_file()]
-    return sum(path.stat().st_size for path in inner if "." not in path.stem and path.is_file())
+def size_of(path: Path, components: Mapping[str, str] | None = None) -> int:
+    """Bytes of what is loaded from a file, or from a diffusers folder: its components' safetensors, without variants
+    of them (`model.fp16.safetensors`) and single files with all in one, which may lie beside. `components` replace
+    those of the folder."""
+    own = components or {}
+    places = [path, *map(Path, own.values())]
+    files = [place for place in places if place.is_file()]
+    files += [file for file in path.glob("*/*.safetensors") if file.parent.name not in own and "." not in file.stem]
+    files += [file for place in places[1:] for file in place.glob("*.safetensors") if "." not in file.stem]
+    return sum(file.stat().st_size for file in files if file.is_file())
+
+
+def _digest(file: Path, known: dict[str, str], cache: Path | None) -> str:
+    status = file.stat()
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    key = f"{file.resolve()} {status.st_size} {status.st_ino} {times}"
+    if key not in known:
+        with file.open("rb") as stream:
+            known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
+        _write(cache, known)
+    return known[key]
+
+
+def _name_in_cache(file: Path) -> str | None:
+    """There, what a repository calls by names are links to blobs called by their hashes."""
+    real = file.resolve()
+    return real.name if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name) else None
 
 
 def _read(cache: Path | None) -> dict[str, str]:

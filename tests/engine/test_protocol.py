@@ -106,6 +106,7 @@ FROM_WORKER: list[FromWorker] = [
     Finished(1, [], []),
     Failed(1, "invalid", "no", "prompt"),
     Failed(1, "failed", "no"),
+    Failed(1, "unusable", "no"),
 ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import os
 import shutil
@@ -20,11 +21,12 @@ from PIL import Image
 
 from hub.engine.supervisor import Engine
 from hub.engine.worker_process import WorkerProcess
-from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest
+from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest, ModelUnusable
 from hub.hub import Hub
 from hub.settings import Settings
 from hub.types import Accepted, Event, ImageRequest, Progress, Size
 from tests.conftest import ROOT, with_hub, write_manifest
+from tests.pipelines.checkpoints import write_ldm
 
 LONG = 400
 """Steps of a request that runs until it is stopped."""
@@ -242,20 +244,76 @@ def test_a_strict_request_fails_where_the_worker_would_only_warn(settings: Setti
     with_hub(settings, test)
 
 
-def test_broken_weights_fail_their_request_and_not_the_worker(settings: Settings, small_stable_diffusion: Path) -> None:
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda content: b"<html>not found</html>", "unet/diffusion_pytorch_model.safetensors is "),
+        (lambda content: content[:-9] + bytes([content[-9] ^ 1]) + content[-8:], "sha256 says: it was damaged"),
+    ],
+)
+def test_broken_weights_make_their_model_unusable_and_not_the_worker(
+    settings: Settings, small_stable_diffusion: Path, damage: Callable[[bytes], bytes], words: str
+) -> None:
     broken = settings.cache_dir / "broken"
     shutil.copytree(small_stable_diffusion, broken)
-    (broken / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"<html>not found</html>")
+    files = {str(file.relative_to(broken)): file for file in broken.rglob("*.safetensors")}
+    table = "".join(f'"{name}" = "{hashlib.sha256(file.read_bytes()).hexdigest()}"\n' for name, file in files.items())
+    unet = files["unet/diffusion_pytorch_model.safetensors"]
+    whole = unet.read_bytes()
+    unet.write_bytes(damage(whole))
     assert settings.models_dir is not None
     manifest = (settings.models_dir / "small.toml").read_text().replace('id = "small"', 'id = "broken"')
     manifest = manifest.replace(str(small_stable_diffusion), str(broken))
-    (settings.models_dir / "broken.toml").write_text(manifest)
+    (settings.models_dir / "broken.toml").write_text(manifest + f"[sha256]\n{table}")
 
     async def test(hub: Hub) -> None:
-        with pytest.raises(GenerationFailed) as caught:
+        with pytest.raises(ModelUnusable, match=words) as caught:
             await hub.generate("broken", request())
         assert str(broken) not in caught.value.message
+        assert (caught.value.status, caught.value.code) == (503, "model_unusable")
+        assert caught.value.headers == {"x-should-retry": "false"}
         assert len((await hub.generate("small", request())).images) == 1
+        unet.write_bytes(whole)
+        assert len((await hub.generate("broken", request())).images) == 1
+
+    with_hub(settings, test)
+
+
+def test_a_single_file_is_served_like_the_folder_that_it_was_made_of(
+    settings: Settings, small_stable_diffusion: Path, tmp_path: Path
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipe = StableDiffusionPipeline.from_pretrained(small_stable_diffusion, local_files_only=True)
+    file = write_ldm(pipe, tmp_path / "original.safetensors")
+    assert settings.models_dir is not None
+    text = (settings.models_dir / "small.toml").read_text().replace(str(small_stable_diffusion), str(file))
+    more = f'[pipeline]\nconfig = "{small_stable_diffusion}"\n'
+    (settings.models_dir / "single.toml").write_text(text.replace('id = "small"', 'id = "single"') + more)
+
+    async def test(hub: Hub) -> None:
+        (small,), (single,) = [(await hub.generate(model, request())).images for model in ("small", "single")]
+        assert np.array_equal(pixels(small), pixels(single))
+
+    with_hub(settings, test)
+
+
+def test_quantized_weights_are_served_and_every_answer_says_so(
+    settings: Settings, small_stable_diffusion: Path
+) -> None:
+    assert settings.models_dir is not None
+    text = (settings.models_dir / "small.toml").read_text().replace('id = "small"', 'id = "quantized"')
+    (settings.models_dir / "quantized.toml").write_text(
+        f'{text}lossy = {{ quantization = "torchao:int8_weight_only" }}\n'
+    )
+
+    async def test(hub: Hub) -> None:
+        wishes = [request(seed=seed) for seed in (1, 2, 3)]
+        quantized = await asyncio.gather(*(hub.generate("quantized", wish) for wish in wishes))
+        whole = await asyncio.gather(*(hub.generate("small", wish) for wish in wishes))
+        for small, plain in zip(quantized, whole, strict=True):
+            assert 0 < np.abs(pixels(small.images[0]) - pixels(plain.images[0])).mean() < 3
+            assert small.warnings[0].endswith("the weights are quantized by torchao:int8_weight_only")
 
     with_hub(settings, test)
 

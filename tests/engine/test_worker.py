@@ -135,6 +135,10 @@ def test_a_device_that_is_broken_for_the_process_ends_it_after_the_answer_and_on
             {"storage_dtype": "float8_e5m2"},
             {"streams": False, "skipper": False, "compiler": False, "variant": " in float8_e5m2"},
         ),
+        (
+            {"quantization": "bitsandbytes:int8"},
+            {"streams": False, "skipper": False, "compiler": False, "variant": " in bitsandbytes:int8"},
+        ),
     ],
 )
 def test_a_models_settings_hold_for_its_denoiser_alone(

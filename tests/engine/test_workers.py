@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from hub.engine.protocol import EngineModel, Generate
-from hub.engine.supervisor import Engine, threads_for, weights_of
+from hub.engine.supervisor import Engine, threads_for
 from hub.errors import EngineUnavailable
 from hub.hub import Hub
+from hub.pipelines.weights import size_of
 from hub.settings import Settings
 from hub.types import Size
 from tests.conftest import write_manifest
@@ -343,4 +344,8 @@ def test_the_size_of_a_model_is_what_is_loaded_of_its_folder(tmp_path: Path) -> 
         path.write_bytes(bytes(size))
     (tmp_path / "vae").mkdir()
     (tmp_path / "vae" / "model.safetensors").symlink_to(tmp_path / "nowhere")
-    assert weights_of(tmp_path) == 1230
+    assert size_of(tmp_path) == 1230
+    own = tmp_path / "own.gguf"
+    own.write_bytes(bytes(5))
+    assert size_of(tmp_path / "sd_xl_base.safetensors", {"vae": str(own)}) == 12
+    assert size_of(tmp_path, {"unet": str(own), "vae": str(tmp_path / "text_encoder")}) == 65

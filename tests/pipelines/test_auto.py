@@ -13,6 +13,7 @@ from diffusers import (
 )
 from PIL import Image
 
+from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline, to_mask
 from hub.pipelines.loading import choose_device, choose_dtype, load_pipeline
 
@@ -143,7 +144,7 @@ def test_pickled_weights_are_refused(small_stable_diffusion: Path, tmp_path: Pat
     shutil.copytree(small_stable_diffusion, folder)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     torch.save({}, folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(OSError):
+    with pytest.raises(Unsupported, match=r"diffusion_pytorch_model.bin, a pickle, .* convert it to safetensors"):
         load_pipeline(str(folder), "float32", CPU)
 
 

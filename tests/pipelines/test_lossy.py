@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderTiny
+from safetensors.torch import load_file, save_file
 
 from hub.pipelines import Unsupported
 from hub.pipelines.loading import load_pipeline
@@ -41,6 +43,19 @@ def test_a_decoder_for_other_latents_is_refused_by_name(small_stable_diffusion: 
     AutoencoderTiny(latent_channels=16).save_pretrained(tmp_path, safe_serialization=True)
     with pytest.raises(Unsupported, match="latents of 16 channels, and the model's have 4"):
         small_decoder(str(small_stable_diffusion), str(tmp_path), torch.float32)
+
+
+def test_a_damaged_decoder_is_refused_by_its_name(small_stable_diffusion: Path, decoder: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(decoder, tmp_path / "tiny")
+    file = own / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["decoder.layers.0.weight"]
+    save_file(tensors, file)
+    with pytest.raises(Unsupported, match=r"lossy\.vae are incomplete, they lack decoder\.layers\.0\.weight"):
+        load_pipeline(str(small_stable_diffusion), "float32", CPU, decoder=str(own))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(Unsupported, match=r"^tiny/diffusion_pytorch_model\.safetensors is cut off"):
+        load_pipeline(str(small_stable_diffusion), "float32", CPU, decoder=str(own))
 
 
 def test_a_model_without_an_ordinary_vae_has_no_place_for_it(tmp_path: Path, decoder: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from hub.pipelines import Unsupported
 from hub.pipelines.weights import weights_hash
 
 
@@ -36,6 +37,72 @@ def test_other_weights_or_another_decoder_give_another_one(model: Path, tmp_path
     assert weights_hash([str(model)], None) != before
 
 
+def test_a_change_that_sets_the_time_back_is_seen(model: Path, tmp_path: Path) -> None:
+    file, cache = model / "b.safetensors", tmp_path / "weights.json"
+    before, status = weights_hash([str(model)], cache), file.stat()
+    file.write_bytes(b"twq")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert weights_hash([str(model)], cache) != before
+    other = model / "other"
+    other.write_bytes(b"two")
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+    assert weights_hash([str(model)], cache) == before
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"b.safetensors": sha256(b"twp")},
+            r"^b\.safetensors is not what the manifest's table sha256 says: it was dam",
+        ),
+        (
+            {"b.safetensors": None},
+            r"^b\.safetensors is not in the manifest's table sha256, which must name all weights",
+        ),
+        ({"c.safetensors": sha256(b"two")}, r"^c\.safetensors is missing, which the manifest's table sha256 names"),
+    ],
+)
+def test_weights_that_are_not_what_the_manifest_says_are_refused_by_name(
+    model: Path, changes: dict[str, str | None], words: str
+) -> None:
+    table = {"b.safetensors": sha256(b"two"), "unet/a.safetensors": sha256(b"one")}
+    assert weights_hash([str(model)], None, table) == weights_hash([str(model)], None)
+    wrong = {name: digest for name, digest in {**table, **changes}.items() if digest is not None}
+    with pytest.raises(Unsupported, match=words):
+        weights_hash([str(model)], None, wrong)
+
+
+def test_what_lies_outside_of_the_folder_is_named_from_there(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.safetensors").write_bytes(b"four")
+    places = [str(model), str(tmp_path / "d.safetensors")]
+    table = {"b.safetensors": sha256(b"two"), "unet/a.safetensors": sha256(b"one")}
+    with pytest.raises(Unsupported, match=r"^\.\./d\.safetensors is not in the manifest"):
+        weights_hash(places, None, table)
+    weights_hash(places, None, {**table, "../d.safetensors": sha256(b"four")})
+
+
+def test_in_hugging_faces_cache_a_blob_is_what_it_is_called(model: Path, tmp_path: Path) -> None:
+    blobs = tmp_path / "blobs"
+    blobs.mkdir()
+    blob = (model / "b.safetensors").rename(blobs / sha256(b"two"))
+    (model / "b.safetensors").symlink_to(blob)
+    (blobs / "0123abcd").write_bytes(b"a small file of git's, called otherwise")
+    (model / "c.safetensors").symlink_to(blobs / "0123abcd")
+    weights_hash([str(model)], None)
+    blob.write_bytes(b"twq")
+    with pytest.raises(Unsupported, match=r"^b\.safetensors is not what Hugging Face's cache calls it: it was damaged"):
+        weights_hash([str(model)], None)
+    blob.unlink()
+    with pytest.raises(Unsupported, match=r"^b\.safetensors cannot be read, or is a link that leads nowhere"):
+        weights_hash([str(model)], None)
+
+
 def test_what_was_read_once_is_not_read_again_until_it_changes(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,7 +113,8 @@ def test_what_was_read_once_is_not_read_again_until_it_changes(
     monkeypatch.setattr(hashlib, "file_digest", lambda file, kind: read.append(file.name) or digest(file, kind))
     assert weights_hash([str(model)], cache) == first
     assert read == []
-    os.utime(model / "b.safetensors", (1, 1))
+    status = (model / "b.safetensors").stat()
+    os.utime(model / "b.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert weights_hash([str(model)], cache) == first
     assert read == [str(model / "b.safetensors")]
 

@@ -610,6 +610,18 @@ def test_what_the_owner_gave_quality_away_for_is_told_in_every_answer(strict: bo
     assert warning.endswith("0.1 are skipped; a small decoder is used; the weights are kept in float8_e4m3fn")
 
 
+def test_quantized_weights_are_told_too_and_loaded_as_the_manifest_says() -> None:
+    lossy = LossySection(quantization="torchao:int8_weight_only")
+    job, result = run(request(), manifest(lossy=lossy))
+    assert job.model.quantization == "torchao:int8_weight_only"
+    assert result.warnings[0].endswith("the weights are quantized by torchao:int8_weight_only")
+    own = {"vae": "/weights/vae", "transformer": "/weights/flux-Q8_0.gguf"}
+    job, result = run(request(), manifest(components=own))
+    assert job.model.components == (("transformer", own["transformer"]), ("vae", own["vae"]))
+    assert result.warnings[0].endswith("quality: transformer comes from a GGUF file")
+    assert hash(job.model)
+
+
 def test_a_manifest_has_its_denoiser_compiled() -> None:
     assert run(request(), manifest(pipeline=PipelineSection(compile=True)))[0].model.compile
     assert not run(request())[0].model.compile

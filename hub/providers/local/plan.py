@@ -51,7 +51,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
     if request.loras and manifest.lossy.storage_dtype:
         words = f"loras: the weights of {manifest.id} are kept in {manifest.lossy.storage_dtype}, which takes no LoRAs."
         raise InvalidRequest(words, param="loras", code="unsupported_value")
-    family = family_at(manifest.path)
+    family = family_at(manifest.folder)
     sources = read_sources(manifest, family, request)
     output = plan_output(manifest, request, sources.first)
     native = nearest_shape(output, manifest.size.shapes)
@@ -111,6 +111,10 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
         decoder=manifest.lossy.vae,
         storage_dtype=manifest.lossy.storage_dtype,
         keep_alive=manifest.keep_alive,
+        config=pipeline.config,
+        components=tuple(sorted(manifest.components.items())),
+        quantization=manifest.lossy.quantization,
+        sha256=tuple(sorted(manifest.sha256.items())),
     )
 
 
@@ -221,7 +225,7 @@ def limit_notices(manifest: ModelManifest, request: ImageRequest, source: Size, 
 
 def lossy_notices(manifest: ModelManifest) -> list[Notice]:
     """Says what the owner gave quality away for. Strict requests get it, too: nothing that they ask for is ignored."""
-    words = manifest.lossy.words
+    words = manifest.lossy_words
     return [Notice("model", f"{manifest.id} is set up for speed at the cost of quality: {words}")] if words else []
 
 
