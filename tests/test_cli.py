@@ -34,7 +34,17 @@ def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("serve",), ("generate",), ("replay",), ("models", "list"), ("loras", "list"), ("keys", "new")]
+    "command",
+    [
+        (),
+        ("serve",),
+        ("generate",),
+        ("replay",),
+        ("models", "list"),
+        ("loras", "list"),
+        ("keys", "new"),
+        ("engine", "load"),
+    ],
 )
 def test_every_command_has_help(tmp_path: Path, command: tuple[str, ...]) -> None:
     result = hub(*command, "--help", cwd=tmp_path)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -77,6 +78,7 @@ def test_other_programs_read_the_parameters() -> None:
         (png(hub=receipt(seed=-5).texts()["hub"]), "damaged"),
         (png(hub=receipt(guidance_scale=-1.0).texts()["hub"]), "damaged"),
     ],
+    ids=itertools.count(),  # not the files, whose compression differs from process to process
 )
 def test_what_has_no_receipt_is_told(file: bytes, words: str) -> None:
     with pytest.raises(NoReceipt, match=words):

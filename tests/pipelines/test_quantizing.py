@@ -11,6 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hub.engine.meeting import MeetingPoint
+from hub.engine.residency import Held, Residency
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.loading import load_pipeline
@@ -76,6 +78,24 @@ def test_a_gguf_file_in_eight_bits_draws_nearly_what_the_whole_weights_draw(flux
     weights = loaded.own_copy("text-to-image").transformer.state_dict()
     assert weights["transformer_blocks.0.attn.to_q.weight"].dtype == torch.uint8
     assert 0 < difference(flux, components={"transformer": str(quantized)}) < 0.01
+
+
+@pytest.mark.parametrize("options", [{"components": True}, {"quantization": "torchao:int8_weight_only"}])
+def test_quantized_weights_stay_on_a_device_where_others_come_and_go(
+    flux: Path, quantized: Path, options: dict[str, Any]
+) -> None:
+    """They carry scales along, each kind in its own way: the rest of their module travels."""
+    if "components" in options:
+        options = {"components": {"transformer": str(quantized)}}
+    wanted, loaded = draw(load(flux, **options)), load(flux, **options)
+    largest = max(Held(module).bytes for module in loaded.modules.values())
+    residency = Residency(CPU, 2 * largest)
+    for shared in loaded.shared_methods():
+        residency.hold(shared.module)
+        MeetingPoint(shared.module, shared.method, residency=residency)
+    for _ in range(2):
+        assert torch.equal(draw(loaded), wanted)
+    assert residency.uploads > len(loaded.modules), "they came and went"
 
 
 @pytest.mark.parametrize(
