@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from PIL import Image
 from hub.receipt import receipt_in
 from tests.api.conftest import Answer, as_file, call, data_url, from_base64, generate, picture, send_form, upload
 from tests.api.test_errors import check
+from tests.api.test_joining import at_once
 from tests.conftest import Server, run_server, write_manifest
 from tests.families.loras import ATTENTION, TEXT, kohyas, save, tensors
 
@@ -48,8 +50,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, pipeline: Any) -> Path:
 def server(tmp_path_factory: pytest.TempPathFactory, small_stable_diffusion: Path, folder: Path) -> Iterator[Server]:
     at = tmp_path_factory.mktemp("server")
     models = write_manifest(at / "models", small_stable_diffusion)
-    text = (models / "small.toml").read_text().replace('"small"', '"eight-bit"')
-    (models / "eight-bit.toml").write_text(text + '[lossy]\nstorage_dtype = "float8_e4m3fn"\n')
+    text = (models / "small.toml").read_text()
+    (models / "fresh.toml").write_text(text.replace('"small"', '"fresh"'))
+    eight = text.replace('"small"', '"eight-bit"')
+    (models / "eight-bit.toml").write_text(eight + '[lossy]\nstorage_dtype = "float8_e4m3fn"\n')
     with run_server(at, HUB_MODELS_DIR=str(models), HUB_LORAS_DIR=str(folder), HUB_DEVICE="cpu") as running:
         yield running
 
@@ -102,6 +106,16 @@ def test_every_body_takes_them(server: Server) -> None:
     assert np.abs(np.asarray(from_base64(answer.json["data"][0]["b64_json"])).astype(int) - wanted).max() <= 1
     answer = generate(server, "/api/v2/image", input={**aigne, "outputFileType": "file"})
     assert np.abs(np.asarray(from_base64(answer.json["images"][0]["data"])).astype(int) - wanted).max() <= 1
+
+
+def test_strangers_at_once_get_what_they_get_alone(server: Server) -> None:
+    """Also where none of the LoRAs has been read yet: the model is one that nobody else asks."""
+    worn: list[Any] = [[], INK, [{"name": "oil"}], [{"name": "oil", "weight": 0.3}], [*INK, {"name": "oil"}], INK]
+    wishes = [WISH | {"model": "fresh", "seed": 100 + number, "loras": each} for number, each in enumerate(worn)]
+    together = at_once(*[functools.partial(generate, server, **wish) for wish in wishes])
+    for wish, answer in zip(wishes, together, strict=True):
+        again = call(f"{server.url}/v1/images/generations", wish, Cache_Control="no-cache")
+        assert np.abs(pixels(again) - pixels(answer)).max() <= 1, wish
 
 
 @pytest.mark.parametrize(

@@ -407,6 +407,7 @@ def test_requests_for_the_same_lora_wait_for_one_reading(
     asked.append(frame(WISHES["plain"], small.ink, small.oil, id=3))
     assert fitter.ready(frame(WISHES["plain"]), pipeline)
     assert [fitter.ready(each, pipeline) for each in asked] == [False] * 4
+    assert fitter.busy == {asked[0].model: 4}, "so that the model is not unloaded meanwhile"
     fitter.forget(1)
     found = {each.file.name: each for each in (done.get(timeout=60), done.get(timeout=60))}
     assert done.empty()
@@ -415,6 +416,7 @@ def test_requests_for_the_same_lora_wait_for_one_reading(
     assert not fitter.ready(asked[3], pipeline), "it needs another one"
     assert fitter.take(found["styles/oil"]) == ([asked[3]], None)
     assert fitter.ready(asked[3], pipeline)
+    assert not fitter.busy
     outfit = fitter.outfit(asked[3], pipeline)
     assert outfit is not None
     assert [(each.name, each.weight) for each in outfit.told] == [("ink", 1.0), ("styles/oil", 1.0)]
