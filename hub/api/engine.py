@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 from litestar import Response, get, post
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from hub.api.described import as_json, errors, operation
 from hub.api.wire import AnyRequest, read_json
@@ -77,7 +77,7 @@ class LoadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """A model's id or alias. `pinned`: whether it stays in memory from now on, whatever its keep_alive; null leaves
     that as it is."""
 
-    model: str
+    model: Annotated[str, Meta(examples=["builtin"])]
     pinned: bool | None = None
 
 

@@ -23,10 +23,10 @@ def quantization_config(wanted: str | None, device: torch.device, dtype: torch.d
     if wanted is None:
         return None
     library, _, method = wanted.partition(":")
+    if library == "bitsandbytes" and device.type != "cuda":
+        raise Unsupported(f"lossy.quantization: {wanted} needs a GPU; on a {device.type} use one of torchao")
     _require(library, "lossy.quantization")
     if library == "bitsandbytes":
-        if device.type != "cuda":
-            raise Unsupported(f"lossy.quantization: {wanted} needs a GPU; on a {device.type} use one of torchao")
         from diffusers import BitsAndBytesConfig
 
         if method == "int8":

@@ -183,9 +183,6 @@ def test_a_tensor_that_is_missing_is_refused_of_quantized_weights_too(flux: Path
 def test_what_needs_a_gpu_says_so_on_a_cpu(flux: Path, method: str) -> None:
     with pytest.raises(Unsupported, match=f"lossy.quantization: {method} needs a GPU; on a cpu use one of torchao"):
         load(flux, quantization=method)
-    config = quantization_config(method, torch.device("cuda"), torch.bfloat16)
-    assert config.load_in_8bit == method.endswith("int8")
-    assert config.load_in_4bit == method.endswith("nf4")
 
 
 @pytest.mark.parametrize("library", ["torchao", "bitsandbytes", "gguf"])
