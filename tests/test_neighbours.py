@@ -507,8 +507,8 @@ def test_the_hubs_end_waits_a_while_for_those_that_do_not_wake(
 def test_a_server_gives_way_to_a_model_that_needs_its_memory_and_not_to_one_that_is_there(
     servers: ExitStack, tmp_path: Path, small_stable_diffusion: Path
 ) -> None:
-    """The whole hub on the CPU. The weights are as large as this machine's memory, by a file that no part loads; its
-    hash is noted already, or the hub would read all of it."""
+    """The whole hub on the CPU. The weights are so large that they just fit into this machine's memory, and what is
+    computed with them does not, by a file that no part loads; its hash is noted already, or the hub would read it."""
     ollama = servers.enter_context(OllamaServer("llama3.2:3b", slowness=0.2))
     vllm = servers.enter_context(VLLMServer())
     large = tmp_path / "large"
@@ -516,9 +516,10 @@ def test_a_server_gives_way_to_a_model_that_needs_its_memory_and_not_to_one_that
     (large / "spare").mkdir()
     spare = large / "spare" / "model.safetensors"
     with spare.open("wb") as file:
-        file.truncate(psutil.virtual_memory().total)  # a hole
+        file.truncate(round(psutil.virtual_memory().available / 1.1))  # a hole
     (tmp_path / "cache").mkdir()
-    noted = f"{spare.resolve()} {spare.stat().st_size} {spare.stat().st_mtime_ns}"
+    status = spare.stat()
+    noted = f"{spare.resolve()} {status.st_size} {status.st_ino} {status.st_mtime_ns} {status.st_ctime_ns}"
     (tmp_path / "cache" / "weights.json").write_text(json.dumps({noted: "0" * 64}))
     models = write_manifest(tmp_path / "models", large, id='id = "large"')
     (models / "small.toml").rename(models / "large.toml")

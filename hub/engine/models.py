@@ -34,7 +34,7 @@ Request = Generate | Load
 """What makes a model be loaded."""
 
 ROOM = 1.1
-"""Main memory that loading takes, over the weights."""
+"""Main memory that should be free for loading, over the weights; those alone must be."""
 
 
 class TooLittleMemory(Exception):
@@ -206,8 +206,8 @@ class Models:
         return math.inf if model.pinned or keep_alive < 0 else model.used + keep_alive
 
     def _make_room(self, key: EngineModel, busy: Mapping[EngineModel, int]) -> None:
-        need = round(ROOM * size_of(Path(key.path), dict(key.components)))
-        self._unload_oldest(need - main_memory()[1], busy)
+        need = size_of(Path(key.path), dict(key.components))
+        self._unload_oldest(round(ROOM * need) - main_memory()[1], busy)
         free = main_memory()[1]
         if free < need:
             raise TooLittleMemory(

@@ -23,10 +23,9 @@ from hub.engine.halting import blocks_of
 
 log = logging.getLogger("hub.worker")
 
-MANY = 1 << 30
 GROWTH = 128 * 1024 * 1024
 """Bytes that other programs take and give back without needing more."""
-SMALL = 256 * 1024 * 1024
+SMALL = 32 * 1024 * 1024
 """Bytes that a machine is not asked for before they are used."""
 
 
@@ -184,12 +183,11 @@ class Residency:
             return False
         return held.missing > 0 and held.missing + held.workspace > self._room()
 
-    def rows(self, module: torch.nn.Module, need: int) -> int:
-        """The most rows that a forward has memory for, where each takes `need` bytes; one at least."""
-        if need < SMALL // 8:
-            return MANY
+    def rows(self, module: torch.nn.Module, need: int, capacity: int) -> int:
+        """The most rows that a forward has memory for, where each takes `need` bytes of the `capacity`; one at
+        least."""
         weights = self.where(module)[0] if self.moves else 0
-        return max(1, (self.capacity - weights) // need)
+        return max(1, (capacity - weights) // need)
 
     def bring(self, module: torch.nn.Module, workspace: int = 0) -> bool:
         """Puts a module on the device, and leaves `workspace` bytes for what it computes. False where that cannot be;

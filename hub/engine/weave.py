@@ -18,7 +18,7 @@ from hub.engine.halting import Halt, Halted
 from hub.engine.meeting import Budget, Call, Run
 from hub.engine.meter import Meter, rows_of
 from hub.engine.policy import Ledger, Waiting, choose
-from hub.engine.residency import Residency
+from hub.engine.residency import SMALL, Residency
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +96,7 @@ class Weave:
         self._meter = meter
         self._halt = halt
         self._residency = residency
+        self._capacity: int | None = None
         self._ledger = Ledger()
         self._pictures: dict[int, Picture] = {}
 
@@ -137,6 +138,7 @@ class Weave:
     def tick(self) -> None:
         """Runs one forward for the most urgent waiting calls, and resumes each of them; not where it was halted: who
         cancelled them is about to say so."""
+        self._capacity = None
         waiting = {number: (picture, picture.call) for number, picture in self._pictures.items() if picture.call}
         views = [picture.waiting(call, self._cap(picture, call)) for picture, call in waiting.values()]
         chosen = choose(views, self._ledger)
@@ -169,9 +171,12 @@ class Weave:
 
     def _cap(self, picture: Picture, call: Call) -> int:
         cap = min(self._max_rows, self._meter.cap(picture.kind)) if self._meter else self._max_rows
-        if self._residency is None:
+        need = picture.need(call)
+        if self._residency is None or need < SMALL:
             return cap
-        return min(cap, self._residency.rows(call.point.module, picture.need(call)))
+        if self._capacity is None:  # once for each choice: to ask the machine takes its time
+            self._capacity = self._residency.capacity
+        return min(cap, self._residency.rows(call.point.module, need, self._capacity))
 
     def _cost(self, group: list[tuple[Picture, Call]]) -> float:
         """What is expected, not what is measured: that may come later, and the first forward of a kind may compile,

@@ -135,8 +135,8 @@ class Worker:
                     self._cancel(message.id)
                 case Unload():
                     gone, later = self._models.release(message.models, self._busy)
-                    self.send(Settled(message.id, gone, later))
                     self._tell_memory()
+                    self.send(Settled(message.id, gone, later))
                 case Loaded():
                     self._on_loaded(message)
                     self._tell_memory(message.model)
@@ -184,8 +184,8 @@ class Worker:
             return
         if request.pinned is not None:
             self._models.pin(request.model.id, pinned=request.pinned)
+        self._tell_memory(request.model)
         self.send(Settled(request.id, [request.model.id]))
-        self._tell_memory()
 
     def _on_loaded(self, loaded: Loaded) -> None:
         waiting = self._models.take(loaded)
@@ -257,7 +257,7 @@ class Worker:
             uploaded=residency.uploaded,
             tried=tried.id if tried else None,
         )
-        if told != self._told:
+        if tried or told != self._told:
             self._told = told
             self.send(told)
 

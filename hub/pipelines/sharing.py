@@ -39,7 +39,7 @@ def _class_name(path: str) -> str:
 def _index(path: str) -> dict[str, Any]:
     try:
         return dict(json.loads(Path(path, "model_index.json").read_bytes()))
-    except (OSError, ValueError, TypeError):  # loading it will tell
+    except (OSError, ValueError, TypeError, RecursionError):  # loading it will tell
         return {}
 
 

@@ -226,7 +226,7 @@ def wish(index: int, value: Any) -> bytes:
 def test_the_fields_are_where_the_next_test_thinks() -> None:
     assert to_worker.decode(encode(WISH)) == GENERATE
     assert (WISH[0], WISH[1], WISH[3], WISH[5]) == ("Generate", 1, "text-to-image", [0, MAX_SEED])
-    assert WISH[16:22] == ["png", 100, 0, None, {}, False]
+    assert WISH[16:23] == ["png", 100, 0, None, {}, [], False]
 
 
 @pytest.mark.parametrize(

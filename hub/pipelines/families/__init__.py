@@ -112,5 +112,5 @@ def family_at(folder: str) -> Family:
     try:
         index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
         return family_of(str(index["_class_name"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return USUAL
