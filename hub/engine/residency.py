@@ -3,9 +3,6 @@
 A module comes to the device when a forward needs it, and stays there until another one needs the room: the one that
 was used longest ago goes first. So requests that wait for one module share its upload, whoever's they are. Of a module
 that does not fit whole, the first blocks stay, and the others pass through what is left, one at a time.
-
-While a parameter is away, one number stands in its place on the device, with its shape, dtype and device: pipelines
-look at these. It is NaN, so that a forward which got past this module could not be taken for a good one.
 """
 
 from __future__ import annotations
@@ -19,7 +16,7 @@ from typing import Any
 import torch
 
 from hub.engine.devices import memory_of
-from hub.engine.halting import blocks_of
+from hub.engine.held import Held, Part, settle, with_blocks
 
 log = logging.getLogger("hub.worker")
 
@@ -27,78 +24,6 @@ GROWTH = 128 * 1024 * 1024
 """Bytes that other programs take and give back without needing more."""
 SMALL = 32 * 1024 * 1024
 """Bytes that a machine is not asked for before they are used."""
-
-
-class Part:
-    """Parameters that travel together: a block of a module, or what is in no block.
-
-    `home` are their tensors in main memory: kept while they are away, and as long as they may have to leave again.
-    """
-
-    def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self.parameters = list(parameters)
-        self.bytes = sum(each.numel() * each.element_size() for each in self.parameters)
-        self.here = True
-        self.home: list[torch.Tensor] | None = None
-
-    def leave(self, device: torch.device) -> None:
-        """To main memory."""
-        pairs = zip(self.home or self.parameters, self.parameters, strict=True)
-        if self.home is None or any(home.dtype != each.dtype for home, each in pairs):
-            self.home = [_to_main(each.data) for each in self.parameters]
-        for each in self.parameters:
-            each.data = _stand_in(each.data, device)
-        self.here = False
-
-    def arrive(self, device: torch.device, *, stays: bool) -> None:
-        """To the device. `stays`: it need not leave soon, and what is in main memory is given up. Raises
-        torch.OutOfMemoryError, and is away then."""
-        assert self.home is not None  # noqa: S101  # it has left before
-        moved = [_to_device(tensor, device) for tensor in self.home]
-        for each, tensor in zip(self.parameters, moved, strict=True):
-            each.data = tensor
-        self.here = True
-        if stays:
-            self.home = None
-        elif device.type == "cuda":
-            self.home = [_pinned(tensor) for tensor in self.home]
-
-
-class Held:
-    """A module whose parts travel. `whole`: all of them fit at once, as far as was known when it was last needed."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-        self.rest, self.blocks = _parts(module)
-        self.used = 0
-        self.whole = True
-        self.workspace = 0
-        self.latest: Part | None = None
-
-    @property
-    def parts(self) -> list[Part]:
-        """In the order in which a forward needs them."""
-        return [self.rest, *self.blocks]
-
-    @property
-    def bytes(self) -> int:
-        """Of all its parameters."""
-        return sum(part.bytes for part in self.parts)
-
-    @property
-    def here_bytes(self) -> int:
-        """Of those on the device."""
-        return sum(part.bytes for part in self.parts if part.here)
-
-    @property
-    def missing(self) -> int:
-        """Bytes that are not there."""
-        return self.bytes - self.here_bytes
-
-    @property
-    def least(self) -> int:
-        """Bytes with which a forward is possible: the rest, and the largest block."""
-        return self.rest.bytes + max((block.bytes for block in self.blocks), default=0)
 
 
 class Residency:
@@ -132,10 +57,10 @@ class Residency:
         self._taken = None
         if not self.moves:
             return
-        _settle(module, self.device)
+        settle(module, self.device)
         for part in held.parts:
             part.leave(self.device)
-        for block, part in _with_blocks(module, held):
+        for block, part in with_blocks(module, held):
             block.register_forward_pre_hook(self._arrival(held, part))
 
     def drop(self, module: torch.nn.Module) -> None:
@@ -199,6 +124,7 @@ class Residency:
         if not self.moves:
             return workspace < SMALL or workspace <= self._room()
         if self.limit is None and not held.missing:
+            held.whole = True
             return True  # the allocator knows best
         self._make_room(held, held.missing + workspace)
         held.whole = held.missing + workspace <= self._room()
@@ -305,61 +231,3 @@ def _before(held: Held, part: Part) -> Iterator[Part]:
     for block in [*reversed(held.blocks[:at]), *reversed(held.blocks[at + 1 :])]:
         if block.here:
             yield block
-
-
-def _with_blocks(module: torch.nn.Module, held: Held) -> Iterator[tuple[torch.nn.Module, Part]]:
-    """Each block, and the part that holds its parameters."""
-    by_parameter = {id(each): part for part in held.blocks for each in part.parameters}
-    for block in blocks_of(module):
-        for part in {id(found): found for each in block.parameters() if (found := by_parameter.get(id(each)))}.values():
-            yield block, part
-
-
-def _parts(module: torch.nn.Module) -> tuple[Part, list[Part]]:
-    """What is in no block, and each block; a parameter that belongs to two of them belongs to none."""
-    seen: dict[int, int] = {}
-    blocks = [{id(each): each for each in block.parameters() if _plain(each)} for block in blocks_of(module)]
-    for block in blocks:
-        for key in block:
-            seen[key] = seen.get(key, 0) + 1
-    own = [[each for key, each in block.items() if seen[key] == 1] for block in blocks]
-    rest = {id(each): each for each in module.parameters() if _plain(each) and seen.get(id(each), 0) != 1}
-    return Part(rest.values()), [Part(block) for block in own if block]
-
-
-def _plain(parameter: torch.nn.Parameter) -> bool:
-    """Whether it is no more than its numbers: quantised weights carry scales along, each kind in its own way."""
-    return type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
-
-
-def _settle(module: torch.nn.Module, device: torch.device) -> None:
-    """Puts what does not travel on the device."""
-
-    def settled(tensor: torch.Tensor) -> torch.Tensor:
-        travels = isinstance(tensor, torch.nn.Parameter) and _plain(tensor)
-        return tensor if travels else tensor.to(device)
-
-    with torch.inference_mode(False), torch.no_grad():
-        module._apply(settled)  # type: ignore[no-untyped-call]
-
-
-def _to_main(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor if tensor.device.type == "cpu" else tensor.to("cpu")
-
-
-def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """In memory that the machine does not move, from which a GPU reads several times as fast."""
-    try:
-        return tensor if tensor.is_pinned() else tensor.pin_memory()
-    except RuntimeError:  # the machine lets us pin no more
-        return tensor
-
-
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.clone() if device.type == "cpu" else tensor.to(device, non_blocking=True)
-
-
-def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    floating = tensor.dtype.is_floating_point
-    one = torch.full((), float("nan") if floating else 0, dtype=torch.float32 if floating else tensor.dtype)
-    return one.to(device, tensor.dtype).expand(tensor.shape)

@@ -199,8 +199,12 @@ class Worker:
             return
         shared = list(loaded.pipeline.shared_methods())
         adapters = self._fitter.adapters(loaded.pipeline)  # before all else: modules are as they were loaded then
-        for method in shared:
-            self._residency.hold(method.module)
+        travelling = {id(method.module) for method in shared}
+        for module in loaded.pipeline.modules.values():
+            if id(module) in travelling:
+                self._residency.hold(module)
+            else:  # a safety checker, which every picture passes
+                module.to(self._device)
         for method in shared:
             self._install(method, loaded.model, adapters.wardrobe(method.module))
         log.info("loaded %s on %s", loaded.model.id, self._device)

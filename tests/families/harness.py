@@ -16,12 +16,13 @@ from PIL import Image
 
 from hub.engine.arguments import arguments_for
 from hub.engine.halting import Halt, blocks_of
+from hub.engine.held import Held
 from hub.engine.jobs import Job
 from hub.engine.loras import Adapters, Outfit
 from hub.engine.meeting import MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.protocol import EngineModel, Generate, Notice, Picture, WornLora
-from hub.engine.residency import Held, Residency
+from hub.engine.residency import Residency
 from hub.engine.streams import Streams
 from hub.engine.weave import Weave
 from hub.pipelines.auto import LoadedPipeline

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hub.engine.held import Held
 from hub.engine.meeting import MeetingPoint
-from hub.engine.residency import Held, Residency
+from hub.engine.residency import Residency
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.loading import load_pipeline
