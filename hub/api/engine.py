@@ -75,7 +75,7 @@ class EngineState(Struct, kw_only=True):
 
 class LoadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
     """A model's id or alias. `pinned`: whether it stays in memory from now on, whatever its keep_alive; null leaves
-    that as it is."""
+    that as it is. To unpin a model does not load it."""
 
     model: Annotated[str, Meta(examples=["builtin"])]
     pinned: bool | None = None
@@ -88,8 +88,8 @@ class UnloadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Unloaded(Struct, kw_only=True):
-    """The models that have left the memory, and those that have work to do and leave when it is done. None is pinned
-    any more."""
+    """The models that have left the memory, and those that leave as soon as they have no work: they are `busy`, or
+    still being loaded. None is pinned any more."""
 
     object: Literal["engine.unloaded"] = "engine.unloaded"
     unloaded: list[str]
@@ -102,7 +102,8 @@ class Unloaded(Struct, kw_only=True):
     summary="What is in memory",
 )
 async def get_engine(request: AnyRequest) -> Response[bytes]:
-    """Which models are loaded, where, since when, and the memory of each device; at most two seconds old."""
+    """Which models are loaded, where, since when, and the memory of each device; at most two seconds old, or as old as
+    the forward that runs."""
     return _state(request.app.state.hub)
 
 

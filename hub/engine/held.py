@@ -6,10 +6,12 @@ look at these. It is NaN, so that a forward which got past the residency could n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 
 import torch
 
+from hub.engine.devices import main_memory
 from hub.engine.halting import blocks_of
 
 
@@ -21,9 +23,18 @@ class Part:
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self.parameters = list(parameters)
-        self.bytes = sum(each.numel() * each.element_size() for each in self.parameters)
         self.here = True
         self.home: list[torch.Tensor] | None = None
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them, in the type that they have now."""
+        return sum(each.numel() * each.element_size() for each in self.parameters)
+
+    @property
+    def in_main(self) -> int:
+        """Bytes of main memory that they take."""
+        return sum(each.numel() * each.element_size() for each in self.home or ())
 
     def leave(self, device: torch.device) -> None:
         """To main memory."""
@@ -38,24 +49,32 @@ class Part:
         """To the device. `stays`: it need not leave soon, and what is in main memory is given up. Raises
         torch.OutOfMemoryError, and is away then."""
         assert self.home is not None  # noqa: S101  # it has left before
-        moved = [_to_device(tensor, device) for tensor in self.home]
+        # Some are cast while they are away: what stands for them is, and tells to what.
+        pairs = zip(self.home, self.parameters, strict=True)
+        moved = [_to_device(tensor, device, each.dtype) for tensor, each in pairs]
         for each, tensor in zip(self.parameters, moved, strict=True):
             each.data = tensor
         self.here = True
         if stays:
             self.home = None
-        elif device.type == "cuda":
+        elif device.type == "cuda" and 2 * self.bytes < main_memory()[1]:
             self.home = [_pinned(tensor) for tensor in self.home]
 
 
 class Held:
-    """A module whose parts travel. `whole`: all of them fit at once, as far as was known when it was last needed."""
+    """A module whose parts travel. `fixed`: bytes of what does not (buffers, quantized weights). `whole`: all of it
+    fits at once, as far as was known when it was last needed. `lean`: as little of it as can be is there at once."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: torch.nn.Module, *, travels: bool = True) -> None:
         self.module = module
-        self.rest, self.blocks = _parts(module)
+        self.rest, self.blocks = _parts(module) if travels else (Part(()), [])
+        moving = {id(each) for part in self.parts for each in part.parameters}
+        tensors = {id(each): each for each in [*module.parameters(), *module.buffers()]}
+        stays = [each for key, each in tensors.items() if key not in moving]
+        self.fixed = sum(each.numel() * each.element_size() for each in stays)
         self.used = 0
         self.whole = True
+        self.lean = False
         self.workspace = 0
         self.latest: Part | None = None
 
@@ -66,13 +85,18 @@ class Held:
 
     @property
     def bytes(self) -> int:
-        """Of all its parameters."""
-        return sum(part.bytes for part in self.parts)
+        """Of all its weights and buffers."""
+        return self.fixed + sum(part.bytes for part in self.parts)
+
+    @property
+    def travelled(self) -> int:
+        """Bytes on the device that may leave."""
+        return sum(part.bytes for part in self.parts if part.here)
 
     @property
     def here_bytes(self) -> int:
-        """Of those on the device."""
-        return sum(part.bytes for part in self.parts if part.here)
+        """Bytes on the device."""
+        return self.fixed + self.travelled
 
     @property
     def missing(self) -> int:
@@ -81,7 +105,7 @@ class Held:
 
     @property
     def least(self) -> int:
-        """Bytes with which a forward is possible: the rest, and the largest block."""
+        """Bytes that have to come for a forward: the rest, and the largest block."""
         return self.rest.bytes + max((block.bytes for block in self.blocks), default=0)
 
 
@@ -110,12 +134,12 @@ def _plain(parameter: torch.nn.Parameter) -> bool:
     return type(parameter) is torch.nn.Parameter and type(parameter.data) is torch.Tensor
 
 
-def settle(module: torch.nn.Module, device: torch.device) -> None:
+def settle(module: torch.nn.Module, device: torch.device, *, travels: bool = True) -> None:
     """Puts what does not travel on the device."""
 
     def settled(tensor: torch.Tensor) -> torch.Tensor:
-        travels = isinstance(tensor, torch.nn.Parameter) and _plain(tensor)
-        return tensor if travels else tensor.to(device)
+        leaves = travels and isinstance(tensor, torch.nn.Parameter) and _plain(tensor)
+        return tensor if leaves else tensor.to(device)
 
     with torch.inference_mode(False), torch.no_grad():
         module._apply(settled)  # type: ignore[no-untyped-call]
@@ -133,11 +157,18 @@ def _pinned(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
 
 
-def _to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor.clone() if device.type == "cpu" else tensor.to(device, non_blocking=True)
+def _to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    if device.type == "cpu":
+        return tensor.to(dtype, copy=True)
+    return tensor.to(device, dtype, non_blocking=device.type == "cuda")
+
+
+@functools.cache
+def _one(device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    floating = dtype.is_floating_point
+    one = torch.full((), float("nan") if floating else 0, dtype=torch.float32 if floating else dtype)
+    return one.to(device, dtype)
 
 
 def _stand_in(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    floating = tensor.dtype.is_floating_point
-    one = torch.full((), float("nan") if floating else 0, dtype=torch.float32 if floating else tensor.dtype)
-    return one.to(device, tensor.dtype).expand(tensor.shape)
+    return _one(device, tensor.dtype).expand(tensor.shape)

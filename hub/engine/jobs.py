@@ -266,6 +266,8 @@ def failed_by(request_id: int, error: BaseException) -> Failed:
         return Failed(request_id, "blocked", "The model's safety checker hid the picture.", "prompt")
     if isinstance(error, TooLittleMemory):
         return Failed(request_id, "memory", str(error))
+    if out_of_memory(error):
+        return Failed(request_id, "memory", "The device has too little memory for what was asked. Unload other models.")
     if isinstance(error, ArithmeticError):
         words = "The model produced no valid picture (its numbers overflowed)."
     else:

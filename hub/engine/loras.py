@@ -294,11 +294,12 @@ class Fitter:
         """Its client has gone."""
         self._waiting.pop(request_id, None)
 
-    def take(self, done: LoraRead) -> tuple[list[Generate], Exception | None]:
-        """Loads what was read; the requests that have waited for it, and the error that they end with."""
+    def take(self, done: LoraRead, *, held: bool = True) -> tuple[list[Generate], Exception | None]:
+        """Loads what was read, if its model is still `held`; the requests that have waited for it, and the error that
+        they end with."""
         self._reading.discard((id(done.pipeline), *_key(done.file)))
         error = done.error
-        if done.read is not None:
+        if done.read is not None and held:
             try:
                 self.adapters(done.pipeline).put(done.file, done.read)
             except Exception as failed:  # no memory left, most likely: the model goes on without

@@ -11,42 +11,24 @@ import ctypes
 import logging
 import math
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from msgspec import Struct
 
-from hub.engine.devices import main_memory, use
+from hub.engine.devices import main_memory
+from hub.engine.loader import Loaded, Loader, Request, loading_bytes
 from hub.engine.memo import Memo
-from hub.engine.protocol import EngineModel, Generate, HeldModel, HeldModule, Load
+from hub.engine.protocol import EngineModel, HeldModel, HeldModule
 from hub.engine.residency import Residency, free_caches
 from hub.pipelines.auto import LoadedPipeline
-from hub.pipelines.loading import load_pipeline
-from hub.pipelines.parts import places_of
-from hub.pipelines.weights import size_of, weights_hash
 
 log = logging.getLogger("hub.worker")
-
-Request = Generate | Load
-"""What makes a model be loaded."""
-
-ROOM = 1.1
-"""Main memory that should be free for loading, over the weights; those alone must be."""
 
 
 class TooLittleMemory(Exception):
     """Something does not fit, and what would is told; clients may read the words."""
-
-
-class Loaded(Struct):
-    """The loader is done with a model: `pipeline`, or the `error` that it met."""
-
-    model: EngineModel
-    pipeline: LoadedPipeline | None
-    error: Exception | None
 
 
 class Model:
@@ -79,12 +61,9 @@ class Models:
         self._device = device
         self._residency = residency
         self._memo = memo
-        self._done = done
+        self._loader = Loader(device, done, hashes)
         self._keep_alive = keep_alive
-        self._hashes = hashes
-        self._one_load = threading.Lock()
         self._held: dict[EngineModel, Model] = {}
-        self._loading: dict[EngineModel, list[Request]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._held)
@@ -94,37 +73,59 @@ class Models:
         model = self._held.get(key)
         if model is None:
             return None
-        model.used, model.leaving = time.monotonic(), False
+        model.used = time.monotonic()
         return model.pipeline
 
     def wait_for(self, request: Request, busy: Mapping[EngineModel, int]) -> None:
-        """Has a model loaded for the request, among others. Raises TooLittleMemory where there is no room."""
-        key = request.model
-        if key in self._loading:
-            self._loading[key].append(request)
+        """Has a model loaded for the request, which waits with others."""
+        self._loader.add(request)
+        self.load_next(busy)
+
+    def load_next(self, busy: Mapping[EngineModel, int]) -> None:
+        """Begins with the next load, if none runs. After `take`, when what was taken is in its place."""
+        key = self._loader.next()
+        if key is None:
             return
-        self._make_room(key, busy)
-        self._loading[key] = [request]
+        try:
+            self._make_room(key, busy)
+        except TooLittleMemory as error:
+            self._loader.give_up(key, error)
+            return
         known = {
             identity: model.pipeline.modules[name]
             for model in self._held.values()
             for name, identity in model.pipeline.identities.items()
             if name in model.pipeline.modules
         }
-        # A thread that ends: while it lives, its own OpenMP team makes libgomp count more threads than cores, and the
-        # device thread's forwards stop spinning at barriers (measured: 20 % slower, for good).
-        threading.Thread(target=self._load, args=(key, known), name="loader", daemon=True).start()
+        self._loader.start(key, known)
 
     def take(self, loaded: Loaded) -> list[Request]:
         """Takes what was loaded into the books; returns those who wait for it, or for the error."""
+        lent = self._loader.lent
+        requests, wanted = self._loader.take(loaded)
         if loaded.pipeline is not None:
-            self._held[loaded.model] = Model(loaded.model, loaded.pipeline)
-        return self._loading.pop(loaded.model, [])
+            model = self._held[loaded.model] = Model(loaded.model, loaded.pipeline)
+            model.leaving = not wanted
+        self._drop_unless_held(lent)
+        return requests
+
+    def has(self, pipeline: LoadedPipeline) -> bool:
+        """Whether it is still in memory, as far as the books say."""
+        return any(model.pipeline is pipeline for model in self._held.values())
+
+    def spare(self, busy: Mapping[EngineModel, int]) -> int:
+        """Bytes of the device that idle models hold, and can give back."""
+        held = {id(m): self._residency.where(m)[1] for key in self._idle(busy) for m in self._modules(key)}
+        return sum(held.values())
+
+    def discard(self, key: EngineModel) -> None:
+        """One that cannot be put in its place."""
+        if key in self._held:
+            self._unload([key], "it could not be set up")
 
     def forget(self, request_id: int) -> None:
         """A request that does not wait any more."""
-        for waiting in self._loading.values():
-            waiting[:] = [request for request in waiting if request.id != request_id]
+        self._loader.forget(request_id)
 
     def ended(self, key: EngineModel) -> None:
         """A request for it has ended."""
@@ -132,19 +133,29 @@ class Models:
         if model is not None:
             model.used = time.monotonic()
 
+    def keep(self, key: EngineModel) -> None:
+        """One that was to be unloaded when it has nothing to do stays after all."""
+        if key in self._held:
+            self._held[key].leaving = False
+
     def pin(self, name: str, *, pinned: bool) -> None:
         """Whether the models of this id stay, whatever their keep_alive."""
         for model in self._named([name]):
             model.pinned = pinned
 
     def release(self, names: list[str] | None, busy: Mapping[EngineModel, int]) -> tuple[list[str], list[str]]:
-        """Unloads the models of these ids, or all; those that have work when that is done. Returns the ids of both."""
-        ids = [model.key.id for model in self._named(names)]
+        """Unloads the models of these ids, or all; those that have work, or are being loaded, as soon as they have
+        none. Returns the ids of both."""
+        ids = self._let_go(names)
+        later = set(self._loader.release(names))
+        self.expire(busy)
+        later |= {key.id for key in self._held if key.id in ids}
+        return [each for each in ids if each not in later], sorted(later)
+
+    def _let_go(self, names: list[str] | None) -> list[str]:
         for model in self._named(names):
             model.pinned, model.leaving = False, True
-        self.expire(busy)
-        left = {key.id for key in self._held}
-        return [each for each in ids if each not in left], [each for each in ids if each in left]
+        return [model.key.id for model in self._named(names)]
 
     def expire(self, busy: Mapping[EngineModel, int]) -> bool:
         """Unloads those whose time is over; whether there were any."""
@@ -166,7 +177,8 @@ class Models:
         used = {id(module) for key in busy if busy[key] for module in self._modules(key)}
         if self._residency.moves:
             return self._residency.make_way(wanted, lambda module: id(module) in used) > 0
-        return self._unload_oldest(wanted, busy) > 0
+        enough = main_memory()[1] + wanted
+        return self._unload_oldest(lambda: enough - main_memory()[1], busy)
 
     def snapshot(self, busy: Mapping[EngineModel, int]) -> list[HeldModel]:
         """What the owner is told."""
@@ -206,82 +218,56 @@ class Models:
         return math.inf if model.pinned or keep_alive < 0 else model.used + keep_alive
 
     def _make_room(self, key: EngineModel, busy: Mapping[EngineModel, int]) -> None:
-        need = size_of(Path(key.path), dict(key.components))
-        self._unload_oldest(round(ROOM * need) - main_memory()[1], busy)
+        need = loading_bytes(key, self._device)
         free = main_memory()[1]
+        if free + self._in_main(self._idle(busy)) >= need:  # else it would be in vain
+            self._unload_oldest(lambda: need + need // 10 + self._residency.to_main(need) - main_memory()[1], busy)
+            need += self._residency.to_main(need)
+            free = main_memory()[1]
         if free < need:
             raise TooLittleMemory(
                 f"Loading {key.id} takes about {gigabytes(need)} of main memory, and {gigabytes(free)} are free. "
                 "Unload other models, or use one that is smaller."
             )
 
-    def _unload_oldest(self, wanted: int, busy: Mapping[EngineModel, int]) -> int:
-        """Unloads idle models that are not pinned, the least recently used first, until that many bytes are free."""
-        idle = [key for key, model in self._held.items() if not busy.get(key) and not model.pinned]
-        given = 0
-        for key in sorted(idle, key=lambda key: self._held[key].used):
-            if given >= wanted:
+    def _unload_oldest(self, missing: Callable[[], int], busy: Mapping[EngineModel, int]) -> bool:
+        """Unloads idle models that are not pinned, the least recently used first, until no bytes are `missing`;
+        whether there were any."""
+        gone = []
+        for key in self._idle(busy):
+            if missing() <= 0:
                 break
-            given += self._unload([key], "its memory is needed")
-        return given
+            gone.append(key)
+            self._unload([key], "its memory is needed")
+        return bool(gone)
 
-    def _unload(self, keys: list[EngineModel], why: str) -> int:
-        """Returns the bytes of their weights that no other model has."""
-        gone: dict[int, torch.nn.Module] = {}
+    def _idle(self, busy: Mapping[EngineModel, int]) -> list[EngineModel]:
+        """Those that may be unloaded for others, the least recently used first."""
+        idle = [key for key, model in self._held.items() if not busy.get(key) and not model.pinned]
+        return sorted(idle, key=lambda key: self._held[key].used)
+
+    def _in_main(self, keys: list[EngineModel]) -> int:
+        return sum({id(m): self._residency.in_main(m) for key in keys for m in self._modules(key)}.values())
+
+    def _unload(self, keys: list[EngineModel], why: str) -> None:
+        modules: list[torch.nn.Module] = []
         for key in keys:
             log.info("%s is unloaded: %s", key.id, why)
-            gone |= {id(module): module for module in self._modules(key)}
+            modules += self._modules(key)
             del self._held[key]
-        kept = {id(module) for key in self._held for module in self._modules(key)}
-        gone = {number: module for number, module in gone.items() if number not in kept}
-        given = sum(self._residency.where(module)[0] for module in gone.values())
-        for module in gone.values():
-            self._residency.drop(module)
-            self._memo.forget(id(module))
-            del module  # the last name of it
-        gone.clear()
+        self._drop_unless_held(modules)
+        modules.clear()
         if keys:
             free_caches(self._device)
             _trim()
-        return given
 
-    def _load(self, key: EngineModel, known: Mapping[str, torch.nn.Module]) -> None:
-        """On a thread of its own, one model at a time."""
-        torch.set_grad_enabled(False)  # the switch is per thread
-        with self._one_load:
-            log.info("loading %s", key.id)
-            try:
-                use(self._device)  # so is this
-                self._done(Loaded(key, load(key, self._device, self._hashes, known), None))
-            except Exception as error:
-                log.exception("loading %s failed", key.id)
-                self._done(Loaded(key, None, error))
-
-
-def load(
-    model: EngineModel, device: torch.device, hashes: Path | None, known: Mapping[str, torch.nn.Module]
-) -> LoadedPipeline:
-    """Loads what the frame says into main memory, once the files have been found to be what they should be. `known`:
-    modules that are loaded, by identity."""
-    places = places_of(model.path, model.config, dict(model.components), model.decoder)
-    weights = weights_hash(places, hashes, dict(model.sha256))
-    pipeline = load_pipeline(
-        model.path,
-        model.dtype,
-        device,
-        scheduler=model.scheduler,
-        scheduler_options=dict(model.scheduler_options),
-        decoder=model.decoder,
-        storage_dtype=model.storage_dtype,
-        config=model.config,
-        components=dict(model.components),
-        quantization=model.quantization,
-        known=known,
-        variant=f"{model.compile} {model.skip}",
-        hashes=hashes,
-    )
-    pipeline.weights = weights
-    return pipeline
+    def _drop_unless_held(self, modules: list[torch.nn.Module]) -> None:
+        kept = {id(module) for key in self._held for module in self._modules(key)}
+        kept |= {id(module) for module in self._loader.lent}
+        for module in modules:
+            if id(module) not in kept:
+                self._residency.drop(module)
+                self._memo.forget(id(module))
 
 
 def gigabytes(count: float) -> str:

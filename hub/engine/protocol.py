@@ -178,14 +178,16 @@ class HeldModel(Struct, frozen=True, array_like=True):
 
 
 class Memory(Struct, frozen=True, array_like=True, tag=True):
-    """What the worker holds, whenever that has changed. `weights`: bytes of weights on the device; `limit`: what the
-    hub may use of it. `uploads`: how often a module was brought to the device, and `uploaded`, the bytes. `tried`:
-    the model that was just to be loaded, in vain if it is not among `models`."""
+    """What the worker holds, whenever that has changed. `weights`: bytes of weights on the device, and `spare`, those
+    of idle models, which can leave; `limit`: what the hub may use of it. `uploads`: how often a module was brought to
+    the device, and `uploaded`, the bytes. `tried`: the model that was just to be loaded, in vain if it is not among
+    `models`."""
 
     device: DeviceMemory
     weights: int
     limit: int | None
     models: list[HeldModel]
+    spare: int = 0
     uploads: int = 0
     uploaded: int = 0
     tried: str | None = None

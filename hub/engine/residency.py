@@ -27,7 +27,7 @@ SMALL = 32 * 1024 * 1024
 
 
 class Residency:
-    """All modules of one device thread, which alone calls it."""
+    """All modules of one device thread, which alone changes anything."""
 
     def __init__(self, device: torch.device, limit: int | None = None, reserve: int = 0) -> None:
         """`limit`: bytes of the device that weights and what is computed with them may take; None for what is there.
@@ -48,20 +48,23 @@ class Residency:
         self._held: dict[int, Held] = {}
         self._clock = itertools.count(1)
 
-    def hold(self, module: torch.nn.Module) -> None:
+    def hold(self, module: torch.nn.Module, *, travels: bool = True) -> None:
         """Takes over a module that lies in main memory. Known ones are known already. What is no plain parameter
-        (buffers, quantised weights) is put on the device at once, and stays."""
+        (buffers, quantized weights) is put on the device at once, and stays; so is all of one that does not travel.
+
+        Raises torch.OutOfMemoryError where that does not fit.
+        """
         if id(module) in self._held:
             return
-        held = self._held[id(module)] = Held(module)
+        held = Held(module, travels=travels)
         self._taken = None
-        if not self.moves:
-            return
-        settle(module, self.device)
-        for part in held.parts:
-            part.leave(self.device)
-        for block, part in with_blocks(module, held):
-            block.register_forward_pre_hook(self._arrival(held, part))
+        if self.moves:
+            self._make_room(held, held.fixed)
+            settle(module, self.device, travels=travels)
+            self._leave(held.parts)
+            for block, part in with_blocks(module, held):
+                block.register_forward_pre_hook(self._arrival(held, part))
+        self._held[id(module)] = held
 
     def drop(self, module: torch.nn.Module) -> None:
         """Forgets a module that nobody uses any more."""
@@ -77,6 +80,22 @@ class Residency:
         held = self._held.get(id(module))
         return held.least if held is not None and self.moves else 0
 
+    def in_main(self, module: torch.nn.Module) -> int:
+        """Bytes of main memory that would be free without it."""
+        held = self._held.get(id(module))
+        if held is None:
+            return 0
+        there = held.here_bytes if self.device.type == "cpu" else 0
+        return there + sum(part.in_main for part in held.parts)
+
+    def to_main(self, coming: int) -> int:
+        """Bytes that would have to leave a GPU for main memory, and have no place there yet, if so many came."""
+        if self.device.type == "cpu":
+            return 0
+        parts = [part for held in list(self._held.values()) for part in held.parts]
+        homeless = sum(part.bytes for part in parts if part.here and part.home is None)
+        return min(homeless, max(0, coming - self._room()))
+
     def where(self, module: torch.nn.Module) -> tuple[int, int]:
         """Bytes of its weights, and of those on the device."""
         held = self._held.get(id(module))
@@ -85,7 +104,7 @@ class Residency:
     @property
     def on_device(self) -> int:
         """Bytes of weights that are there."""
-        return sum(held.here_bytes for held in self._held.values())
+        return sum(held.here_bytes for held in list(self._held.values()))
 
     def lacking(self) -> int:
         """Bytes that are missing of the reserve, if other programs have taken more since the last time that something
@@ -99,7 +118,8 @@ class Residency:
     @property
     def capacity(self) -> int:
         """Bytes that weights and forwards could have if all of it were given to them now."""
-        return self._room() + (self.on_device if self.moves else 0)
+        may_leave = sum(held.travelled for held in list(self._held.values())) if self.moves else 0
+        return self._room() + may_leave
 
     def away(self, module: torch.nn.Module) -> bool:
         """Whether another module would have to leave so that this one can come."""
@@ -111,33 +131,36 @@ class Residency:
     def rows(self, module: torch.nn.Module, need: int, capacity: int) -> int:
         """The most rows that a forward has memory for, where each takes `need` bytes of the `capacity`; one at
         least."""
-        weights = self.where(module)[0] if self.moves else 0
+        held = self._held.get(id(module))
+        weights = held.bytes - held.fixed if held is not None and self.moves else 0
         return max(1, (capacity - weights) // need)
 
-    def bring(self, module: torch.nn.Module, workspace: int = 0) -> bool:
+    def bring(self, module: torch.nn.Module, workspace: int = 0, *, lean: bool = False) -> bool:
         """Puts a module on the device, and leaves `workspace` bytes for what it computes. False where that cannot be;
-        as much as possible was done then. Raises torch.OutOfMemoryError where the device has less than it said."""
+        as much as possible was done then. `lean`: of its blocks only one at a time is there, whatever fits.
+
+        Raises torch.OutOfMemoryError where the device has less than it said.
+        """
         held = self._held.get(id(module))
         if held is None:
             return True
-        held.used, held.workspace = next(self._clock), workspace
+        held.used, held.workspace, held.lean = next(self._clock), workspace, lean and bool(held.blocks)
         if not self.moves:
             return workspace < SMALL or workspace <= self._room()
         if self.limit is None and not held.missing:
             held.whole = True
             return True  # the allocator knows best
         self._make_room(held, held.missing + workspace)
-        held.whole = held.missing + workspace <= self._room()
+        held.whole = not held.lean and held.missing + workspace <= self._room()
         if held.whole:
             self._load([part for part in held.parts if not part.here])
             return True
         self._thin_out(held, held.rest.bytes * (not held.rest.here) + workspace)
         self._load([held.rest] if not held.rest.here else [])
-        return held.least - held.rest.bytes + workspace <= self._room() + held.here_bytes - held.rest.bytes
+        return held.least + workspace <= self._room() + held.travelled
 
     def lighten(self, module: torch.nn.Module) -> None:
-        """After the device ran out of memory in the module's forward: all others leave, and of its own blocks as
-        many as may."""
+        """After the device ran out of memory in the module's forward: all others leave, and its own blocks."""
         for held in self._held.values():
             if self.moves:
                 self._leave(held.parts if held.module is not module else held.blocks)
@@ -151,7 +174,7 @@ class Residency:
             if given >= wanted:
                 break
             if self.moves and not busy(held.module):
-                given += held.here_bytes
+                given += held.travelled
                 self._leave(held.parts)
         if given:
             free_caches(self.device)
@@ -163,7 +186,7 @@ class Residency:
         return free if self.limit is None else min(free, self.limit - self.on_device)
 
     def _oldest_first(self) -> list[Held]:
-        return sorted((held for held in self._held.values() if held.here_bytes), key=lambda held: held.used)
+        return sorted((held for held in self._held.values() if held.travelled), key=lambda held: held.used)
 
     def _make_room(self, wanting: Held, wanted: int) -> None:
         for held in self._oldest_first():
@@ -188,7 +211,8 @@ class Residency:
     def _load(self, parts: list[Part]) -> None:
         if not parts:
             return
-        stays = self.limit is None and sum(each.bytes for each in self._held.values()) <= self.capacity
+        wanted = sum(held.bytes - held.fixed for held in self._held.values())
+        stays = self.limit is None and wanted <= self.capacity
         self.uploads += 1
         self._taken = None
         with torch.inference_mode(False), torch.no_grad():
@@ -203,7 +227,7 @@ class Residency:
         def arrive(*_: Any) -> None:
             if not part.here:
                 for block in _before(held, part):
-                    if part.bytes + held.workspace <= self._room():
+                    if not held.lean and part.bytes + held.workspace <= self._room():
                         break
                     self._leave([block])
                 with torch.inference_mode(False), torch.no_grad():
@@ -219,6 +243,7 @@ def free_caches(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.accelerator.empty_host_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
 

@@ -114,16 +114,22 @@ class Engine:
 
     async def load(self, model: EngineModel, *, pinned: bool | None = None) -> None:
         """Has the model in memory; `pinned`: whether it stays there from now on, also when a worker is started anew;
-        None leaves that as it is. Raises as `generate` does."""
-        if pinned is not None:
-            (self._kept.add if pinned else self._kept.discard)(model)
+        None leaves that as it is. One that is not there need not be loaded to be unpinned. Raises as `generate`
+        does."""
+        if pinned is False:
+            self._kept.discard(model)
+            holders = [worker for worker in self._workers if worker.has(model.id)]
+            await asyncio.gather(*(worker.ask(Load(self._number(), model, pinned)) for worker in holders))
+            return
         self._in_flight += 1
         try:
             worker = await self._place_with_room(model)
-            await worker.ask(Load(self._number(), model, pinned))
+            await worker.ask(Load(self._number(), model, pinned), self._size(model))
         finally:
             self._in_flight -= 1
             self._on_memory()
+        if pinned:
+            self._kept.add(model)
 
     async def unload(self, models: list[str] | None) -> tuple[list[str], list[str]]:
         """Unpins the models of these ids, or all, and has their memory given back. Returns the ids of those that are

@@ -231,10 +231,12 @@ class Weave:
             if self._residency is not None:
                 if freeing:
                     self._residency.lighten(point.module)
-                self._residency.bring(point.module, 0 if point.can_tile else picture.need(call) * call.layout.rows)
-            picture.run.budget.tiled |= point.can_tile
+                need = 0 if point.can_tile else picture.need(call) * call.layout.rows
+                self._residency.bring(point.module, need, lean=freeing)
             with point.in_tiles(call), self._halting([(picture, call)]):
-                return point.forward([call])[0]
+                output = point.forward([call])[0]
+            picture.run.budget.tiled |= point.can_tile
+            return output
         except Exception as error:
             return error
 

@@ -16,22 +16,21 @@ import socket
 import threading
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hub.engine.arguments import Refused
 from hub.engine.compiling import Compiler
-from hub.engine.devices import Unusable, devices_here, memory_of, open_device, use, works
-from hub.engine.halting import Halt
-from hub.engine.jobs import Blocked, Job, failed_by
+from hub.engine.devices import Unusable, devices_here, memory_of, open_device, out_of_memory
+from hub.engine.jobs import failed_by
+from hub.engine.loader import Loaded
 from hub.engine.loras import Fitter, LoraRead, Wardrobe
 from hub.engine.meeting import MeetingPoint, is_meeting_point
 from hub.engine.memo import Memo
 from hub.engine.meter import Meter, meter_for, where_of
-from hub.engine.models import Loaded, Models, TooLittleMemory
+from hub.engine.models import Models, TooLittleMemory
+from hub.engine.pictures import Pictures
 from hub.engine.protocol import (
     Cancel,
     CannotStart,
@@ -54,14 +53,10 @@ from hub.engine.protocol import (
 from hub.engine.residency import Residency
 from hub.engine.skipping import Skipper
 from hub.engine.streams import streams_for
-from hub.engine.weave import Weave
 from hub.pipelines import Unsupported
 from hub.pipelines.auto import LoadedPipeline, SharedMethod
 
 log = logging.getLogger("hub.worker")
-
-ENCODERS = 2
-
 
 WATCH = 2.0
 """Seconds between two looks at how much of the device other programs have left."""
@@ -88,20 +83,16 @@ class Worker:
         self._device = device
         self._sending = threading.Lock()
         self.inbox: queue.SimpleQueue[Generate | Cancel | Load | Unload | Loaded | LoraRead] = queue.SimpleQueue()
-        self.halt = Halt(lambda picture: self._pictures[picture][0].request.id)
         self._residency = Residency(device, limit, reserve)
-        self._weave = Weave(
-            max_batch, self._on_step, self._on_done, meter=meter, halt=self.halt, residency=self._residency
+        self._pictures = Pictures(
+            device, max_batch, self.send, self._when_answered, residency=self._residency, meter=meter
         )
+        self.halt = self._pictures.halt
         self._memo = Memo()
         self._models = Models(device, self._residency, self._memo, self.inbox.put, keep_alive=keep_alive, hashes=hashes)
         self._fitter = Fitter(device, self.inbox.put)
         self._streams = streams_for(device)
         self._compiler = compiler
-        self._encoders = ThreadPoolExecutor(ENCODERS, "encoder", use, (device,))
-        self._jobs: dict[int, Job] = {}
-        self._pictures: dict[int, tuple[Job, int]] = {}
-        self._next_picture = 0
         self._told: Memory | None = None
         self._looked = time.monotonic()
 
@@ -114,13 +105,17 @@ class Worker:
         except ConnectionError:
             os._exit(0)
 
+    def _when_answered(self, request_id: int) -> None:
+        """A request that has its answer leaves nothing behind. From any thread."""
+        self.inbox.put(Cancel(request_id))
+
     def run(self) -> None:
         """The device thread's life: take what came in, run one forward, again. Never returns."""
         while True:
-            self._take(block=not self._weave.busy)
+            self._take(block=not self._pictures.drawing)
             self._keep_house()
-            if self._weave.busy:
-                self._weave.tick()
+            if self._pictures.drawing:
+                self._pictures.tick()
 
     def _take(self, *, block: bool) -> None:
         while True:
@@ -139,7 +134,6 @@ class Worker:
                     self.send(Settled(message.id, gone, later))
                 case Loaded():
                     self._on_loaded(message)
-                    self._tell_memory(message.model)
                 case LoraRead():
                     self._on_lora(message)
             block = False
@@ -147,12 +141,10 @@ class Worker:
     @property
     def _busy(self) -> Counter[EngineModel]:
         """Requests by model."""
-        return Counter(job.request.model for job in self._jobs.values()) + self._fitter.busy
+        return self._pictures.busy + self._fitter.busy
 
-    def _idle_for(self) -> float | None:
-        """Seconds after which there is something to do, though nothing comes in; None where there is nothing."""
-        if not self._models:
-            return None
+    def _idle_for(self) -> float:
+        """Seconds after which there is something to do, though nothing comes in."""
         return min(WATCH, self._models.next_due(self._busy))
 
     def _keep_house(self) -> None:
@@ -161,7 +153,7 @@ class Worker:
         if self._models.expire(busy):
             self._tell_memory()
         now = time.monotonic()
-        if self._models and now - self._looked >= WATCH:
+        if now - self._looked >= WATCH:
             self._looked = now
             if self._models.give_way(self._residency.lacking(), busy):
                 log.info("idle models have left %s, of which others have taken more", self._device)
@@ -170,13 +162,11 @@ class Worker:
     def _admit(self, request: Generate | Load) -> None:
         pipeline = self._models.get(request.model)
         if pipeline is not None:
+            if isinstance(request, Load):
+                self._models.keep(request.model)
             self._begin(request, pipeline)
             return
-        try:
-            self._models.wait_for(request, self._busy)
-        except TooLittleMemory as error:
-            self.send(failed_by(request.id, error))
-            self._tell_memory(request.model)
+        self._models.wait_for(request, self._busy)
 
     def _begin(self, request: Generate | Load, pipeline: LoadedPipeline) -> None:
         if isinstance(request, Generate):
@@ -188,31 +178,38 @@ class Worker:
         self.send(Settled(request.id, [request.model.id]))
 
     def _on_loaded(self, loaded: Loaded) -> None:
-        waiting = self._models.take(loaded)
-        if loaded.pipeline is None:
-            message = f"The model's files could not be loaded ({type(loaded.error).__name__}); see the server's log."
-            unusable = isinstance(loaded.error, Unsupported)
-            if unusable:
-                message = f"This model cannot be used here: {loaded.error}."
+        error, waiting = loaded.error, self._models.take(loaded)
+        if loaded.pipeline is not None:
+            try:
+                self._set_up(loaded.pipeline, loaded.model)
+            except Exception as failed:  # too little of the device for what does not travel, most likely
+                log.exception("%s cannot be set up", loaded.model.id)
+                error = failed
+        if error is None and loaded.pipeline is not None:
+            log.info("loaded %s on %s", loaded.model.id, self._device)
             for request in waiting:
-                self.send(Failed(request.id, "unusable" if unusable else "failed", message))
-            return
-        shared = list(loaded.pipeline.shared_methods())
-        adapters = self._fitter.adapters(loaded.pipeline)  # before all else: modules are as they were loaded then
+                self._begin(request, loaded.pipeline)
+        else:
+            loaded.pipeline = None
+            self._models.discard(loaded.model)
+            for request in waiting:
+                self.send(_not_loaded(request.id, error))
+        self._tell_memory(loaded.model)
+        self._models.load_next(self._busy)
+
+    def _set_up(self, pipeline: LoadedPipeline, model: EngineModel) -> None:
+        """Makes the modules of a pipeline shared ones."""
+        shared = list(pipeline.shared_methods())
+        adapters = self._fitter.adapters(pipeline)  # before all else: modules are as they were loaded then
         travelling = {id(method.module) for method in shared}
-        for module in loaded.pipeline.modules.values():
-            if id(module) in travelling:
-                self._residency.hold(module)
-            else:  # a safety checker, which every picture passes
-                module.to(self._device)
+        for module in pipeline.modules.values():
+            self._residency.hold(module, travels=id(module) in travelling)
+        pipeline.bring = self._residency.bring
         for method in shared:
-            self._install(method, loaded.model, adapters.wardrobe(method.module))
-        log.info("loaded %s on %s", loaded.model.id, self._device)
-        for request in waiting:
-            self._begin(request, loaded.pipeline)
+            self._install(method, model, adapters.wardrobe(method.module))
 
     def _on_lora(self, done: LoraRead) -> None:
-        requests, error = self._fitter.take(done)
+        requests, error = self._fitter.take(done, held=self._models.has(done.pipeline))
         for request in requests:
             if error is None:
                 self._admit(request)
@@ -257,6 +254,7 @@ class Worker:
             residency.on_device,
             residency.limit,
             self._models.snapshot(self._busy),
+            spare=self._models.spare(self._busy),
             uploads=residency.uploads,
             uploaded=residency.uploaded,
             tried=tried.id if tried else None,
@@ -267,80 +265,30 @@ class Worker:
 
     def _start(self, request: Generate, pipeline: LoadedPipeline) -> None:
         try:
-            if not self._fitter.ready(request, pipeline):
-                return  # it comes again when its LoRAs are there
-            outfit = self._fitter.outfit(request, pipeline)
-            job = Job(request, pipeline, self.send, self._on_preview, self._residency, outfit=outfit)
+            if self._fitter.ready(request, pipeline):  # else it comes again when its LoRAs are there
+                self._pictures.start(request, pipeline, self._fitter.outfit(request, pipeline))
         except Exception as error:  # the device thread serves others, too
             if not isinstance(error, (Refused, TooLittleMemory)):
                 log.exception("%s failed", request.label or request.id)
             self.send(failed_by(request.id, error))
-            return
-        self._jobs[request.id] = job
-        for index in range(len(request.seeds)):
-            if request.id not in self._jobs:
-                return  # an earlier picture failed at once and took the request with it
-            number = self._next_picture
-            self._next_picture += 1
-            self._pictures[number] = (job, index)
-            draw, steps, done = job.body(index)
-            self._weave.start(number, draw, steps, request.owner, done, budget=job.budgets[index])
+            self._pictures.drop(request.id)
 
     def _cancel(self, request_id: int) -> None:
         """Ends a request wherever it is: waiting for weights, in the weave, or at the encoders."""
-        self.halt.forget(request_id)
         self._fitter.forget(request_id)
         self._models.forget(request_id)
-        job = self._jobs.pop(request_id, None)
-        if job is not None:
-            job.outbox.close()
-            self._models.ended(job.request.model)
-        for number in [n for n, (job, _) in self._pictures.items() if job.request.id == request_id]:
-            del self._pictures[number]
-            self._weave.cancel(number)
+        request = self._pictures.drop(request_id)
+        if request is not None:
+            self._models.ended(request.model)
 
-    def _on_step(self, number: int, done: int, total: int) -> None:
-        job, index = self._pictures[number]
-        news = job.stepped(index, done, total)
-        if news is not None:
-            self.send(news)
 
-    def _on_done(self, number: int, outcome: Any) -> None:
-        job, index = self._pictures.pop(number)
-        if isinstance(outcome, BaseException):
-            self._fail(job, outcome)
-            self._cancel(job.request.id)
-            return
-        self._encoders.submit(self._encode, job, job.outbox.ticket(), index, outcome)
-
-    def _on_preview(self, job: Job, index: int, partial: int, pixels: Any) -> None:
-        self._encoders.submit(self._encode_preview, job, job.outbox.ticket(), index, partial, pixels)
-
-    def _encode_preview(self, job: Job, ticket: int, index: int, partial: int, pixels: Any) -> None:
-        """On an encoder's thread. It may be what the finished pictures had to wait for."""
-        job.encode_preview(ticket, index, partial, pixels)
-        self._clean_up(job)
-
-    def _encode(self, job: Job, ticket: int, index: int, pixels: Any) -> None:
-        """On an encoder's thread."""
-        try:
-            job.encode(ticket, index, pixels)
-        except Exception as error:
-            self._fail(job, error)
-        self._clean_up(job)
-
-    def _clean_up(self, job: Job) -> None:
-        """A request that has its answer leaves nothing behind."""
-        if job.outbox.closed:
-            self.inbox.put(Cancel(job.request.id))
-
-    def _fail(self, job: Job, error: BaseException) -> None:
-        blocked = isinstance(error, Blocked)
-        log.error("%s failed", job.request.label or job.request.id, exc_info=None if blocked else error)
-        job.fail(error)
-        if isinstance(error, torch.AcceleratorError) and not works(self._device):
-            log.critical("%s is broken for this process, which ends; the next one tries it anew", self._device)
-            os._exit(1)
+def _not_loaded(request_id: int, error: Exception | None) -> Failed:
+    if isinstance(error, Unsupported):
+        return Failed(request_id, "unusable", f"This model cannot be used here: {error}.")
+    if isinstance(error, TooLittleMemory) or (error is not None and out_of_memory(error)):
+        return failed_by(request_id, error)
+    words = f"The model's files could not be loaded ({type(error).__name__}); see the server's log."
+    return Failed(request_id, "failed", words)
 
 
 def _read_forever(connection: socket.socket, worker: Worker) -> None:

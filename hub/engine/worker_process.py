@@ -48,6 +48,7 @@ imported or a driver that wakes up holds the interpreter's lock, and with it the
 
 MEGABYTE = 1024 * 1024
 
+NOT_READY = "The engine process has just stopped. It is being restarted; try again."
 NOT_STARTED = "The engine could not be started; the server's log says why."
 
 
@@ -109,6 +110,10 @@ class WorkerProcess:
         """Whether it takes requests."""
         return self._writer is not None and self.started.done()
 
+    def has(self, model: str) -> bool:
+        """Whether it holds the model."""
+        return model in self._held
+
     @property
     def device_state(self) -> DeviceState:
         """For those who ask from outside."""
@@ -125,7 +130,7 @@ class WorkerProcess:
             starting=not self._settled,
             total=self._memory[0],
             free=self._memory[1],
-            spare=_spare(self.holds) if self.holds else 0,
+            spare=self.holds.spare if self.holds else 0,
             held=self._held,
             loading=dict(self._loading),
             busy=self.requests.busy,
@@ -151,9 +156,12 @@ class WorkerProcess:
                     writer.write(pack(Cancel(request.id)))
                 raise
 
-    async def ask(self, request: Load | Unload) -> Settled:
-        """Has a model loaded, or models unloaded; the worker must be ready. Raises as `generate` does."""
-        assert self._writer is not None  # noqa: S101  # only ready workers are chosen
+    async def ask(self, request: Load | Unload, size: int = 0) -> Settled:
+        """Has a model of so many bytes loaded, or models unloaded. Raises as `generate` does."""
+        if self._writer is None:
+            raise EngineUnavailable(NOT_READY, retry_after=5)
+        if isinstance(request, Load) and request.model.id not in self._held:
+            self._loading.setdefault(request.model.id, size)
         with self.requests.asking(request.id) as answer:
             with contextlib.suppress(ConnectionError):  # then the answer is an exception already
                 self._writer.write(pack(request))
@@ -301,11 +309,6 @@ class WorkerProcess:
             self.started.set_exception(EngineUnavailable(words, retry_after=10))
             self.started.exception()  # marked as seen: there may be nobody waiting
         self.started = asyncio.get_running_loop().create_future()
-
-
-def _spare(holds: Memory) -> int:
-    idle = [model for model in holds.models if not model.busy and not model.pinned]
-    return sum(module.on_device for model in idle for module in model.modules)
 
 
 def _kill(process: asyncio.subprocess.Process) -> None:

@@ -6,7 +6,7 @@ import copy
 import functools
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import diffusers
@@ -62,6 +62,8 @@ class LoadedPipeline:
         """A hash of them, where it was asked for (see `weights`)."""
         self.identities: Mapping[str, str] = {}
         """Of its modules, by name, where that was asked for (see `sharing`)."""
+        self.bring: Callable[[Any], Any] = lambda module: None  # noqa: ARG005
+        """Puts a module where it computes; whoever moves modules sets it."""
         self._base = base
         self.family: Family = family_of(type(base).__name__)
         self._tasks: dict[Task, DiffusionPipeline] = {}
@@ -104,6 +106,8 @@ class LoadedPipeline:
                 continue
             if isinstance(module, ConsistencyDecoderVAE):
                 continue  # its decoder draws noise of its own, by the request's generator
+            if type(module).forward is torch.nn.Module.forward:
+                continue  # it has none, and is used in some other way
             if hasattr(module, "decode") and hasattr(module, "encode"):
                 yield SharedMethod(module, "encode")
                 yield SharedMethod(module, "decode")
@@ -132,13 +136,23 @@ class LoadedPipeline:
         return self._accepted[task]
 
     @functools.cached_property
+    def _viewer(self) -> LatentViewer | None:
+        vae = getattr(self._base, "vae", None)
+        if isinstance(vae, torch.nn.Module):
+            self.bring(vae)
+        return viewer_for(self._base)
+
+    @property
     def viewer(self) -> LatentViewer | None:
         """What shows this model's latents as previews; None where it has none. The first use may fit it to the VAE:
         outside of a run."""
         try:
-            return viewer_for(self._base)
-        except Exception:  # an encoder of another kind, or no memory left: the picture itself may still be made
+            return self._viewer
+        except torch.OutOfMemoryError:  # there may be more at another time
+            return None
+        except Exception:  # an encoder of another kind; the picture itself may still be made
             log.exception("this model's latents cannot be shown; it gives no previews")
+            self.__dict__["_viewer"] = None
             return None
 
     @property

@@ -90,14 +90,11 @@ def load_pipeline(
         quantization=quantization,
     )
     small = {"vae": small_decoder(folder, decoder, computed)} if decoder else {}
-    own = (
-        {}
-        if known is None or config
-        else identities(
-            folder, str(computed), dict.fromkeys(DENOISERS, f"{storage_dtype} {quantization} {variant}"), hashes
-        )
-    )
-    own = {name: identity for name, identity in own.items() if name not in source.components and name not in small}
+    own = {}
+    if known is not None and config is None:  # of a single file's parts nothing is known
+        uses = dict.fromkeys(DENOISERS, f"{storage_dtype} {quantization} {variant}")
+        found = identities(folder, str(computed), uses, hashes)
+        own = {name: identity for name, identity in found.items() if name not in {*source.components, *small}}
     shared = {name: known[identity] for name, identity in own.items() if known and identity in known}
     given = {**family_at(folder).components(folder), **small, **shared}
     parts = {**read_parts(source, computed, device, given={*small, *shared}), **given}
@@ -111,7 +108,7 @@ def load_pipeline(
     if storage_dtype is not None:
         _keep_small(base, fresh, storage_dtype)
     base.set_progress_bar_config(disable=True)
-    _prepare(base, fresh)
+    _prepare(base, fresh, device)
     if scheduler is not None or scheduler_options:
         further = family_of(type(base).__name__).schedulers
         base.scheduler = rescheduled(base.scheduler, scheduler, scheduler_options or {}, further)
@@ -129,7 +126,7 @@ def _keep_small(base: DiffusionPipeline, fresh: Mapping[str, Any], storage_dtype
             keep_small(fresh[name], storage_dtype)
 
 
-def _prepare(base: DiffusionPipeline, fresh: Mapping[str, Any]) -> None:
+def _prepare(base: DiffusionPipeline, fresh: Mapping[str, Any], device: torch.device) -> None:
     """The modules, as many requests at once use them; of those that another model has, that was done before."""
     for name, module in fresh.items():
         if not isinstance(module, torch.nn.Module):
@@ -142,7 +139,7 @@ def _prepare(base: DiffusionPipeline, fresh: Mapping[str, Any]) -> None:
             _forget_keys(module)
     vae = fresh.get("vae")
     if vae is not None and hasattr(base, "upcast_vae"):
-        keep_in_float32(vae)
+        keep_in_float32(vae, device)
     if getattr(vae, "dtype", None) == torch.float16 and hasattr(vae, "decode"):
         mend_overflow(vae)
 

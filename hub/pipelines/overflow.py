@@ -12,12 +12,12 @@ import torch
 log = logging.getLogger("hub.worker")
 
 
-def keep_in_float32(vae: Any) -> None:
+def keep_in_float32(vae: Any, device: torch.device) -> None:
     """One that says so (`force_upcast`) stays in float32, as far as diffusers' pipelines would cast it: all of it, or
     of bfloat16 the encoder.
 
     They would cast it to and fro in place, for each picture: while another one waits to be decoded. They give their
-    latents in whatever type, so its methods cast them.
+    latents in whatever type, so its methods cast them. `device`: where it will compute.
     """
     if not vae.config.get("force_upcast"):
         return
@@ -30,7 +30,7 @@ def keep_in_float32(vae: Any) -> None:
     if plain in (torch.float16, torch.bfloat16):
         vae.encode = _casting(vae.encode, lambda: torch.float32)
         vae.decode = _casting(vae.decode, lambda: torch.float32 if plain == torch.float16 else plain)
-        if vae.device.type == "mps":  # there the pipelines cast any VAE of another type than their latents
+        if device.type == "mps":  # there the pipelines cast any VAE of another type than their latents
             vae.to = lambda *_, **__: vae
     vae.register_to_config(force_upcast=False)
 

@@ -205,7 +205,7 @@ def test_latents_of_an_unknown_form_give_no_previews_and_a_word(
 def test_a_model_without_previews_tells_so_at_once_and_refuses_where_the_request_is_strict(
     loaded: LoadedPipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(vars(loaded), "viewer", None)
+    monkeypatch.setitem(vars(loaded), "_viewer", None)
     assert arguments_for(wish(partial_images=1), loaded)[1] == [NO_PREVIEWS]
     assert arguments_for(wish(), loaded)[1] == []
     with pytest.raises(Refused) as caught:
@@ -281,9 +281,9 @@ def test_a_preview_that_the_answer_had_waited_for_leaves_nothing_behind(
     job = Job(wish(partial_images=1), loaded, lambda _: None, lambda *_: None, ALL)
     pixels = np.zeros((64, 64, 3), np.uint8)
     preview, picture = job.outbox.ticket(), job.outbox.ticket()
-    worker[0]._encode(job, picture, 0, pixels)
+    worker[0]._pictures._encode(job, picture, 0, pixels)
     assert worker[0].inbox.empty(), "the picture waits for the preview"
-    worker[0]._encode_preview(job, preview, 0, 0, pixels)
+    worker[0]._pictures._encode_preview(job, preview, 0, 0, pixels)
     assert worker[0].inbox.get_nowait() == Cancel(job.request.id)
 
 
@@ -300,7 +300,7 @@ def test_a_request_that_cannot_be_started_fails_alone(
     said = from_worker.decode(frame)
     assert isinstance(said, Failed)
     assert "secret" not in said.message
-    assert not worker[0]._jobs
+    assert not worker[0]._pictures._jobs
 
 
 def test_news_of_progress_come_first_last_and_not_too_often_between(

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hub.engine.devices import out_of_memory
+from hub.engine.held import Held
 from hub.engine.jobs import Job
 from hub.engine.meeting import MeetingPoint
 from hub.engine.residency import Residency
@@ -129,6 +130,47 @@ def test_a_module_that_was_cast_while_it_was_there_keeps_its_new_type() -> None:
     assert torch.equal(a(INPUT.double()), wanted)
 
 
+def test_a_module_that_is_cast_while_it_is_away_comes_in_its_new_type() -> None:
+    tower = Tower().requires_grad_(False)
+    wanted = tower.double()(INPUT.double())
+    tower.float()
+    residency = Residency(CPU, 100 * FLOOR)
+    residency.hold(tower)
+    tower.to(torch.float64)
+    residency.bring(tower)
+    assert torch.allclose(tower(INPUT.double()), wanted)
+    assert residency.on_device == 2 * 5 * FLOOR
+
+
+def test_what_does_not_travel_is_there_from_the_start_and_counts() -> None:
+    checker, tower = Tower().requires_grad_(False), Tower().requires_grad_(False)
+    tower.register_buffer("mean", torch.zeros(100))
+    residency = Residency(CPU, 12 * FLOOR)
+    residency.hold(checker, travels=False)
+    residency.hold(tower)
+    assert not checker(INPUT).isnan().any()
+    assert residency.on_device == 5 * FLOOR + 400
+    assert residency.where(tower) == (5 * FLOOR + 400, 400)
+    assert residency.capacity == 7 * FLOOR - 400
+    assert residency.bring(tower)
+    assert residency.make_way(1 << 30, lambda _: False) == 5 * FLOOR, "the checker stays"
+
+
+def test_a_lean_module_has_one_block_there_though_all_would_fit() -> None:
+    tower = Tower(8).requires_grad_(False)
+    wanted, most = tower(INPUT), []
+    residency = Residency(CPU, 100 * FLOOR)
+    residency.hold(tower)
+    for floor in tower.floors:
+        floor.register_forward_hook(lambda *_: most.append(residency.on_device))
+    residency.lighten(tower)
+    assert residency.bring(tower, lean=True)
+    assert torch.equal(tower(INPUT), wanted)
+    assert max(most) == 2 * FLOOR
+    assert residency.bring(tower)
+    assert residency.whole(tower)
+
+
 def test_a_parameter_in_two_places_travels_once() -> None:
     tower = Tower().requires_grad_(False)
     tower.floors[1].weight = tower.floors[3].weight
@@ -194,8 +236,8 @@ def test_eight_requests_on_a_device_for_the_largest_module_cost_a_quarter_of_one
 ) -> None:
     """Offload one after another, as diffusers' own does it, brings each of the three modules for each picture. Here a
     forward has room for two requests, so that they wait for one another as on a real device."""
-    modules = loaded.modules.values()
-    largest = max(sum(each.numel() * each.element_size() for each in module.parameters()) for module in modules)
+    modules = [Held(module) for module in loaded.modules.values()]
+    largest = max(each.bytes - each.fixed for each in modules) + sum(each.fixed for each in modules)
     residency = Residency(CPU, largest)
     weave, outcomes = weave_over(loaded, residency)
     draw(weave, loaded, steps)

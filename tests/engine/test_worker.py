@@ -115,12 +115,12 @@ def test_a_device_that_is_broken_for_the_process_ends_it_after_the_answer_and_on
 ) -> None:
     worker, job = Worker(pair[1], torch.device("cpu"), 1), Ending()
     launch = torch.AcceleratorError("CUDA error: unspecified launch failure")
-    worker._fail(cast(Job, job), launch)
-    monkeypatch.setattr("hub.engine.worker.works", lambda device: False)
-    worker._fail(cast(Job, job), torch.OutOfMemoryError("CUDA out of memory"))
+    worker._pictures._fail(cast(Job, job), launch)
+    monkeypatch.setattr("hub.engine.pictures.works", lambda device: False)
+    worker._pictures._fail(cast(Job, job), torch.OutOfMemoryError("CUDA out of memory"))
     assert exits == []
     with pytest.raises(SystemExit):
-        worker._fail(cast(Job, job), launch)
+        worker._pictures._fail(cast(Job, job), launch)
     assert exits == [1]
     assert len(job.failed) == 3
 

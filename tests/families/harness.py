@@ -77,10 +77,12 @@ class Engine:
         self._halt = Halt(lambda picture: picture)
         self.adapters = Adapters(self.pipeline)
         memo = Memo()
-        for shared in self.pipeline.shared_methods():
+        shared_methods = list(self.pipeline.shared_methods())
+        for module in self.pipeline.modules.values():
+            self.residency.hold(module, travels=any(module is shared.module for shared in shared_methods))
+        for shared in shared_methods:
             memory = memo if shared.reading else None
             streams = STREAMS if shared.denoising else None
-            self.residency.hold(shared.module)
             point = MeetingPoint(
                 *(shared.module, shared.method),
                 denoising=shared.denoising,
@@ -95,8 +97,9 @@ class Engine:
                 self._halt.watch(shared.module)
 
     def _limit(self, fits: str) -> int:
-        held = [Held(shared.module) for shared in self.pipeline.shared_methods()]
-        return max(each.bytes if fits == "module" else each.least for each in held)
+        held = [Held(module) for module in self.pipeline.modules.values()]
+        travels = max(each.bytes - each.fixed if fits == "module" else each.least for each in held)
+        return travels + sum(each.fixed for each in held)
 
     def _count(self, point: MeetingPoint) -> None:
         plain = point.forward
