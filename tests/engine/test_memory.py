@@ -28,7 +28,7 @@ from hub.engine.models import Models, TooLittleMemory
 from hub.engine.protocol import EngineModel, Failed, HeldModel, Load, Memory, from_worker, receive_frame
 from hub.engine.residency import Residency
 from hub.engine.worker import Worker
-from hub.errors import OutOfMemory
+from hub.errors import ModelUnusable, OutOfMemory
 from hub.hub import Hub
 from hub.receipt import receipt_in
 from hub.settings import Settings
@@ -149,6 +149,19 @@ def test_a_pinned_model_stays_also_in_the_worker_that_replaces_one_that_died(set
         await until(lambda: not loaded(hub))
 
     with_hub(changed(settings, keep_alive=0), test)
+
+
+def test_what_cannot_be_pinned_is_not_tried_again_and_to_unpin_loads_nothing(settings: Settings) -> None:
+    async def test(hub: Hub) -> None:
+        await hub.load("a", pinned=False)
+        assert not loaded(hub)
+        assert settings.models_dir
+        (settings.models_dir.parent / "b" / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+        with pytest.raises(ModelUnusable):
+            await hub.load("b", pinned=True)
+        assert not hub.engine._kept
+
+    with_hub(settings, test)
 
 
 def test_models_are_unloaded_on_demand_and_busy_ones_when_they_have_answered(settings: Settings) -> None:

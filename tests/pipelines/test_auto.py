@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
+from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
 
 from hub.pipelines import Unsupported
@@ -159,3 +162,31 @@ def test_a_device_that_is_not_there_is_an_error_that_says_what_to_set() -> None:
     assert choose_device("cpu") == CPU
     with pytest.raises(RuntimeError, match="auto or cpu"):
         choose_device("cuda:63")
+
+
+def test_a_part_that_is_used_by_other_ways_than_its_forward_is_not_shared() -> None:
+    """It would be away whenever it is used so: it has no forward at which it could be brought."""
+    base = SimpleNamespace(
+        components={"image_normalizer": StableUnCLIPImageNormalizer(8), "unet": torch.nn.Linear(1, 1)}
+    )
+    found = LoadedPipeline.shared_methods(cast(LoadedPipeline, SimpleNamespace(_base=base)))
+    assert [shared.module for shared in found] == [base.components["unet"]]
+
+
+def test_the_first_preview_has_the_vae_brought_to_where_it_computes(small_stable_diffusion: Path) -> None:
+    loaded, brought = load_pipeline(str(small_stable_diffusion), "float32", torch.device("cpu")), []
+    loaded.bring = brought.append
+    assert loaded.viewer is not None
+    assert brought == [loaded.modules["vae"]]
+
+
+def test_previews_for_which_there_was_no_memory_are_there_when_there_is(small_stable_diffusion: Path) -> None:
+    loaded = load_pipeline(str(small_stable_diffusion), "float32", torch.device("cpu"))
+
+    def fail(_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loaded.bring = fail
+    assert loaded.viewer is None
+    loaded.bring = lambda _: None
+    assert loaded.viewer is not None

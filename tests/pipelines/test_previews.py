@@ -207,5 +207,5 @@ def test_pipelines_whose_latents_have_another_form_have_no_viewer(vae: Autoencod
 
 def test_a_loaded_model_makes_its_viewer_once(small_stable_diffusion: Path) -> None:
     loaded = load_pipeline(str(small_stable_diffusion), "float32", CPU)
-    assert "viewer" not in vars(loaded), "nothing is fitted before somebody wants it"
+    assert "_viewer" not in vars(loaded), "nothing is fitted before somebody wants it"
     assert loaded.viewer is loaded.viewer
