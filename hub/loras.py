@@ -62,7 +62,9 @@ class Loras:
         if file is not None:
             return file
         known = [each.name for each in self]
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:3]
+        alike = {each.lower(): each for each in known}
+        found = difflib.get_close_matches(name.lower().removesuffix(SUFFIX), alike, n=3, cutoff=0.5)
+        near = [alike[each] for each in found] or known[:3]
         shown = re.sub(r"[^ -~]", "?", name[:64])
         words = f"Near names: {', '.join(near)}. {ALL_LORAS}" if near else "This hub has none."
         raise InvalidRequest(f"loras: the LoRA '{shown}' does not exist. {words}", param="loras")

@@ -79,9 +79,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     max_queue: PositiveInt = 64
     max_batch: PositiveInt = 16
     device: Device = "auto"
-    device_memory_mb: PositiveInt | None = None
-    device_reserve_mb: Annotated[int, Meta(ge=0)] = 512
-    keep_alive: Annotated[int, Meta(ge=-1)] = 300
+    device_memory_mb: Annotated[int, Meta(ge=1, le=100_000_000)] | None = None
+    device_reserve_mb: Annotated[int, Meta(ge=0, le=100_000_000)] = 512
+    keep_alive: Annotated[int, Meta(ge=-1, le=10 * 366 * 24 * 3600)] = 300
     neighbours: list[str] = field(default_factory=list)
     engine_start_timeout: PositiveInt = 300
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -243,7 +243,10 @@ def _allowed(kind: Any) -> str:
     """What a setting takes, in words."""
     from msgspec import inspect
 
-    match inspect.type_info(kind):
+    told = inspect.type_info(kind)
+    if isinstance(told, inspect.UnionType):  # with None, which no file can say
+        told = next(each for each in told.types if not isinstance(each, inspect.NoneType))
+    match told:
         case inspect.Metadata(extra_json_schema={"description": str(words)}):
             return words
         case inspect.LiteralType():

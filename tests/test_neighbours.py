@@ -434,6 +434,11 @@ def test_a_request_does_not_wait_for_ever_and_who_falls_asleep_later_is_woken_al
     run(test)
 
 
+# A connection that is given up while it is made: anyio says so, at any later time.
+@pytest.mark.filterwarnings("ignore:coroutine 'connect_tcp:RuntimeWarning")
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <coroutine object connect_tcp:pytest.PytestUnraisableExceptionWarning"
+)
 def test_who_is_needed_again_at_once_is_not_woken(servers: ExitStack) -> None:
     vllm = servers.enter_context(VLLMServer())
 

@@ -12,6 +12,7 @@ from hub.api.described import as_json, errors, operation
 from hub.api.wire import AnyRequest, read_json
 from hub.engine.protocol import HeldModel, HeldModule, Memory
 from hub.engine.worker_process import DeviceState
+from hub.errors import InvalidRequest
 from hub.hub import Hub
 
 Where = Literal["device", "main memory", "partly on the device"]
@@ -82,9 +83,10 @@ class LoadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class UnloadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A model's id or alias; null is all of them."""
+    """A model's id or alias, or `all` of them."""
 
-    model: str | None = None
+    model: Annotated[str, Meta(examples=["builtin"])] | None = None
+    all: bool = False
 
 
 class Unloaded(Struct, kw_only=True):
@@ -133,6 +135,11 @@ async def unload(request: AnyRequest) -> Response[bytes]:
     """Gives a model's memory back, or that of all: at once, or when the requests that they work on are answered."""
     hub: Hub = request.app.state.hub
     wanted = await read_json(request, UnloadRequest)
+    if wanted.model is None and not wanted.all:
+        words = "Missing required parameter: 'model'. To unload all models, send 'all': true."
+        raise InvalidRequest(words, param="model", code="missing_required_parameter")
+    if wanted.model is not None and wanted.all:
+        raise InvalidRequest("Give 'model' or 'all', not both.", param="all")
     gone, later = await hub.unload(wanted.model)
     return _json(Unloaded(unloaded=gone, busy=later))
 

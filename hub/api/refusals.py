@@ -46,10 +46,12 @@ def invalid(words: str, kind: Any, *, in_form: bool = False) -> InvalidRequest:
     param = re.split(r"[.\[]", where)[0]
     field = _FIELD.search(words)
     if field and field["what"] == "unknown":
-        return unknown_parameter(field["field"])
+        unknown = unknown_parameter(f"{where}.{field['field']}" if where else field["field"])
+        return InvalidRequest(unknown.message, param=param or unknown.param, code=unknown.code)
     if field:
-        name = field["field"]
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
+        name = f"{where}.{field['field']}" if where else field["field"]
+        param = param or name
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=param, code="missing_required_parameter")
     plain = _PATH.sub("", words)
     wrong_type = _TYPE.match(plain)
     told = _of_type(wrong_type, in_form) if wrong_type else _of_value(plain, kind, param)

@@ -85,8 +85,8 @@ def unpin(*, model: str, **server: Any) -> None:
 def unload(*, model: str | None, everything: bool, **server: Any) -> None:
     """Give back the memory of MODEL, or of all models."""
     if (model is None) != everything:
-        raise click.UsageError("Name a model, or give --all.")
-    said = _call(server, "POST", "/v1/engine/unload", {"model": model})
+        raise click.UsageError("Name a model, or give --all, and not both.")
+    said = _call(server, "POST", "/v1/engine/unload", {"all": True} if everything else {"model": model})
     for name in said["unloaded"]:
         click.echo(f"{name} is unloaded.")
     for name in said["busy"]:

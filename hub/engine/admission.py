@@ -44,7 +44,7 @@ def words_for(request: Generate, pipeline: LoadedPipeline, residency: Residency)
     for size in list(_smaller(request.native, pipeline.multiple))[start:]:
         if least_of(pipeline, size, residency) <= capacity * (1 if start == 0 else 0.8):
             return f"{words}{size} would fit."
-    return f"{words}No size would fit: use a smaller model, or one whose manifest sets lossy.storage_dtype."
+    return f"{words}No size would fit: the model itself is too large for that."
 
 
 def least_of(pipeline: LoadedPipeline, size: Size, residency: Residency) -> int:

@@ -41,6 +41,10 @@ NEWS_INTERVAL = 0.1
 IN_TILES = Notice("size", "the device has too little memory for it at once; it was decoded in tiles, which may show")
 
 
+class NotNumbers(ArithmeticError):
+    """The picture has pixels that are no numbers: it would be a black one that looks like success."""
+
+
 class Blocked(Exception):
     """The model's own safety checker hid the picture: diffusers would answer with a black one."""
 
@@ -239,6 +243,8 @@ class Job:
         """Answers with a failure, unless the request has its answer."""
         if out_of_memory(error):
             error = TooLittleMemory(words_for(self.request, self._pipeline, self._residency))
+        if isinstance(error, NotNumbers) and self.request.loras:
+            error = Refused("loras", "With these LoRAs the model produces no valid picture (its numbers overflow).")
         self.outbox.close(failed_by(self.request.id, error))
 
     @functools.cached_property
@@ -268,7 +274,7 @@ def failed_by(request_id: int, error: BaseException) -> Failed:
         return Failed(request_id, "memory", str(error))
     if out_of_memory(error):
         return Failed(request_id, "memory", "The device has too little memory for what was asked. Unload other models.")
-    if isinstance(error, ArithmeticError):
+    if isinstance(error, NotNumbers):
         words = "The model produced no valid picture (its numbers overflowed)."
     else:
         words = f"The pipeline failed ({type(error).__name__}); the server's log has the details."
@@ -279,14 +285,14 @@ def to_uint8(picture: Any) -> Any:
     """A pipeline's picture as a NumPy array (height x width x 3, uint8).
 
     Most give a tensor (3 x height x width, 0 to 1), scaled and rounded on the device, so that a quarter of the bytes
-    travel; old ones a NumPy array (height x width x 3) or a Pillow picture. Raises ArithmeticError for NaN or infinite
-    pixels: they would become a black picture that looks like success.
+    travel; old ones a NumPy array (height x width x 3) or a Pillow picture. Raises NotNumbers for NaN or infinite
+    pixels.
     """
     if isinstance(picture, Image.Image):
         return np.asarray(picture.convert("RGB"))
     if isinstance(picture, np.ndarray):
         picture = torch.from_numpy(picture).permute(2, 0, 1)
     if not torch.isfinite(picture).all():
-        raise ArithmeticError("the model produced pixels that are not numbers")
+        raise NotNumbers
     scaled = picture.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     return scaled.expand(3, -1, -1).permute(1, 2, 0).contiguous().cpu().numpy()

@@ -108,7 +108,8 @@ class Loader:
             use(self._device)  # so is this
             self._done(Loaded(model, load(model, self._device, self._hashes, known), None))
         except Exception as error:
-            log.exception("loading %s failed", model.id)
+            told = isinstance(error, Unsupported)
+            log.error("loading %s failed%s", model.id, f": {error}" if told else "", exc_info=None if told else error)
             self._done(Loaded(model, None, error))
 
 

@@ -252,9 +252,9 @@ class Fitter:
         """`post`: takes what was read to the device thread, from any other."""
         self._device = device
         self._post = post
-        self._one = threading.Lock()
         self._adapters: WeakKeyDictionary[LoadedPipeline, Adapters] = WeakKeyDictionary()
-        self._reading: set[tuple[int, str, str]] = set()
+        self._reading: dict[tuple[int, str, str], tuple[LoadedPipeline, LoraFile]] = {}
+        """What is to be read, the first of it now."""
         self._waiting: dict[int, tuple[Generate, LoadedPipeline]] = {}
 
     def adapters(self, pipeline: LoadedPipeline) -> Adapters:
@@ -272,11 +272,11 @@ class Fitter:
         if not adapters.wearable.parts:
             raise Refused("loras", "This model's pipeline takes no LoRAs.")
         missing = adapters.missing(request.loras)
+        idle = not self._reading
         for file in missing:
-            if (id(pipeline), *_key(file)) not in self._reading:
-                self._reading.add((id(pipeline), *_key(file)))
-                work = (pipeline, adapters.wearable, file)
-                threading.Thread(target=self._read, args=work, name="loader", daemon=True).start()
+            self._reading.setdefault((id(pipeline), *_key(file)), (pipeline, file))
+        if idle:
+            self._read_next()
         if missing:
             self._waiting[request.id] = request, pipeline
         return not missing
@@ -297,7 +297,8 @@ class Fitter:
     def take(self, done: LoraRead, *, held: bool = True) -> tuple[list[Generate], Exception | None]:
         """Loads what was read, if its model is still `held`; the requests that have waited for it, and the error that
         they end with."""
-        self._reading.discard((id(done.pipeline), *_key(done.file)))
+        self._reading.pop((id(done.pipeline), *_key(done.file)), None)
+        self._read_next()
         error = done.error
         if done.read is not None and held:
             try:
@@ -316,18 +317,24 @@ class Fitter:
             del self._waiting[each.id]
         return back, error
 
+    def _read_next(self) -> None:
+        for pipeline, file in self._reading.values():
+            work = (pipeline, self.adapters(pipeline).wearable, file)
+            threading.Thread(target=self._read, args=work, name="loader", daemon=True).start()
+            return
+
     def _read(self, pipeline: LoadedPipeline, wearable: Wearable, file: LoraFile) -> None:
         """On a thread of its own, one LoRA at a time."""
         torch.set_grad_enabled(False)  # the switch is per thread
-        with self._one:
-            try:
-                use(self._device)  # so is this
-                read = wearable.read(file.name, file.path, file.identity)
-                self._post(LoraRead(pipeline, file, read, None))
-            except Exception as error:
-                if not isinstance(error, Unsupported):
-                    log.exception("reading the LoRA %s failed", file.name)
-                self._post(LoraRead(pipeline, file, None, error))
+        torch.set_num_threads(1)  # so is this: a team of its own would make the device thread's wait longer
+        try:
+            use(self._device)  # and this
+            read = wearable.read(file.name, file.path, file.identity)
+            self._post(LoraRead(pipeline, file, read, None))
+        except Exception as error:
+            if not isinstance(error, Unsupported):
+                log.exception("reading the LoRA %s failed", file.name)
+            self._post(LoraRead(pipeline, file, None, error))
 
 
 def _key(file: LoraFile) -> tuple[str, str]:

@@ -161,7 +161,7 @@ class Models:
         """Unloads those whose time is over; whether there were any."""
         now = time.monotonic()
         over = [key for key, model in self._held.items() if self._due(model, busy) <= now]
-        self._unload(over, "its time is over")
+        self._unload(over, "it was asked to go, or its time is over")
         return bool(over)
 
     def next_due(self, busy: Mapping[EngineModel, int]) -> float:
@@ -272,7 +272,7 @@ class Models:
 
 def gigabytes(count: float) -> str:
     """Bytes in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.0f} MB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 def _trim() -> None:

@@ -55,7 +55,7 @@ class Pictures:
     @property
     def busy(self) -> Counter[EngineModel]:
         """Requests by model, until they are answered."""
-        return Counter(job.request.model for job in self._jobs.values())
+        return Counter(job.request.model for job in self._jobs.values() if not job.outbox.closed)
 
     @property
     def drawing(self) -> bool:

@@ -280,6 +280,8 @@ class Worker:
         request = self._pictures.drop(request_id)
         if request is not None:
             self._models.ended(request.model)
+            if not self._pictures.busy:
+                self._tell_memory()
 
 
 def _not_loaded(request_id: int, error: Exception | None) -> Failed:
@@ -287,8 +289,8 @@ def _not_loaded(request_id: int, error: Exception | None) -> Failed:
         return Failed(request_id, "unusable", f"This model cannot be used here: {error}.")
     if isinstance(error, TooLittleMemory) or (error is not None and out_of_memory(error)):
         return failed_by(request_id, error)
-    words = f"The model's files could not be loaded ({type(error).__name__}); see the server's log."
-    return Failed(request_id, "failed", words)
+    words = f"its files could not be loaded ({type(error).__name__}); the server's log has the details"
+    return Failed(request_id, "unusable", f"This model cannot be used here: {words}.")
 
 
 def _read_forever(connection: socket.socket, worker: Worker) -> None:

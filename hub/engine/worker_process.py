@@ -225,6 +225,7 @@ class WorkerProcess:
             *(("--limit", str(settings.device_memory_mb * MEGABYTE)) if settings.device_memory_mb else ()),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
+            process_group=0,  # Ctrl-C reaches all of the terminal's; the worker ends with its connection
             env={**os.environ, **self._environment, **code_caches(settings.cache_dir)},
         )
 
@@ -297,7 +298,7 @@ class WorkerProcess:
             self._writer.close()  # at which the worker exits
             self._writer = None
         self._memory, self._held, self._loading, self.holds = (0, 0), frozenset(), {}, None
-        words = "The engine process stopped while it made this picture. It is being restarted; try again."
+        words = "The engine process stopped while it worked on this. It is being restarted; try again."
         self.requests.fail_all(words)
         self._on_memory()
         return was_ready

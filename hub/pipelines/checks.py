@@ -50,6 +50,8 @@ def check_folder(folder: Path, *, given: Collection[str] = (), root: Path | None
         check_configs(part, root)
         if component.name in given:
             continue
+        if not (part.is_dir() and any(part.iterdir())):
+            raise Unsupported(f"the folder {part.relative_to(root)} is missing, or empty")
         if issubclass(component.cls, DiffusionPipeline):
             check_folder(part, root=root)
         elif component.has_weights:

@@ -152,6 +152,8 @@ class Wearable:
             raise Unsupported(f"does not fit this model: '{shown}' needs {needs}, and it has {has}")
         if not (down.is_floating_point() and up.is_floating_point()):
             raise Unsupported(f"is no plain LoRA: '{shown}' is not kept as decimal numbers")
+        if not (torch.isfinite(down).all() and torch.isfinite(up).all()):
+            raise Unsupported(f"is damaged: '{shown}' holds what are no numbers")
         alpha = scales[path] if path in scales else _alpha_in(about, path, rank)
         if not math.isfinite(alpha):
             raise Unsupported(f"is damaged: the alpha of '{shown}' is no number")

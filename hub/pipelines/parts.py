@@ -259,4 +259,6 @@ def _read_own(part: Component, place: Path, folder: Path, dtype: torch.dtype, qu
         raise Unsupported(
             f"components.{part.name}: its config.json names no model of diffusers, and no other code is run"
         )
+    if cls is not part.cls and not (hasattr(cls, "decode") and hasattr(part.cls, "decode")):
+        raise Unsupported(f"components.{part.name} is a {cls.__name__}, where a {part.cls.__name__} is needed")
     return _from_folder(part.name, cls, place, dtype, quantization)

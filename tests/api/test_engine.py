@@ -34,7 +34,7 @@ def models(server: Server) -> dict[str, Any]:
 
 
 def test_a_model_is_loaded_pinned_told_and_unloaded(owned: Server) -> None:
-    ask(owned, "/v1/engine/unload", {})
+    ask(owned, "/v1/engine/unload", {"all": True})
     assert models(owned) == {}
     start = time.time()
     (device,) = ask(owned, "/v1/engine/load", {"model": "dall-e-3", "pinned": True})["devices"]
@@ -67,6 +67,9 @@ def test_a_model_is_loaded_pinned_told_and_unloaded(owned: Server) -> None:
         ("load", {"model": 1}, 400, "model"),
         ("load", {"model": "builtin", "pinned": "yes"}, 400, "pinned"),
         ("unload", {"models": []}, 400, "models"),
+        ("unload", {}, 400, "model"),
+        ("unload", {"model": None}, 400, "model"),
+        ("unload", {"model": "builtin", "all": True}, 400, "all"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(owned: Server, path: str, body: Any, status: int, param: str) -> None:
@@ -76,7 +79,7 @@ def test_what_makes_no_sense_is_refused_by_name(owned: Server, path: str, body: 
 
 def test_without_a_key_nothing_is_told_or_done(owned: Server) -> None:
     assert call(f"{owned.url}/v1/engine").status == 401
-    assert call(f"{owned.url}/v1/engine/unload", {}).status == 401
+    assert call(f"{owned.url}/v1/engine/unload", {"all": True}).status == 401
 
 
 def test_the_command_line_does_the_same(owned: Server, tmp_path: Path) -> None:
@@ -106,7 +109,7 @@ def test_the_command_line_says_what_is_wrong(owned: Server, tmp_path: Path) -> N
         ("load", "nope", "--url", owned.url, "--key", KEY): "'nope' does not exist",
         ("status", "--url", "http://127.0.0.1:9"): "no hub answers at http://127.0.0.1:9",
         ("status", "--url", "nonsense"): "no hub answers",
-        ("unload", "--url", owned.url): "Name a model, or give --all",
+        ("unload", "--url", owned.url): "Name a model, or give --all, and not both",
     }
     for arguments, words in told.items():
         done = hub("engine", *arguments, cwd=tmp_path)

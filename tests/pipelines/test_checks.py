@@ -255,3 +255,12 @@ def test_a_tensor_that_is_left_out_is_refused_by_its_name(family: str, tmp_path:
             assert name.rpartition(".")[0].rpartition(".")[2] in said
         file.write_bytes(whole)
     load_pipeline(str(folder), "float32", CPU)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "scheduler", "unet"])
+def test_a_missing_folder_of_a_component_is_named(model: Path, name: str) -> None:
+    """Without a tokenizer's, transformers makes up one that knows no words."""
+    shutil.rmtree(model / name)
+    assert refused(model).startswith(f"the folder {name} is missing")
+    (model / name).mkdir()
+    assert name in refused(model)
