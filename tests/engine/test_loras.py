@@ -409,12 +409,12 @@ def test_requests_for_the_same_lora_wait_for_one_reading(
     assert [fitter.ready(each, pipeline) for each in asked] == [False] * 4
     assert fitter.busy == {asked[0].model: 4}, "so that the model is not unloaded meanwhile"
     fitter.forget(1)
-    found = {each.file.name: each for each in (done.get(timeout=60), done.get(timeout=60))}
-    assert done.empty()
-    assert fitter.take(found["ink"]) == ([asked[0], asked[2], asked[3]], None)
+    ink = done.get(timeout=60)
+    assert done.empty(), "one is read after another"
+    assert fitter.take(ink) == ([asked[0], asked[2], asked[3]], None)
     assert fitter.ready(asked[0], pipeline)
     assert not fitter.ready(asked[3], pipeline), "it needs another one"
-    assert fitter.take(found["styles/oil"]) == ([asked[3]], None)
+    assert fitter.take(done.get(timeout=60)) == ([asked[3]], None)
     assert fitter.ready(asked[3], pipeline)
     assert not fitter.busy
     outfit = fitter.outfit(asked[3], pipeline)
@@ -429,7 +429,8 @@ def test_a_lora_that_does_not_fit_ends_its_requests_alone(
     pipeline = load_pipeline(str(small.model), "float32", CPU)
     bad, good = frame(WISHES["plain"], large.ink, id=1), frame(WISHES["plain"], small.oil, id=2)
     assert not fitter.ready(bad, pipeline) and not fitter.ready(good, pipeline)
-    for read in (done.get(timeout=60), done.get(timeout=60)):
+    for _ in range(2):
+        read = done.get(timeout=60)
         (back,), error = fitter.take(read)
         assert back == (bad if isinstance(error, Refused) else good)
         assert error is None or (isinstance(error, Refused) and error.param == "loras")
@@ -444,7 +445,8 @@ def test_a_lora_that_fits_one_of_two_models_ends_the_others_request_alone(
     pipelines = [load_pipeline(str(each.model), "float32", CPU) for each in (small, large)]
     asked = [frame(WISHES["plain"], small.ink, id=number) for number in range(2)]
     assert [fitter.ready(*each) for each in zip(asked, pipelines, strict=True)] == [False, False]
-    for read in (done.get(timeout=60), done.get(timeout=60)):
+    for _ in range(2):
+        read = done.get(timeout=60)
         back, error = fitter.take(read)
         assert (back, error is None) == ([asked[pipelines.index(read.pipeline)]], read.pipeline is pipelines[0])
 

@@ -121,7 +121,7 @@ def test_weights_that_are_not_there_are_told(model: Path) -> None:
     file.symlink_to(model / "gone")
     assert "a link that leads nowhere" in refused(model)
     shutil.rmtree(model / "unet")
-    assert refused(model) == "the folder unet is missing"
+    assert refused(model) == "the folder unet is missing, or empty"
 
 
 def test_a_missing_shard_is_refused_by_its_name(model: Path) -> None:
