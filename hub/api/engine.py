@@ -12,9 +12,9 @@ from hub.api.described import as_json, errors, operation
 from hub.api.wire import AnyRequest, read_json
 from hub.engine.protocol import HeldModel, HeldModule, Memory
 from hub.engine.worker_process import DeviceState
-from hub.errors import InvalidRequest
 from hub.hub import Hub
 
+EVERY = "*"
 Where = Literal["device", "main memory", "partly on the device"]
 
 
@@ -83,10 +83,9 @@ class LoadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class UnloadRequest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """A model's id or alias, or `all` of them."""
+    """A model's id or alias, or `*` for all of them."""
 
-    model: Annotated[str, Meta(examples=["builtin"])] | None = None
-    all: bool = False
+    model: Annotated[str, Meta(examples=["builtin"])]
 
 
 class Unloaded(Struct, kw_only=True):
@@ -135,12 +134,7 @@ async def unload(request: AnyRequest) -> Response[bytes]:
     """Gives a model's memory back, or that of all: at once, or when the requests that they work on are answered."""
     hub: Hub = request.app.state.hub
     wanted = await read_json(request, UnloadRequest)
-    if wanted.model is None and not wanted.all:
-        words = "Missing required parameter: 'model'. To unload all models, send 'all': true."
-        raise InvalidRequest(words, param="model", code="missing_required_parameter")
-    if wanted.model is not None and wanted.all:
-        raise InvalidRequest("Give 'model' or 'all', not both.", param="all")
-    gone, later = await hub.unload(wanted.model)
+    gone, later = await hub.unload(None if wanted.model == EVERY else wanted.model)
     return _json(Unloaded(unloaded=gone, busy=later))
 
 

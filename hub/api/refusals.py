@@ -46,12 +46,10 @@ def invalid(words: str, kind: Any, *, in_form: bool = False) -> InvalidRequest:
     param = re.split(r"[.\[]", where)[0]
     field = _FIELD.search(words)
     if field and field["what"] == "unknown":
-        unknown = unknown_parameter(f"{where}.{field['field']}" if where else field["field"])
-        return InvalidRequest(unknown.message, param=param or unknown.param, code=unknown.code)
+        return unknown_parameter(field["field"])
     if field:
-        name = f"{where}.{field['field']}" if where else field["field"]
-        param = param or name
-        return InvalidRequest(f"Missing required parameter: '{name}'.", param=param, code="missing_required_parameter")
+        name = field["field"]
+        return InvalidRequest(f"Missing required parameter: '{name}'.", param=name, code="missing_required_parameter")
     plain = _PATH.sub("", words)
     wrong_type = _TYPE.match(plain)
     told = _of_type(wrong_type, in_form) if wrong_type else _of_value(plain, kind, param)

@@ -86,7 +86,7 @@ def unload(*, model: str | None, everything: bool, **server: Any) -> None:
     """Give back the memory of MODEL, or of all models."""
     if (model is None) != everything:
         raise click.UsageError("Name a model, or give --all, and not both.")
-    said = _call(server, "POST", "/v1/engine/unload", {"all": True} if everything else {"model": model})
+    said = _call(server, "POST", "/v1/engine/unload", {"model": "*" if everything else model})
     for name in said["unloaded"]:
         click.echo(f"{name} is unloaded.")
     for name in said["busy"]:

@@ -90,24 +90,16 @@ def load_pipeline(
         quantization=quantization,
     )
     small = {"vae": small_decoder(folder, decoder, computed)} if decoder else {}
-    own = {}
+    own: dict[str, str] = {}
     if known is not None and config is None:  # of a single file's parts nothing is known
         uses = dict.fromkeys(DENOISERS, f"{storage_dtype} {quantization} {variant}")
         found = identities(folder, str(computed), uses, hashes)
         own = {name: identity for name, identity in found.items() if name not in {*source.components, *small}}
     shared = {name: known[identity] for name, identity in own.items() if known and identity in known}
-    given = {**family_at(folder).components(folder), **small, **shared}
-    parts = {**read_parts(source, computed, device, given={*small, *shared}), **given}
-    base = DiffusionPipeline.from_pretrained(
-        folder, dtype=computed, use_safetensors=True, local_files_only=True, **parts
-    )
-    refuse_unset(base)
-    if hasattr(base, "_set_pag_attn_processor"):
-        raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
+    base = _read(source, computed, device, given={**small, **shared})
     fresh = {name: module for name, module in base.components.items() if name not in shared}
     if storage_dtype is not None:
         _keep_small(base, fresh, storage_dtype)
-    base.set_progress_bar_config(disable=True)
     _prepare(base, fresh, device)
     if scheduler is not None or scheduler_options:
         further = family_of(type(base).__name__).schedulers
@@ -115,6 +107,19 @@ def load_pipeline(
     pipeline = LoadedPipeline(base)
     pipeline.identities = own
     return pipeline
+
+
+def _read(source: Source, dtype: torch.dtype, device: torch.device, given: Mapping[str, Any]) -> DiffusionPipeline:
+    """The pipeline with the components that are `given`, and all others from the files."""
+    folder = str(source.folder)
+    usual = family_at(folder).components(folder)
+    parts = {**read_parts(source, dtype, device, given=given), **usual, **given}
+    base = DiffusionPipeline.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, **parts)
+    refuse_unset(base)
+    if hasattr(base, "_set_pag_attn_processor"):
+        raise Unsupported("pipelines with perturbed attention (PAG) change the shared model while they draw")
+    base.set_progress_bar_config(disable=True)
+    return base
 
 
 def _keep_small(base: DiffusionPipeline, fresh: Mapping[str, Any], storage_dtype: str) -> None:

@@ -34,7 +34,7 @@ def models(server: Server) -> dict[str, Any]:
 
 
 def test_a_model_is_loaded_pinned_told_and_unloaded(owned: Server) -> None:
-    ask(owned, "/v1/engine/unload", {"all": True})
+    ask(owned, "/v1/engine/unload", {"model": "*"})
     assert models(owned) == {}
     start = time.time()
     (device,) = ask(owned, "/v1/engine/load", {"model": "dall-e-3", "pinned": True})["devices"]
@@ -79,7 +79,7 @@ def test_what_makes_no_sense_is_refused_by_name(owned: Server, path: str, body: 
 
 def test_without_a_key_nothing_is_told_or_done(owned: Server) -> None:
     assert call(f"{owned.url}/v1/engine").status == 401
-    assert call(f"{owned.url}/v1/engine/unload", {"all": True}).status == 401
+    assert call(f"{owned.url}/v1/engine/unload", {"model": "*"}).status == 401
 
 
 def test_the_command_line_does_the_same(owned: Server, tmp_path: Path) -> None:
