@@ -118,9 +118,10 @@ def loading_bytes(model: EngineModel, device: torch.device) -> int:
     wide = choose_dtype(model.dtype, device).itemsize
     try:
         places = places_of(model.path, model.config, dict(model.components), model.decoder)
-    except Unsupported:  # loading it will tell
+        return sum(_bytes_in(file, wide) for place in places for file in _files_in(Path(place), model))
+    except Exception as error:  # whatever is wrong with the files, loading them will tell
+        log.info("the size of %s is not known: %r", model.id, error)
         return 0
-    return sum(_bytes_in(file, wide) for place in places for file in _files_in(Path(place), model))
 
 
 def _files_in(place: Path, model: EngineModel) -> Iterator[Path]:

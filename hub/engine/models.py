@@ -119,9 +119,11 @@ class Models:
         return sum(held.values())
 
     def discard(self, key: EngineModel) -> None:
-        """One that cannot be put in its place."""
+        """One that could not be loaded, or put in its place."""
         if key in self._held:
             self._unload([key], "it could not be set up")
+        else:
+            free_caches(self._device)
 
     def forget(self, request_id: int) -> None:
         """A request that does not wait any more."""

@@ -43,7 +43,7 @@ class Pictures:
         """`send` takes frames, and `answered` the ids of requests that have their answer, both from any thread."""
         self._device = device
         self._send = send
-        self._answered = answered
+        self._on_answer = answered
         self._residency = residency
         self.halt = Halt(lambda picture: self._pictures[picture][0].request.id)
         self._weave = Weave(max_batch, self._on_step, self._on_done, meter=meter, halt=self.halt, residency=residency)
@@ -54,8 +54,13 @@ class Pictures:
 
     @property
     def busy(self) -> Counter[EngineModel]:
-        """Requests by model, until they are answered."""
-        return Counter(job.request.model for job in self._jobs.values() if not job.outbox.closed)
+        """Requests by model, until they are dropped."""
+        return Counter(job.request.model for job in self._jobs.values())
+
+    @property
+    def answered(self) -> list[int]:
+        """The ids of requests that have their answer, and are not dropped yet."""
+        return [number for number, job in self._jobs.items() if job.outbox.closed]
 
     @property
     def drawing(self) -> bool:
@@ -124,7 +129,7 @@ class Pictures:
     def _clean_up(self, job: Job) -> None:
         """A request that has its answer leaves nothing behind."""
         if job.outbox.closed:
-            self._answered(job.request.id)
+            self._on_answer(job.request.id)
 
     def _fail(self, job: Job, error: BaseException) -> None:
         blocked = isinstance(error, Blocked)

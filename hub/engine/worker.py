@@ -129,6 +129,8 @@ class Worker:
                 case Cancel():
                     self._cancel(message.id)
                 case Unload():
+                    for number in self._pictures.answered:  # they hold their models as long as they are there
+                        self._cancel(number)
                     gone, later = self._models.release(message.models, self._busy)
                     self._tell_memory()
                     self.send(Settled(message.id, gone, later))

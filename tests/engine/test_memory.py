@@ -30,6 +30,7 @@ from hub.engine.residency import Residency
 from hub.engine.worker import Worker
 from hub.errors import ModelUnusable, OutOfMemory
 from hub.hub import Hub
+from hub.pipelines import Unsupported
 from hub.receipt import receipt_in
 from hub.settings import Settings
 from hub.types import ImageRequest, ImageResult, Size
@@ -397,6 +398,17 @@ def test_the_type_that_weights_are_loaded_in_counts(tmp_path: Path, small_stable
     whole = loading_bytes(key("a", small_stable_diffusion), CPU)
     assert loading_bytes(key("a", half), CPU) == pytest.approx(whole, rel=0.05)
     assert loading_bytes(EngineModel("a", str(half), "float16"), CPU) == pytest.approx(whole / 2, rel=0.05)
+
+
+def test_a_folder_that_makes_no_sense_has_no_size_and_is_told_by_its_load(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    models, inbox = books(Residency(CPU))
+    for number, path in enumerate((tmp_path, tmp_path / "gone")):
+        assert loading_bytes(key("a", path), CPU) == 0
+        models.wait_for(Load(number, key("a", path)), {})
+        loaded = inbox.get(timeout=60)
+        assert isinstance(loaded.error, Unsupported)
+        assert models.take(loaded) == [Load(number, key("a", path))]
 
 
 def test_a_model_that_is_unloaded_while_it_is_loaded_serves_those_who_wait_and_goes(
