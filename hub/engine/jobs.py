@@ -23,7 +23,7 @@ from hub.engine.loras import Outfit
 from hub.engine.meeting import Budget, Run
 from hub.engine.models import TooLittleMemory
 from hub.engine.protocol import Failed, Finished, FromWorker, Generate, Notice, Previewed, Stepped
-from hub.engine.receipts import receipt_of
+from hub.engine.receipts import facts_of, receipt_of
 from hub.engine.residency import Residency
 from hub.imaging.encode import Finisher
 from hub.pipelines.auto import LoadedPipeline
@@ -108,10 +108,12 @@ class Job:
         where the pipeline cannot do what was asked, strictly or at all, and TooLittleMemory."""
         self.request = request
         self.outbox = Outbox(send)
-        self._pipeline = pipeline
+        self._pipeline: LoadedPipeline | None = pipeline
+        self._facts = facts_of(pipeline)
         self._residency = residency
         self._on_preview = on_preview
         self._outfit = outfit
+        self._loras = outfit.told if outfit else ()
         self._images: list[bytes] = [b""] * len(request.seeds)
         self._made = 0
         self._told = -math.inf
@@ -137,11 +139,13 @@ class Job:
     def body(self, index: int) -> tuple[Callable[[], Any], Callable[[], int], Callable[[], int] | None]:
         """For picture `index`: the call that makes it, the number of its denoising steps once it runs, and of those
         that are done, which is told by its noise scheduler: some pipelines call their denoiser twice a step."""
-        own = self._pipeline.own_copy(self.request.task, self.request.scheduler)
+        pipeline, outfit = self._pipeline, self._outfit
+        assert pipeline is not None  # noqa: S101  # it is released when all is drawn
+        own = pipeline.own_copy(self.request.task, self.request.scheduler)
         # Noise is drawn on the CPU: the same seed gives the same noise on every device.
         generator = torch.Generator("cpu").manual_seed(self.request.seeds[index])
         arguments = {**self._arguments, "generator": generator, "output_type": "pt"}
-        accepted = self._pipeline.accepts(self.request.task)
+        accepted = pipeline.accepts(self.request.task)
         done = 0
 
         def steps() -> int:
@@ -149,7 +153,7 @@ class Job:
 
         def draw() -> Any:
             if isinstance(run := greenlet.getcurrent(), Run):
-                run.outfit = self._outfit
+                run.outfit = outfit
             try:
                 result = own(**{name: value for name, value in arguments.items() if name in accepted})
             finally:  # the scheduler, its step and this job would keep one another, and the pictures, alive
@@ -239,9 +243,14 @@ class Job:
             log.exception("%s: a preview could not be encoded", self.request.label or self.request.id)
         self.outbox.put(ticket, lambda: preview)
 
+    def release(self) -> None:
+        """Lets go of the model: nothing more is drawn. An encoder's thread may still have the job in its hands, and
+        would keep a model that is unloaded."""
+        self._pipeline = self._viewer = self._outfit = None
+
     def fail(self, error: BaseException) -> None:
         """Answers with a failure, unless the request has its answer."""
-        if out_of_memory(error):
+        if out_of_memory(error) and self._pipeline is not None:
             error = TooLittleMemory(words_for(self.request, self._pipeline, self._residency))
         if isinstance(error, NotNumbers) and self.request.loras:
             error = Refused("loras", "With these LoRAs the model produces no valid picture (its numbers overflow).")
@@ -250,7 +259,7 @@ class Job:
     @functools.cached_property
     def _receipt(self) -> Receipt:
         """The first picture's; of the others only the seed differs. Sources are hashed once, on an encoder's thread."""
-        return receipt_of(self.request, self._pipeline, self._outfit.told if self._outfit else ())
+        return receipt_of(self.request, self._facts, self._loras)
 
     def _text(self, index: int) -> dict[str, str]:
         seed = self.request.seeds[index]

@@ -93,6 +93,8 @@ class Pictures:
         for number in [n for n, (job, _) in self._pictures.items() if job.request.id == request_id]:
             del self._pictures[number]
             self._weave.cancel(number)
+        if job is not None:
+            job.release()
         return job.request if job is not None else None
 
     def _on_step(self, number: int, done: int, total: int) -> None:

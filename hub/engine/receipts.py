@@ -7,13 +7,29 @@ import hashlib
 from importlib.metadata import version
 from pathlib import Path
 
+from msgspec import Struct
+
 from hub import __version__
 from hub.engine.protocol import Generate
 from hub.pipelines.auto import LoadedPipeline
 from hub.receipt import DrawnLora, Receipt
 
 
-def receipt_of(request: Generate, pipeline: LoadedPipeline, loras: tuple[DrawnLora, ...] = ()) -> Receipt:
+class Facts(Struct, frozen=True):
+    """What a receipt has of the pipeline itself (see LoadedPipeline)."""
+
+    weights: str
+    scheduler: str | None
+    dtype: str
+    device: str
+
+
+def facts_of(pipeline: LoadedPipeline) -> Facts:
+    """For a receipt that is written when the pipeline may be gone."""
+    return Facts(pipeline.weights, pipeline.scheduler, pipeline.dtype, pipeline.device)
+
+
+def receipt_of(request: Generate, pipeline: Facts, loras: tuple[DrawnLora, ...] = ()) -> Receipt:
     """What the request's first picture follows from. `loras`: as they were read."""
     model = request.model
     lossy = {
