@@ -7,6 +7,7 @@ then which modules leave the device (see `residency`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from weakref import WeakKeyDictionary
 
 from hub.engine.meeting import Place
 from hub.engine.models import TooLittleMemory, gigabytes
@@ -17,8 +18,13 @@ from hub.pipelines.tiling import can_tile, tile_side
 from hub.pipelines.workspace import decode_bytes, denoise_bytes, read_bytes
 from hub.types import Size
 
+MOST_SIZES = 64
+"""Of a model, whose needs are remembered."""
 ATTEMPTS = 24
 """Sizes that are tried in words, each a tenth smaller in each side."""
+
+
+_seen: WeakKeyDictionary[LoadedPipeline, dict[Size, tuple[dict[Place, int], int]]] = WeakKeyDictionary()
 
 
 def needs_of(pipeline: LoadedPipeline, size: Size) -> dict[Place, int]:
@@ -28,10 +34,16 @@ def needs_of(pipeline: LoadedPipeline, size: Size) -> dict[Place, int]:
 
 def admit(request: Generate, pipeline: LoadedPipeline, residency: Residency) -> Mapping[Place, int]:
     """What its rows will take (see `needs_of`). Raises TooLittleMemory."""
-    least, capacity = least_of(pipeline, request.native, residency), residency.capacity
-    if least > capacity:
+    known = _seen.setdefault(pipeline, {})
+    if request.native not in known:  # to ask every module takes milliseconds, and the answers stay the same
+        if len(known) >= MOST_SIZES:
+            known.clear()
+        needs = needs_of(pipeline, request.native)
+        known[request.native] = needs, least_of(pipeline, request.native, residency)
+    needs, least = known[request.native]
+    if least > residency.capacity:
         raise TooLittleMemory(words_for(request, pipeline, residency))
-    return needs_of(pipeline, request.native)
+    return needs
 
 
 def words_for(request: Generate, pipeline: LoadedPipeline, residency: Residency) -> str:

@@ -23,12 +23,12 @@ class Part:
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         self.parameters = list(parameters)
+        self.bytes = self._bytes()
+        """Of all of them, in the type that they had when they came or left last."""
         self.here = True
         self.home: list[torch.Tensor] | None = None
 
-    @property
-    def bytes(self) -> int:
-        """Of all of them, in the type that they have now."""
+    def _bytes(self) -> int:
         return sum(each.numel() * each.element_size() for each in self.parameters)
 
     @property
@@ -44,6 +44,7 @@ class Part:
         for each in self.parameters:
             each.data = _stand_in(each.data, device)
         self.here = False
+        self.bytes = self._bytes()
 
     def arrive(self, device: torch.device, *, stays: bool) -> None:
         """To the device. `stays`: it need not leave soon, and what is in main memory is given up. Raises
@@ -55,6 +56,7 @@ class Part:
         for each, tensor in zip(self.parameters, moved, strict=True):
             each.data = tensor
         self.here = True
+        self.bytes = self._bytes()
         if stays:
             self.home = None
         elif device.type == "cuda" and 2 * self.bytes < main_memory()[1]:

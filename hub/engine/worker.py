@@ -62,6 +62,10 @@ WATCH = 2.0
 """Seconds between two looks at how much of the device other programs have left."""
 
 
+QUIET = 0.05
+"""Seconds without a request, after which the end of the last one is told: the next one does not have to wait for it."""
+
+
 class Worker:
     """The device thread's state. Only that thread touches it, except for `send` and the inbox."""
 
@@ -94,6 +98,7 @@ class Worker:
         self._streams = streams_for(device)
         self._compiler = compiler
         self._told: Memory | None = None
+        self._untold = False
         self._looked = time.monotonic()
 
     def send(self, message: FromWorker) -> None:
@@ -112,17 +117,23 @@ class Worker:
     def run(self) -> None:
         """The device thread's life: take what came in, run one forward, again. Never returns."""
         while True:
-            self._take(block=not self._pictures.drawing)
-            self._keep_house()
+            came = self._take(block=not self._pictures.drawing)
+            if came or time.monotonic() - self._looked >= WATCH:
+                self._keep_house()
             if self._pictures.drawing:
                 self._pictures.tick()
 
-    def _take(self, *, block: bool) -> None:
+    def _take(self, *, block: bool) -> bool:
+        """Whether anything came, or the time of something."""
+        came = block
         while True:
             try:
                 message = self.inbox.get(block=block, timeout=self._idle_for() if block else None)
             except queue.Empty:
-                return
+                if block and self._untold:
+                    self._tell_memory()
+                return came
+            came = True
             match message:
                 case Generate() | Load():
                     self._admit(message)
@@ -147,7 +158,7 @@ class Worker:
 
     def _idle_for(self) -> float:
         """Seconds after which there is something to do, though nothing comes in."""
-        return min(WATCH, self._models.next_due(self._busy))
+        return min(QUIET if self._untold else WATCH, self._models.next_due(self._busy))
 
     def _keep_house(self) -> None:
         """Between forwards: unloads what has been idle for long, and gives way to other programs."""
@@ -245,6 +256,7 @@ class Worker:
 
     def _tell_memory(self, tried: EngineModel | None = None) -> None:
         """Tells what has changed. `tried`: the model that was just to be loaded."""
+        self._untold = False
         try:
             device = memory_of(self._device)
         except RuntimeError:  # a device that is broken says so at the next forward, too
@@ -282,8 +294,7 @@ class Worker:
         request = self._pictures.drop(request_id)
         if request is not None:
             self._models.ended(request.model)
-            if not self._pictures.busy:
-                self._tell_memory()
+            self._untold = True
 
 
 def _not_loaded(request_id: int, error: Exception | None) -> Failed:
