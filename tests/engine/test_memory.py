@@ -277,7 +277,7 @@ def test_a_worker_that_is_out_of_memory_says_so_and_goes_on(large: Settings) -> 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "changes", [{"keep_alive": 0}, {"device_memory_mb": 20}], ids=["from disk", "from main memory"]
+    "changes", [{"keep_alive": 0}, {"device_memory_mb": 14}], ids=["from disk", "from main memory"]
 )
 def test_fifty_rounds_of_two_models_leave_no_growth(settings: Settings, tmp_path: Path, changes: Any) -> None:
     """a, b, a, b …: each time the other one is loaded anew, or brought to a device that holds one of them."""
