@@ -49,6 +49,8 @@ class HubError(Exception):
     status: int = 500
     type: str = "server_error"
     code: str = "internal_error"
+    final: bool = False
+    """Whether the same request would fail again: OpenAI's clients, which repeat a 409 or a 5xx, are told not to."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None
@@ -60,6 +62,8 @@ class HubError(Exception):
         self.code = code or self.code
         self.retry_after = retry_after
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        if self.final:
+            self.headers["x-should-retry"] = "false"
 
     @property
     def body(self) -> ErrorBody:
@@ -135,10 +139,7 @@ class IdempotencyKeyReuse(HubError):
     status = 409
     type = "invalid_request_error"
     code = "idempotency_key_reuse"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.headers = {"x-should-retry": "false"}
+    final = True
 
 
 class JobCancelled(HubError):
@@ -147,10 +148,10 @@ class JobCancelled(HubError):
     status = 409
     type = "invalid_request_error"
     code = "job_cancelled"
+    final = True
 
     def __init__(self) -> None:
         super().__init__("This job was cancelled.")
-        self.headers = {"x-should-retry": "false"}
 
 
 class FileExpired(HubError):
@@ -201,10 +202,7 @@ class OutOfMemory(HubError):
 
     status = 503
     code = "out_of_memory"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.headers = {"x-should-retry": "false"}
+    final = True
 
 
 class ModelUnusable(HubError):
@@ -212,10 +210,7 @@ class ModelUnusable(HubError):
 
     status = 503
     code = "model_unusable"
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.headers = {"x-should-retry": "false"}
+    final = True
 
 
 class StorageFull(HubError):
