@@ -2,6 +2,7 @@
 
 HubError
 ├── InvalidRequest          400  invalid_request_error   the request itself is wrong; `param` names the field
+│   ├── ModelRefused        400  model_refused            files that no model may have here: code, pickles, paths …
 │   ├── UnsupportedMedia    415  unsupported_media_type
 │   └── BodyTooLarge        413  request_too_large
 ├── InvalidApiKey           401  invalid_api_key
@@ -9,6 +10,7 @@ HubError
 ├── FileForbidden           403  invalid_signature
 ├── ModelNotFound           404  model_not_found
 ├── NotFound                404  not_found
+├── ModelExists         409  model_exists             another model has this id already
 ├── IdempotencyKeyReuse     409  idempotency_key_reuse    the key came before, with another body
 ├── JobCancelled            409  job_cancelled            somebody cancelled the job of this request
 ├── FileExpired             410  file_expired
@@ -79,6 +81,13 @@ class InvalidRequest(HubError):
     code = "invalid_value"
 
 
+class ModelRefused(InvalidRequest):
+    """Files that no model may have here, whoever brings them."""
+
+    code = "model_refused"
+    final = True
+
+
 class UnsupportedMedia(InvalidRequest):
     """The body is not JSON by its content type."""
 
@@ -109,6 +118,22 @@ class HostNotAllowed(HubError):
     code = "host_not_allowed"
 
 
+class AdminRequired(HubError):
+    """What only the hub's owner may do."""
+
+    status = 403
+    type = "permission_error"
+    code = "admin_required"
+
+
+class RepoForbidden(HubError):
+    """Hugging Face gives this repository to those alone who have a token or have accepted its terms."""
+
+    status = 403
+    type = "permission_error"
+    code = "repo_forbidden"
+
+
 class FileForbidden(HubError):
     """The link to a generated file was altered or made up."""
 
@@ -125,12 +150,29 @@ class ModelNotFound(HubError):
     code = "model_not_found"
 
 
+class RepoNotFound(HubError):
+    """Hugging Face has no such repository, revision or file."""
+
+    status = 404
+    type = "invalid_request_error"
+    code = "repo_not_found"
+
+
 class NotFound(HubError):
     """Nothing is served at this path."""
 
     status = 404
     type = "invalid_request_error"
     code = "not_found"
+
+
+class ModelExists(HubError):
+    """Another model has the id already."""
+
+    status = 409
+    type = "invalid_request_error"
+    code = "model_exists"
+    final = True
 
 
 class IdempotencyKeyReuse(HubError):
@@ -195,6 +237,28 @@ class EngineUnavailable(HubError):
 
     status = 503
     code = "engine_unavailable"
+
+
+class PullFailed(HubError):
+    """Hugging Face failed, or the way there. What has come is kept, and the next pull goes on from there."""
+
+    status = 502
+    code = "pull_failed"
+
+
+class Offline(HubError):
+    """What was asked for would leave the machine, and its owner has set `offline`."""
+
+    status = 503
+    code = "offline"
+    final = True
+
+
+class ModelLoading(HubError):
+    """The model's weights are on their way; the words say how far."""
+
+    status = 503
+    code = "model_loading"
 
 
 class OutOfMemory(HubError):

@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from hub.engine.supervisor import Engine
-from hub.errors import ConfigurationError, ModelNotFound
+from hub.errors import ConfigurationError, ModelNotFound, ModelUnusable
 from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
 from hub.loras import Loras
+from hub.manifest import ModelManifest
 from hub.neighbours import Neighbours
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
-from hub.registry import open_registry
+from hub.registry import LiveRegistry, Registry, absence
 from hub.routing import route
 from hub.settings import Settings
 from hub.store import Store
@@ -34,13 +35,16 @@ class Hub:
     def __init__(self, settings: Settings) -> None:
         """Reads and checks everything but starts nothing. Raises ConfigurationError naming file and field."""
         self.settings = settings
-        self.registry = open_registry(settings.models_dirs, settings.aliases)
+        self._registry = LiveRegistry(settings.models_dirs, settings.aliases, settings.weights_folder)
         try:
             self.registry.get(settings.default_model)
         except ModelNotFound as error:
             raise ConfigurationError(f"default_model: {error.message}") from None
         self.loras = Loras(settings.loras_folder, must_be=settings.loras_dir is not None)
         self.files = Files(settings.cache_dir, settings.file_ttl)
+        for listed in self.registry:
+            if not listed.is_alias and (missing := absence(listed.manifest)):
+                log.error("%s cannot be used until this is mended: %s", listed.id, missing)
         models = [listed.manifest for listed in self.registry if not listed.is_alias]
         pins = {model.id: model.device for model in models if model.device}
         self.neighbours = Neighbours(settings.neighbours)
@@ -53,10 +57,16 @@ class Hub:
         self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
         self._providers: dict[str, Provider] = {"local": self._local}
 
+    @property
+    def registry(self) -> Registry:
+        """All models as they are now."""
+        return self._registry.current
+
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
         chosen = route(model, self.registry)
         target = chosen.targets[0]
+        self._check_presence(target.manifest)
         log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
         result = await self._providers[target.provider].generate(target.manifest, request, on_event)
         if result.usage is None:
@@ -67,7 +77,17 @@ class Hub:
     async def load(self, model: str, *, pinned: bool | None = None) -> None:
         """Has a model in memory before it is asked for. `pinned`: whether it stays there; None leaves that as it is.
         Raises HubError."""
-        await self._local.load(self.registry.get(model).manifest, pinned=pinned)
+        manifest = self.registry.get(model).manifest
+        self._check_presence(manifest)
+        await self._local.load(manifest, pinned=pinned)
+
+    @staticmethod
+    def _check_presence(manifest: ModelManifest) -> None:
+        """Raises ModelUnusable for a model whose weights are not there."""
+        if missing := absence(manifest):
+            log.error("%s cannot be used: %s", manifest.id, missing)
+            words = f"The weights of {manifest.id} are not on this machine. Its owner can see what is missing with"
+            raise ModelUnusable(f"{words} `hub doctor`.", param="model")
 
     async def unload(self, model: str | None) -> tuple[list[str], list[str]]:
         """Gives back the memory of a model, or of all; returns the ids of those that are gone, and of those that still

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from hub.registry import ModelManifest, Registry
+from hub.manifest import ModelManifest
+from hub.registry import Registry
 
 
 class Target(Struct, frozen=True):

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY"}
 """Variables for the command line and for scripts/."""
 
+OPTIONAL_FOLDERS = ("models_dir", "loras_dir", "weights_dir", "bundles_dir")
+
 PositiveInt = Annotated[int, Meta(ge=1)]
 _DEVICE = r"(cpu|mps|cuda(:(0|[1-9][0-9]?))?)"
 Device = Annotated[
@@ -64,10 +66,15 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     public_url: str | None = None
     allowed_hosts: list[str] = field(default_factory=list)
     api_keys: dict[str, str] = field(default_factory=dict)
+    admin_keys: list[str] = field(default_factory=list)
+    offline: bool = False
+    auto_pull: Literal["off", "refuse", "wait"] = "off"
     default_model: str = "dall-e-2"
     aliases: dict[str, str] = field(default_factory=dict)
     models_dir: Path | None = None
     loras_dir: Path | None = None
+    weights_dir: Path | None = None
+    bundles_dir: Path | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
     file_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 3600
     job_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 24 * 3600
@@ -104,15 +111,15 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
             for host in hosts:
                 if not _HOST.fullmatch(host) and not (name == "image_hosts" and host == "*"):
                     raise ValueError(f"{name}: {host!r} is not a host or host:port")
-        for device in self.devices:
-            if device != "cpu" and self.devices.count(device) > 1:
-                raise ValueError(f"device: {device} is named twice")
+        if twice := [device for device in self.devices if device != "cpu" and self.devices.count(device) > 1]:
+            raise ValueError(f"device: {twice[0]} is named twice")
         self.neighbours = [_neighbour(named) for named in self.neighbours]
         self.cache_dir = _absolute("cache_dir", self.cache_dir)
-        if self.models_dir is not None:
-            self.models_dir = _absolute("models_dir", self.models_dir)
-        if self.loras_dir is not None:
-            self.loras_dir = _absolute("loras_dir", self.loras_dir)
+        for name in OPTIONAL_FOLDERS:
+            if (folder := getattr(self, name)) is not None:
+                setattr(self, name, _absolute(name, folder))
+        if unknown := set(self.admin_keys) - set(self.api_keys):
+            raise ValueError(f"admin_keys: there is no key '{min(unknown)}' among api_keys")
 
     @property
     def loopback(self) -> bool:
@@ -138,10 +145,24 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         return [shipped, *([owned] if owned and owned != shipped else [])]
 
     @property
+    def owned_models(self) -> Path:
+        """Where manifests of models that are pulled, added or imported are written; it need not be there."""
+        return self.models_dir or (CHECKOUT / "models" if CHECKOUT else _users_models_path())
+
+    @property
+    def weights_folder(self) -> Path:
+        """Where what is pulled, copied or imported lies, in the layout of Hugging Face's cache."""
+        return self.weights_dir or self.cache_dir / "weights"
+
+    @property
+    def bundles_folder(self) -> Path:
+        """Where the admin API writes bundles to, and takes them from."""
+        return self.bundles_dir or self.cache_dir / "bundles"
+
+    @property
     def loras_folder(self) -> Path:
         """Where LoRAs lie; unless the owner has named it, it need not be there."""
-        owned = self.models_dir or (CHECKOUT / "models" if CHECKOUT else _users_models_path())
-        return self.loras_dir or owned / "loras"
+        return self.loras_dir or self.owned_models / "loras"
 
     def check_bind(self) -> None:
         """Raises ConfigurationError where strangers could use the hub without a key."""
@@ -280,7 +301,7 @@ def _from_file(source: Path) -> dict[str, Any]:
         msgspec.convert(values, Settings, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{source}: {error}") from None
-    for name in ("models_dir", "loras_dir", "cache_dir"):
+    for name in (*OPTIONAL_FOLDERS, "cache_dir"):
         if name in values:  # relative to the file that says so
             values[name] = str(source.resolve().parent / Path(values[name]).expanduser())
     return values

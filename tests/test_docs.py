@@ -11,7 +11,8 @@ import pytest
 import hub.errors
 from hub.cli import main
 from hub.errors import HubError
-from hub.registry import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection, read_manifest
+from hub.manifest import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection
+from hub.registry import read_manifest
 from hub.settings import Settings
 from tests.conftest import ROOT
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from hub import registry as registry_module
 from hub.errors import ConfigurationError, ModelNotFound
+from hub.manifest import parse_size
 from hub.pipelines.weights import weights_hash
-from hub.registry import Registry, drawn_by, open_registry, parse_size, read_manifest
+from hub.registry import Registry, absence, drawn_by, open_registry, read_manifest
 from hub.settings import Settings
 from hub.types import Size
 from tests.conftest import write_manifest
@@ -83,14 +85,9 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = nan }"}, r"guidance_scale"),
         ({"defaults": "defaults = { num_inference_steps = 5, guidance_scale = 5.0, strength = 0.0 }"}, r"strength"),
         ({"lossy": "lossy = { skip = 0 }"}, r"\$\.lossy\.skip"),
-        ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not the folder of an AutoencoderTiny"),
         ({"lossy": 'lossy = { storage_dtype = "int4" }'}, r"\$\.lossy\.storage_dtype"),
         ({"both": 'pipeline = { compile = true }\nlossy = { storage_dtype = "float8_e5m2" }'}, "do not go together"),
         ({"pipeline": 'pipeline = { config = "." }'}, r"pipeline\.config is for a `path` that is a single"),
-        ({"path": 'path = "gone.safetensors"'}, r"path: there is no file .*gone\.safetensors"),
-        ({"path": 'path = "small.toml"'}, r"path: .*small\.toml is not a diffusers folder"),
-        ({"components": 'components = { vae = "gone" }'}, r"components\.vae: .*gone is neither a \.safetensors or"),
-        ({"components": 'components = { vae = "small.toml" }'}, r"components\.vae: .*small\.toml is neither"),
         ({"components": 'components = { "../vae" = "gone" }'}, r"\$\.components"),
         ({"lossy": 'lossy = { quantization = "torchao:int1" }'}, r"\$\.lossy\.quantization"),
         (
@@ -111,7 +108,6 @@ def test_a_relative_path_is_relative_to_the_manifest(
         ),
         ({"sha256": 'sha256 = { "a.safetensors" = "abc" }'}, r"\$\.sha256"),
         ({"name": "name = "}, "line 2"),
-        ({"path": 'path = "nowhere"'}, "path: .*nowhere is not a diffusers folder"),
     ],
 )
 def test_a_wrong_manifest_stops_the_start_with_file_and_field(
@@ -120,6 +116,29 @@ def test_a_wrong_manifest_stops_the_start_with_file_and_field(
     folder = write_manifest(tmp_path / "models", weights, **change)
     with pytest.raises(ConfigurationError, match=rf"small\.toml: .*{words}"):
         open_registry([folder], {})
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not the folder of an AutoencoderTiny"),
+        (
+            {"path": 'path = "gone.safetensors"\npipeline = { config = "." }'},
+            r"path: there is no file .*gone\.safetensors",
+        ),
+        ({"path": 'path = "small.toml"'}, r"path: .*small\.toml is not a diffusers folder"),
+        ({"components": 'components = { vae = "gone" }'}, r"components\.vae: .*gone is neither a \.safetensors or"),
+        ({"components": 'components = { vae = "small.toml" }'}, r"components\.vae: .*small\.toml is neither"),
+        ({"path": 'path = "nowhere"'}, "path: .*nowhere is not a diffusers folder"),
+    ],
+)
+def test_weights_that_are_not_there_are_told_and_stop_no_start(
+    tmp_path: Path, weights: Path, change: dict[str, str], words: str
+) -> None:
+    folder = write_manifest(tmp_path / "models", weights, **change)
+    found = absence(open_registry([folder], {}).get("small").manifest)
+    assert found is not None
+    assert re.match(words, found)
 
 
 def test_a_manifest_that_is_not_text_is_told_by_its_name(tmp_path: Path) -> None:
@@ -199,8 +218,9 @@ def test_a_single_file_needs_a_folder_of_configurations(tmp_path: Path, weights:
     file.write_bytes(b"")
     with pytest.raises(ConfigurationError, match=r"pipeline\.config: all\.safetensors is a single file, .* Set it to"):
         read_manifest(add(tmp_path / "models", file, "one"))
-    with pytest.raises(ConfigurationError, match=r"pipeline\.config: .*models is not a diffusers folder"):
-        read_manifest(add(tmp_path / "models", file, "one", pipeline='pipeline = { config = "." }'))
+    absent = absence(read_manifest(add(tmp_path / "models", file, "one", pipeline='pipeline = { config = "." }')))
+    assert absent is not None
+    assert re.match(r"pipeline\.config: .*models is not a diffusers folder", absent)
     pipeline = 'pipeline = { config = "../weights" }'
     manifest = read_manifest(add(tmp_path / "models", Path("../all.safetensors"), "one", pipeline=pipeline))
     assert (manifest.path, manifest.folder) == (str(file), str(weights))

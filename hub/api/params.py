@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Kind
-from hub.registry import SCHEDULER_PATTERN, SIZE, parse_size
+from hub.manifest import SCHEDULER_PATTERN, SIZE, parse_size
 from hub.types import MAX_LORAS, MAX_SEED, ImageRequest, Lora, OutputFormat, Quality, Size, Style
 
 DEFAULT_SIZE = Size(1024, 1024)

@@ -104,7 +104,7 @@ def _check_folder(output: Path) -> None:
 
 def _size(text: str | None, *, editing: bool) -> Size | None:
     """The size in pixels; None for the source picture's own."""
-    from hub.registry import SIZE, parse_size
+    from hub.manifest import SIZE, parse_size
 
     if text is None:
         return None if editing else parse_size("1024x1024")

@@ -20,11 +20,10 @@ from diffusers.utils.deprecation_utils import _TRANSFORMERS_CLASS_REMAPPING
 from msgspec import Struct
 
 from hub.pipelines import Unsupported
+from hub.pipelines.foreign import refuse_code
 from hub.pipelines.headers import Damaged, Tensor, read_safetensors
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-FOREIGN_CODE = ("auto_map", "custom_pipeline", "trust_remote_code")
-"""What a configuration asks with for code that lies beside it."""
 
 
 class Component(Struct, frozen=True):
@@ -62,7 +61,7 @@ def check_configs(part: Path, root: Path) -> None:
     """A component's own configuration asks for no code; raises Unsupported."""
     for name in ("config.json", "model_index.json"):
         if (part / name).is_file():
-            _refuse_code(read_json(part / name, root), (part / name).relative_to(root))
+            refuse_code(read_json(part / name, root), (part / name).relative_to(root))
 
 
 def components_of(folder: Path, root: Path | None = None) -> list[Component]:
@@ -70,7 +69,7 @@ def components_of(folder: Path, root: Path | None = None) -> list[Component]:
     source = folder / "model_index.json"
     shown = source.relative_to(root or folder)
     index = read_json(source, root or folder)
-    _refuse_code(index, shown)
+    refuse_code(index, shown)
     name = index.get("_class_name")
     cls = getattr(diffusers, name, None) if isinstance(name, str) else None
     if not (isinstance(cls, type) and issubclass(cls, DiffusionPipeline)):
@@ -168,20 +167,6 @@ def read_json(file: Path, root: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise Unsupported(f"{file.relative_to(root)} is missing or broken")
     return found
-
-
-def _refuse_code(config: Any, shown: Path) -> None:
-    """Also in parts of a configuration, as transformers nests them."""
-    inner = list(config.values()) if isinstance(config, dict) else config if isinstance(config, list) else []
-    if isinstance(config, dict):
-        for name in FOREIGN_CODE:
-            if config.get(name):
-                raise Unsupported(f"{shown} asks for code of its own (`{name}`), and none is run")
-        for name, value in config.items():
-            if name.endswith("attn_implementation") and isinstance(value, str) and "/" in value:
-                raise Unsupported(f"{shown} asks for a kernel from elsewhere (`{name}`), and none is run")
-    for each in inner:
-        _refuse_code(each, shown)
 
 
 def refuse_missing(component: str, keys: Collection[str]) -> None:

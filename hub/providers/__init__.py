@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from hub.registry import ModelManifest
+from hub.manifest import ModelManifest
 from hub.types import ImageRequest, ImageResult, OnEvent
 
 

@@ -16,6 +16,7 @@ from hub.engine.protocol import EngineModel, Finished, Generate, Notice, Picture
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
 from hub.loras import Loras
+from hub.manifest import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection
 from hub.providers.local import LocalProvider
 from hub.providers.local.plan import (
     MAX_REQUEST_PIXELS,
@@ -27,7 +28,6 @@ from hub.providers.local.plan import (
     size_notices,
 )
 from hub.providers.local.sources import Sources
-from hub.registry import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection
 from hub.types import MAX_SEED, Accepted, Event, ImageRequest, ImageResult, OnEvent, Progress, Size
 
 

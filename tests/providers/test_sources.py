@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from hub.errors import InvalidRequest
+from hub.manifest import DefaultsSection, ModelManifest, SizeSection
 from hub.providers.local.plan import prepare
 from hub.providers.local.sources import REFERENCE_PIXELS
-from hub.registry import DefaultsSection, ModelManifest, SizeSection
 from hub.types import ImageRequest, Size
 
 ALL = ["text-to-image", "image-to-image", "inpainting"]

@@ -12,8 +12,8 @@ from hub.engine.protocol import WornLora
 from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
 from hub.loras import Loras
+from hub.manifest import ModelManifest
 from hub.providers.local.plan import QUALITY, engine_model, prepare
-from hub.registry import ModelManifest
 from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
 
 log = logging.getLogger(__name__)

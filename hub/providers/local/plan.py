@@ -10,9 +10,9 @@ from hub.engine.protocol import EngineModel, Generate, Notice
 from hub.errors import InvalidRequest
 from hub.imaging.decode import fit, place
 from hub.imaging.geometry import cropped_to, nearest_shape
+from hub.manifest import ModelManifest, parse_size
 from hub.pipelines.families import family_at
 from hub.providers.local.sources import Sources, read_sources
-from hub.registry import ModelManifest, parse_size
 from hub.types import MAX_SEED, Effort, ImageRequest, Quality, Size
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from hub.errors import InvalidRequest
 from hub.imaging.decode import Decoded, decode_image, fit, place
 from hub.imaging.geometry import cropped_to
 from hub.imaging.masks import mask_of_alpha, read_mask, without_white
+from hub.manifest import ModelManifest
 from hub.pipelines.families import Family
-from hub.registry import ModelManifest
 from hub.types import ImageRequest, Size, Task
 
 if TYPE_CHECKING:
