@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
@@ -9,11 +10,15 @@ from collections.abc import AsyncIterator
 import msgspec
 
 from hub.engine.supervisor import Engine
-from hub.errors import ConfigurationError, ModelNotFound, ModelUnusable
+from hub.errors import ConfigurationError, ModelLoading, ModelNotFound, ModelUnusable
 from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
+from hub.library.orders import Gone, Pull
+from hub.library.places import Marks, Places
+from hub.library.progress import Progress
+from hub.library.tasks import Task, Tasks
 from hub.loras import Loras
 from hub.manifest import ModelManifest
 from hub.neighbours import Neighbours
@@ -54,6 +59,10 @@ class Hub:
         self.inputs = InputImages(self.files, settings.image_hosts)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
+        self.places = Places.of(settings)
+        self.tasks = Tasks(self.places, {}, self._on_task_end)
+        self._marks = Marks(settings.cache_dir)
+        self._unloading: set[asyncio.Task[object]] = set()
         self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
         self._providers: dict[str, Provider] = {"local": self._local}
 
@@ -66,9 +75,10 @@ class Hub:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
         chosen = route(model, self.registry)
         target = chosen.targets[0]
-        self._check_presence(target.manifest)
-        log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
-        result = await self._providers[target.provider].generate(target.manifest, request, on_event)
+        manifest = await self._present(target.manifest)
+        self._marks.mark(manifest.id)
+        log.info("%s: %d of %s (%s)", request.label or "request", request.n, manifest.id, chosen.reason)
+        result = await self._providers[target.provider].generate(manifest, request, on_event)
         if result.usage is None:
             usage = count_usage(request.prompt, result.sources, result.size, len(result.images))
             result = msgspec.structs.replace(result, usage=usage)
@@ -77,17 +87,36 @@ class Hub:
     async def load(self, model: str, *, pinned: bool | None = None) -> None:
         """Has a model in memory before it is asked for. `pinned`: whether it stays there; None leaves that as it is.
         Raises HubError."""
-        manifest = self.registry.get(model).manifest
-        self._check_presence(manifest)
+        manifest = await self._present(self.registry.get(model).manifest)
         await self._local.load(manifest, pinned=pinned)
 
-    @staticmethod
-    def _check_presence(manifest: ModelManifest) -> None:
-        """Raises ModelUnusable for a model whose weights are not there."""
-        if missing := absence(manifest):
-            log.error("%s cannot be used: %s", manifest.id, missing)
+    async def _present(self, manifest: ModelManifest) -> ModelManifest:
+        """The manifest of a model whose weights are there; they are fetched where `auto_pull` says so.
+
+        Raises ModelUnusable where they are not there, or ModelLoading, or what the pull failed with.
+        """
+        missing = absence(manifest)
+        if missing is None:
+            return manifest
+        log.error("%s cannot be used: %s", manifest.id, missing)
+        source = manifest.source
+        if source is None or source.kind != "huggingface" or self.settings.auto_pull == "off" or self.settings.offline:
             words = f"The weights of {manifest.id} are not on this machine. Its owner can see what is missing with"
             raise ModelUnusable(f"{words} `hub doctor`.", param="model")
+        task = self.tasks.begin(Pull(repo=manifest.id))
+        if self.settings.auto_pull == "refuse":
+            raise loading(manifest.id, task.state.progress)
+        await task.end()
+        return self.registry.get(manifest.id).manifest
+
+    def _on_task_end(self, task: Task) -> None:
+        """What was done to the models counts from the next request on; one that was removed leaves the memory."""
+        self._registry.refresh()
+        result = task.state.result
+        if isinstance(result, Gone) and result.models:
+            unloading = asyncio.create_task(self.engine.unload(result.models))
+            self._unloading.add(unloading)
+            unloading.add_done_callback(self._unloading.discard)
 
     async def unload(self, model: str | None) -> tuple[list[str], list[str]]:
         """Gives back the memory of a model, or of all; returns the ids of those that are gone, and of those that still
@@ -103,8 +132,19 @@ class Hub:
             self.neighbours.running(),
             self.engine.running(),
             self.jobs.running(),
+            self.tasks.running(),
         ):
             yield
+
+
+def loading(model: str, progress: Progress | None) -> ModelLoading:
+    """How far it is with a model's weights, and when to ask again."""
+    words, retry_after = f"The weights of {model} are being fetched", 10
+    if progress is not None and progress.all_total:
+        done = f"{100 * progress.all_done // progress.all_total} % of {progress.all_total / 1e9:.1f} GB"
+        words += f" ({done})"
+        retry_after = min(300, max(2, round(progress.seconds_left or 10)))
+    return ModelLoading(f"{words}. Ask again in {retry_after} seconds.", param="model", retry_after=retry_after)
 
 
 @contextlib.asynccontextmanager

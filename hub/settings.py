@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY"}
 """Variables for the command line and for scripts/."""
 
-OPTIONAL_FOLDERS = ("models_dir", "loras_dir", "weights_dir", "bundles_dir")
+OPTIONAL_PLACES = ("models_dir", "loras_dir", "weights_dir", "bundles_dir", "bundle_signers")
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 _DEVICE = r"(cpu|mps|cuda(:(0|[1-9][0-9]?))?)"
@@ -75,6 +75,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     loras_dir: Path | None = None
     weights_dir: Path | None = None
     bundles_dir: Path | None = None
+    bundle_signers: Path | None = None
     cache_dir: Path = field(default_factory=default_cache_dir)
     file_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 3600
     job_ttl: Annotated[int, Meta(ge=1, le=10 * 366 * 24 * 3600)] = 24 * 3600
@@ -115,7 +116,7 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
             raise ValueError(f"device: {twice[0]} is named twice")
         self.neighbours = [_neighbour(named) for named in self.neighbours]
         self.cache_dir = _absolute("cache_dir", self.cache_dir)
-        for name in OPTIONAL_FOLDERS:
+        for name in OPTIONAL_PLACES:
             if (folder := getattr(self, name)) is not None:
                 setattr(self, name, _absolute(name, folder))
         if unknown := set(self.admin_keys) - set(self.api_keys):
@@ -301,7 +302,7 @@ def _from_file(source: Path) -> dict[str, Any]:
         msgspec.convert(values, Settings, dec_hook=_to_path)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{source}: {error}") from None
-    for name in (*OPTIONAL_FOLDERS, "cache_dir"):
+    for name in (*OPTIONAL_PLACES, "cache_dir"):
         if name in values:  # relative to the file that says so
             values[name] = str(source.resolve().parent / Path(values[name]).expanduser())
     return values

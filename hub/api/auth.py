@@ -1,4 +1,5 @@
-"""Who may call: every route is closed unless its handler is marked `opt={"public": True}`."""
+"""Who may call: every route is closed unless its handler is marked `opt={"public": True}`, and those that are marked
+`opt={"admin": True}` are open to the owner's keys alone."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
 from hub.api.wire import KEY_NAME, own_hosts
-from hub.errors import HostNotAllowed, InvalidApiKey
+from hub.errors import AdminRequired, HostNotAllowed, InvalidApiKey
 from hub.hub import Hub
 
 MAX_SHOWN = 100
@@ -35,6 +36,11 @@ def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRou
         if name is None:
             raise InvalidApiKey("This API key is not known to this hub.")
         connection.scope["state"][KEY_NAME] = name
+        if handler.opt.get("admin") and name not in hub.settings.admin_keys:
+            words = (
+                "Only the owner's keys may do this; the setting admin_keys names them, and this one is not among them."
+            )
+            raise AdminRequired(words)
         return
     hosts = own_hosts(connection, hub.settings)  # type: ignore[arg-type]  # reads scope and headers alone
     presented = connection.headers.getall("host", [])

@@ -7,7 +7,8 @@ import click
 from hub import __version__
 from hub.cli.draw import generate, replay_command
 from hub.cli.engine import engine
-from hub.cli.manage import keys, loras, models
+from hub.cli.manage import keys, loras
+from hub.cli.models import models
 from hub.cli.serve import serve
 
 

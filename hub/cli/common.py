@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,3 +46,31 @@ def settings_from(config: Path | None, **overrides: Any) -> Settings:
     for client in ("httpx2", "httpcore2"):  # they would write whole URLs, signatures and all
         logging.getLogger(client).setLevel(logging.WARNING)
     return settings
+
+
+def hub_url(settings: Settings) -> str:
+    """Where the hub of these settings listens, from this machine."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
+
+
+def as_bytes(count: int) -> str:
+    """A size for people."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def loaded_models(settings: Settings) -> set[str] | None:
+    """The ids of what the hub of these settings has in memory; None where none answers at once."""
+    import httpx2
+
+    key = os.environ.get("HUB_API_KEY")
+    try:
+        with httpx2.Client(trust_env=False, timeout=0.5) as client:
+            headers = {"Authorization": f"Bearer {key}"} if key else {}
+            answer = client.get(f"{hub_url(settings)}/v1/engine", headers=headers)
+            devices = answer.json()["devices"]
+        return {model["id"] for device in devices for model in device["models"]}
+    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return None

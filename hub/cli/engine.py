@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import config_option, settings_from, told_plainly
+from hub.cli.common import as_bytes, config_option, hub_url, settings_from, told_plainly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hub.settings import Settings
 
 LOADING = 1800.0
 """Seconds that a load may take."""
@@ -48,7 +47,7 @@ def status(*, as_json: bool, **server: Any) -> None:
         for model in device["models"]:
             click.echo(_model_line(model))
             for module in model["modules"]:
-                click.echo(f"      {module['name']}  {_size(module['bytes'])}  {module['where']}")
+                click.echo(f"      {module['name']}  {as_bytes(module['bytes'])}  {module['where']}")
 
 
 @engine.command()
@@ -100,7 +99,7 @@ def _call(server: dict[str, Any], method: str, path: str, body: dict[str, Any] |
     import httpx2
 
     with told_plainly():
-        url = server["url"] or _url(settings_from(server["config"], log_level="warning"))
+        url = server["url"] or hub_url(settings_from(server["config"], log_level="warning"))
     headers = {"Authorization": f"Bearer {server['key']}"} if server["key"] else {}
     try:
         with httpx2.Client(trust_env=False, timeout=httpx2.Timeout(LOADING, connect=5)) as client:
@@ -117,20 +116,15 @@ def _call(server: dict[str, Any], method: str, path: str, body: dict[str, Any] |
     return said
 
 
-def _url(settings: Settings) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
-
 def _device_line(device: dict[str, Any]) -> str:
     memory = device["memory"]
     words = f"{device['device']}  {device['status']}"
     if device["reason"]:
         words += f" ({device['reason']})"
     if memory:
-        limit = f", of which the hub may use {_size(memory['limit'])}" if memory["limit"] else ""
-        words += f"  {_size(memory['free'])} free of {_size(memory['total'])}{limit}"
-        words += f"; weights {_size(memory['weights'])}, {device['uploads']} uploads"
+        limit = f", of which the hub may use {as_bytes(memory['limit'])}" if memory["limit"] else ""
+        words += f"  {as_bytes(memory['free'])} free of {as_bytes(memory['total'])}{limit}"
+        words += f"; weights {as_bytes(memory['weights'])}, {device['uploads']} uploads"
     return words if device["models"] else f"{words}; no model is loaded"
 
 
@@ -143,8 +137,4 @@ def _model_line(model: dict[str, Any]) -> str:
         stays = "stays"
     else:
         stays = f"leaves in {max(0, round(model['expires_at'] - time.time()))} s"
-    return f"  {model['id']}  {_size(model['bytes'])}, {stays}"
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+    return f"  {model['id']}  {as_bytes(model['bytes'])}, {stays}"

@@ -1,4 +1,4 @@
-"""`hub models`, `hub loras` and `hub keys`."""
+"""`hub loras` and `hub keys`."""
 
 from __future__ import annotations
 
@@ -7,28 +7,6 @@ from pathlib import Path
 import click
 
 from hub.cli.common import config_option, settings_from, told_plainly
-
-
-@click.group()
-def models() -> None:
-    """Models that this hub serves."""
-
-
-@models.command("list")
-@config_option
-def list_models(config: Path | None) -> None:
-    """List every model and its aliases."""
-    with told_plainly():
-        settings = settings_from(config)
-        from hub.registry import open_registry
-
-        listed = list(open_registry(settings.models_dirs, settings.aliases))
-    for model in listed:
-        if not model.is_alias:
-            aliases = [alias.id for alias in listed if alias.is_alias and alias.manifest.id == model.id]
-            manifest = model.manifest
-            click.echo(f"{model.id}  {manifest.name} ({manifest.license}; {', '.join(manifest.tasks)})")
-            click.echo(f"    aliases: {', '.join(aliases) or 'none'}")
 
 
 @click.group()

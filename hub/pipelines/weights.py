@@ -84,6 +84,14 @@ def _name_in_cache(file: Path) -> str | None:
     return real.name if real.parent.name == "blobs" and re.fullmatch("[0-9a-f]{64}", real.name) else None
 
 
+def forget(cache: Path, file: Path) -> None:
+    """Has a file read again, whatever its times say: it was seen to be another one."""
+    known, real = _read(cache), f"{file.resolve()} "
+    kept = {key: digest for key, digest in known.items() if not key.startswith(real)}
+    if len(kept) < len(known):
+        _write(cache, kept)
+
+
 def _read(cache: Path | None) -> dict[str, str]:
     try:
         known = json.loads(cache.read_bytes()) if cache else {}

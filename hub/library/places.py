@@ -1,0 +1,125 @@
+"""Where a hub keeps its models, and the files that one is made of."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from msgspec import Struct
+
+from hub.library.layout import Weights, files_below
+from hub.manifest import ModelManifest
+from hub.registry import Registry, manifests_in, open_registry
+from hub.settings import Settings
+
+MARK_EVERY = 60.0
+
+
+class Places(Struct, frozen=True, kw_only=True):
+    """The folders, as strings so that they can be told to another process; and the aliases of hub.toml."""
+
+    models_dirs: list[str]
+    owned: str
+    """Where manifests are written."""
+    weights_dir: str
+    cache_dir: str
+    bundles_dir: str
+    aliases: dict[str, str]
+    shared: bool
+    """Whether the owner has named weights_dir: other programs may keep things there."""
+
+    @classmethod
+    def of(cls, settings: Settings) -> Places:
+        """As the settings say."""
+        return cls(
+            models_dirs=[str(folder) for folder in settings.models_dirs],
+            owned=str(settings.owned_models),
+            weights_dir=str(settings.weights_folder),
+            cache_dir=str(settings.cache_dir),
+            bundles_dir=str(settings.bundles_folder),
+            aliases=settings.aliases,
+            shared=settings.weights_dir is not None,
+        )
+
+    @property
+    def weights(self) -> Weights:
+        """The folder of weights."""
+        return Weights(Path(self.weights_dir))
+
+    def registry(self) -> Registry:
+        """All models, read now. Raises ConfigurationError. The owner's folder may be new since the start."""
+        folders = [Path(each) for each in self.models_dirs]
+        if (owned := Path(self.owned)) not in folders and owned.is_dir():
+            folders.append(owned)
+        return open_registry(folders, self.aliases, Path(self.weights_dir))
+
+    def manifest_file(self, model: str) -> Path | None:
+        """The owner's own manifest with this id; None where there is none, or only a shipped one."""
+        shipped = Path(self.models_dirs[0])
+        for source in manifests_in(Path(self.owned)):
+            if source.parent == shipped and source.name == "builtin.toml":
+                continue
+            if _id_in(source) == model:
+                return source
+        return None
+
+
+def _id_in(source: Path) -> object:
+    import tomllib
+
+    try:
+        return tomllib.loads(source.read_text(encoding="utf-8")).get("id")
+    except (OSError, ValueError):
+        return None
+
+
+def files_of(manifest: ModelManifest) -> Iterator[tuple[str, Path]]:
+    """Every file that a model is made of, by a name relative to its folder, as hub.pipelines.weights names them. Of a
+    single file's folder of configurations all, and of an unknown kind none."""
+    path = Path(manifest.path)
+    first = path.parent if manifest.is_single_file else path
+    places = [path, *map(Path, filter(None, (manifest.pipeline.config, manifest.lossy.vae)))]
+    seen = set()
+    for place in [*places, *map(Path, manifest.components.values())]:
+        found = files_below(place) if place.is_dir() else {place.name: place}
+        for file in found.values():
+            name = Path(os.path.relpath(file, first)).as_posix()
+            if name not in seen and file.is_file():
+                seen.add(name)
+                yield name, file
+
+
+def bytes_of(manifest: ModelManifest) -> int:
+    """What a model takes on the disk."""
+    return sum(file.stat().st_size for _, file in files_of(manifest))
+
+
+class Marks:
+    """When each model was asked for last: the time of an empty file in the cache, which may be deleted."""
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._folder = cache_dir / "used"
+        self._marked: dict[str, float] = {}
+
+    def mark(self, model: str) -> None:
+        """It is asked for now. Never raises: nobody's picture depends on it."""
+        now = time.monotonic()
+        if now - self._marked.get(model, -MARK_EVERY) < MARK_EVERY:
+            return
+        self._marked[model] = now
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            (self._folder / quote(model, safe="")).touch()
+        except OSError:
+            return
+
+    def all(self) -> dict[str, int]:
+        """Unix seconds by model."""
+        try:
+            entries = list(os.scandir(self._folder))
+            return {unquote(entry.name): int(entry.stat().st_mtime) for entry in entries}
+        except OSError:
+            return {}

@@ -1,0 +1,82 @@
+"""A pull from end to end: which repository, its files, and the manifest that makes a model of them."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from hub.errors import ModelExists
+from hub.library.orders import Made, Pull
+from hub.library.places import Places, bytes_of
+from hub.library.progress import Note, Report
+from hub.manifest import ModelManifest
+from hub.registry import Registry
+
+
+def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event | None = None) -> Made:
+    """Fetches a model and writes its manifest, or mends that of a model which is here already, whose owner may have
+    edited it: only where it came from and its hashes change. Raises HubError."""
+    from hub.library.describe import describe
+    from hub.library.manifests import update_manifest, write_manifest
+    from hub.library.pull import Wanted, fetch, look_up, parse_repo
+
+    registry = places.registry()
+    known = _known(order, registry)
+    if known is not None and known.source is not None:
+        revision = order.revision or known.source.revision
+        wanted = Wanted(known.source.repo, revision, order.variant or known.pipeline.variant)
+    else:
+        wanted = parse_repo(order.repo)
+        if order.revision:
+            wanted = Wanted(wanted.repo, order.revision, order.variant)
+        elif order.variant:
+            wanted = Wanted(wanted.repo, wanted.revision, order.variant)
+        known = _named(order.id or wanted.repo, wanted.repo, registry)
+    report(Note(message=f"Looking up {wanted.repo}@{wanted.revision}."))
+    found = look_up(wanted)
+    digests = fetch(found, places.weights, report, cancelled=cancelled)
+    weights = {path: digest for path, digest in digests.items() if path.endswith(".safetensors")}
+    guessed: list[str] = []
+    if known is not None and (source := places.manifest_file(known.id)) is not None:
+        update_manifest(source, source=found.source, sha256=weights, variant=wanted.variant)
+        name = known.id
+    else:
+        draft = describe(
+            places.weights.snapshot(found.source),
+            id=order.id or wanted.repo,
+            license=found.license,
+            source=found.source,
+            variant=wanted.variant,
+            sha256=weights,
+        )
+        for note in draft.notes:
+            report(Note(message=note))
+        write_manifest(Path(places.owned), draft.manifest, guessed=draft.guessed, made_by=_command(wanted.repo, order))
+        name, guessed = draft.manifest.id, draft.guessed
+    made = places.registry().get(name).manifest
+    return Made(models=[name], bytes=bytes_of(made), guessed=guessed)
+
+
+def _known(order: Pull, registry: Registry) -> ModelManifest | None:
+    """The model that is asked for by its own name."""
+    for listed in registry:
+        if listed.id == order.repo and order.id in (None, listed.manifest.id):
+            source = listed.manifest.source
+            if source is not None and source.kind == "huggingface":
+                return listed.manifest
+    return None
+
+
+def _named(name: str, repo: str, registry: Registry) -> ModelManifest | None:
+    """The model that has the name already; raises ModelExists where it comes from elsewhere."""
+    found = next((each.manifest for each in registry if each.id == name and not each.is_alias), None)
+    if found is None:
+        return None
+    if found.source is None or found.source.kind != "huggingface" or found.source.repo != repo:
+        raise ModelExists(f"There is a model '{name}' already. Give this one another name with --id.", param="id")
+    return found
+
+
+def _command(repo: str, order: Pull) -> str:
+    variant = f" --variant {order.variant}" if order.variant else ""
+    return f"hub models pull {repo}{variant}"
