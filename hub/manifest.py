@@ -7,8 +7,9 @@ from __future__ import annotations
 import datetime as dt
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import msgspec
 from msgspec import Meta, Struct, field
 
 from hub.imaging.geometry import NativeShapes
@@ -215,3 +216,10 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     def created_at(self) -> int:
         """Unix seconds, as OpenAI's model objects want it."""
         return int(dt.datetime.combine(self.created, dt.time(), dt.UTC).timestamp())
+
+
+def manifest_schema() -> dict[str, Any]:
+    """A JSON Schema of manifests, for editors: docs/manifest.schema.json. What no schema says (which fields do not go
+    together) the hub checks when it reads them."""
+    schema = msgspec.json.schema(ModelManifest)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A model of the hub", **schema}

@@ -52,6 +52,7 @@ def small_hub(folder: Path, model: Path, *, keyed: bool) -> Iterator[Server]:
         "HUB_DEFAULT_MODEL": "small",
         "HUB_ALIASES": ",".join(f"{name}:small" for name in names),
         "HUB_LOG_LEVEL": "info",
+        "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens there: a fuzzer's pulls lead nowhere
         **({"HUB_API_KEYS": f"fuzz:{KEY}"} if keyed else {}),
     }
     with run_server(folder, **environ) as server:

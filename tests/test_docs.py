@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import tomllib
 
 import click
 import msgspec
@@ -11,7 +14,15 @@ import pytest
 import hub.errors
 from hub.cli import main
 from hub.errors import HubError
-from hub.manifest import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection
+from hub.manifest import (
+    DefaultsSection,
+    LossySection,
+    ModelManifest,
+    PipelineSection,
+    SizeSection,
+    SourceSection,
+    manifest_schema,
+)
 from hub.registry import read_manifest
 from hub.settings import Settings
 from tests.conftest import ROOT
@@ -55,16 +66,37 @@ def test_every_error_code_has_a_row_and_every_row_a_code() -> None:
         *(
             info.encode_name
             for info in msgspec.structs.fields(ModelManifest)
-            if info.name not in ("size", "defaults", "pipeline", "lossy")
+            if info.name not in ("size", "defaults", "pipeline", "lossy", "source")
         ),
         *(f"size.{info.encode_name}" for info in msgspec.structs.fields(SizeSection)),
         *(f"defaults.{info.encode_name}" for info in msgspec.structs.fields(DefaultsSection)),
         *(f"pipeline.{info.encode_name}" for info in msgspec.structs.fields(PipelineSection)),
+        *(f"source.{info.encode_name}" for info in msgspec.structs.fields(SourceSection)),
         *(f"lossy.{info.encode_name}" for info in msgspec.structs.fields(LossySection)),
     ],
 )
 def test_every_field_of_a_manifest_is_explained(field: str) -> None:
     assert f"`{field}`" in words("docs/models.md")
+
+
+def test_the_schema_of_manifests_is_that_of_the_structs() -> None:
+    """HUB_UPDATE_DOCS=1 writes it."""
+    made = json.dumps(manifest_schema(), indent=2) + "\n"
+    published = ROOT / "docs" / "manifest.schema.json"
+    if os.environ.get("HUB_UPDATE_DOCS"):
+        published.write_text(made)
+    assert published.read_text() == made
+
+
+def test_the_schema_takes_the_shipped_manifest_and_refuses_what_the_hub_refuses() -> None:
+    import jsonschema_rs
+
+    schema = jsonschema_rs.validator_for(manifest_schema())
+    values = tomllib.loads((ROOT / "models" / "builtin.toml").read_text())
+    values["created"] = values["created"].isoformat()
+    assert schema.is_valid(values)
+    for wrong in ({"colour": 1}, {"tasks": []}, {"id": "../x"}, {"size": {"native": "128"}}, {"source": {"repo": "x"}}):
+        assert not schema.is_valid({**values, **wrong}), wrong
 
 
 def test_every_name_that_the_built_in_model_answers_for_is_listed_and_no_other() -> None:

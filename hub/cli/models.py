@@ -57,7 +57,7 @@ def show(model: str, config: Path | None, *, as_json: bool) -> None:
     """Show all about MODEL, and the manifest that its owner may edit."""
     with told_plainly():
         settings = settings_from(config)
-        from hub.library.places import Places, files_of
+        from hub.library.places import Places, files_of, size_of_file
 
         places = Places.of(settings)
         manifest = places.registry().get(model).manifest
@@ -84,7 +84,7 @@ def show(model: str, config: Path | None, *, as_json: bool) -> None:
         if text:
             click.echo(f"{name:>9}  {text}")
     for name, file in files_of(manifest):
-        click.echo(f"{as_bytes(file.stat().st_size):>12}  {name}")
+        click.echo(f"{as_bytes(size_of_file(file)):>12}  {name}")
 
 
 @models.command()

@@ -77,8 +77,8 @@ def _id_in(source: Path) -> object:
 
 
 def files_of(manifest: ModelManifest) -> Iterator[tuple[str, Path]]:
-    """Every file that a model is made of, by a name relative to its folder, as hub.pipelines.weights names them. Of a
-    single file's folder of configurations all, and of an unknown kind none."""
+    """Every file that a model is made of, by a name relative to its folder, as hub.pipelines.weights names them; also
+    links that lead nowhere any more. Of a single file's folder of configurations all."""
     path = Path(manifest.path)
     first = path.parent if manifest.is_single_file else path
     places = [path, *map(Path, filter(None, (manifest.pipeline.config, manifest.lossy.vae)))]
@@ -87,14 +87,22 @@ def files_of(manifest: ModelManifest) -> Iterator[tuple[str, Path]]:
         found = files_below(place) if place.is_dir() else {place.name: place}
         for file in found.values():
             name = Path(os.path.relpath(file, first)).as_posix()
-            if name not in seen and file.is_file():
+            if name not in seen and (file.is_file() or file.is_symlink()):
                 seen.add(name)
                 yield name, file
 
 
 def bytes_of(manifest: ModelManifest) -> int:
     """What a model takes on the disk."""
-    return sum(file.stat().st_size for _, file in files_of(manifest))
+    return sum(size_of_file(file) for _, file in files_of(manifest))
+
+
+def size_of_file(file: Path) -> int:
+    """Bytes; none of what is a link that leads nowhere."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
 
 
 class Marks:

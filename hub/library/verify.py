@@ -19,7 +19,7 @@ from msgspec import Struct
 from hub.library.contents import INDEX
 from hub.library.layout import Weights
 from hub.library.orders import Fault, Problem, Verified
-from hub.library.places import files_of
+from hub.library.places import files_of, size_of_file
 from hub.library.progress import Meter, Note, Report
 from hub.manifest import ModelManifest, repo_folder
 from hub.pipelines.weights import forget
@@ -41,7 +41,7 @@ def verify(models: Iterable[ModelManifest], weights: Weights, hashes: Path, repo
     """Reads all files of the models. hashes: where the engine remembers what it has read."""
     models = list(models)
     expected = {model.id: expected_files(model) for model in models}
-    sizes = {each.file: _size(each.file) for files in expected.values() for each in files}
+    sizes = {each.file: size_of_file(each.file) for files in expected.values() for each in files}
     meter = Meter("verify", sum(sizes.values()), report)
     found: dict[Path, tuple[str, str]] = {}
     faults = []
@@ -79,13 +79,6 @@ def _blob_name(file: Path) -> str | None:
         if target.parent.name == "blobs" and re.fullmatch("[0-9a-f]{40}|[0-9a-f]{64}", target.name):
             return target.name
     return None
-
-
-def _size(file: Path) -> int:
-    try:
-        return file.stat().st_size
-    except OSError:
-        return 0
 
 
 def _problem(each: Expected, found: dict[Path, tuple[str, str]], meter: Meter, size: int) -> Problem | None:

@@ -133,7 +133,7 @@ def test_every_example_of_a_json_body_is_one_that_the_hub_takes(made: dict[str, 
     tried = 0
     for path, _, operation in operations(made):
         content = operation.get("requestBody", {}).get("content", {}).get("application/json")
-        if content is None:
+        if content is None or "/admin/" in path:  # their examples are of models that are nowhere here: test_admin.py
             continue
         body = content["example"]
         for steps in (body, body.get("input")):

@@ -1,0 +1,54 @@
+"""Models in a weights folder, as a pull leaves them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from hub.library.layout import Weights, files_below
+from hub.library.places import Places
+from hub.manifest import SourceSection
+from hub.settings import Settings
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def shelve(model: Path, root: Path, repo: str = "org/small", revision: str = COMMIT) -> SourceSection:
+    """Copies a diffusers folder into a weights folder, and says where it is."""
+    source, weights = SourceSection(repo=repo, revision=revision), Weights(root)
+    digests = {}
+    for path, file in files_below(model).items():
+        digests[path] = hashlib.sha256(file.read_bytes()).hexdigest()
+        blob = weights.blob(repo, digests[path])
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not blob.exists():
+            shutil.copyfile(file, blob)
+    weights.link_all(source, digests)
+    return source
+
+
+def write_shelved(folder: Path, source: SourceSection, model_id: str = "small", **more: str) -> Path:
+    """The manifest of a model in the weights folder, for a 64x64 model."""
+    lines = {
+        "id": f'id = "{model_id}"',
+        "name": 'name = "Small"',
+        "description": 'description = "random weights"',
+        "license": 'license = "Apache-2.0"',
+        "source": f'source = {{ kind = "{source.kind}", repo = "{source.repo}", revision = "{source.revision}" }}',
+        "tasks": 'tasks = ["text-to-image"]',
+        "dtype": 'dtype = "float32"',
+        "size": "size = { native = '64x64', multiple = 8, min = 32, max = 128 }",
+        "defaults": "defaults = { num_inference_steps = 2, guidance_scale = 5.0, size = '64x64' }",
+        **more,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{model_id.replace('/', '--')}.toml"
+    file.write_text("\n".join(lines.values()) + "\n")
+    return file
+
+
+def places_in(folder: Path) -> Places:
+    """Those of a hub with its models and its cache below a folder."""
+    (folder / "models").mkdir(exist_ok=True)
+    return Places.of(Settings(models_dir=folder / "models", cache_dir=folder / "cache"))

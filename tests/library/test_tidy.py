@@ -1,0 +1,181 @@
+"""Removing models, what no model uses, and names."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from hub.errors import InvalidRequest, ModelExists, ModelNotFound
+from hub.library.library import Library
+from hub.library.orders import Alias, Clean, Gone, Order, Remove, Renamed, Result
+from hub.library.places import Places
+from hub.library.progress import Note
+from tests.library.shelves import COMMIT, places_in, shelve, write_shelved
+
+OLD = 1_600_000_000
+
+
+@pytest.fixture
+def places(tmp_path: Path, small_stable_diffusion: Path) -> Places:
+    found = places_in(tmp_path)
+    write_shelved(tmp_path / "models", shelve(small_stable_diffusion, Path(found.weights_dir)))
+    return found
+
+
+def do(places: Places, order: Order, notes: list[str] | None = None) -> Result:
+    heard = [] if notes is None else notes
+    return Library(places).perform(
+        order, lambda event: heard.append(event.message) if isinstance(event, Note) else None
+    )
+
+
+def gone(result: Result) -> Gone:
+    assert isinstance(result, Gone)
+    return result
+
+
+def everything(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if ".locks" not in path.parts)
+
+
+def age(folder: Path) -> None:
+    """As if all of it had been there for years."""
+    for path in folder.rglob("*"):
+        os.utime(path, (OLD, OLD), follow_symlinks=False)
+
+
+def test_a_removed_model_is_gone_with_its_weights(places: Places) -> None:
+    before = sum(file.stat().st_size for file in Path(places.weights_dir).rglob("blobs/*"))
+    result = gone(do(places, Remove(model="small")))
+    assert (result.models, result.bytes) == (["small"], before)
+    assert everything(Path(places.weights_dir)) == []
+    assert [listed.id for listed in places.registry() if not listed.is_alias] == ["builtin"]
+
+
+def test_weights_that_another_model_uses_stay(places: Places, tmp_path: Path, small_stable_diffusion: Path) -> None:
+    again = shelve(small_stable_diffusion, Path(places.weights_dir), revision="f" * 40)
+    write_shelved(tmp_path / "models", again, "again")
+    twin = places.registry().get("small").manifest.source
+    assert twin is not None
+    write_shelved(tmp_path / "models", twin, "twin")
+    notes: list[str] = []
+    before = everything(Path(places.weights_dir))
+    assert gone(do(places, Remove(model="twin"), notes)).bytes == 0
+    assert everything(Path(places.weights_dir)) == before
+    assert notes == ["Another model uses the weights of twin; they stay."]
+    result = gone(do(places, Remove(model="small")))
+    assert result.deleted == [f"org/small@{COMMIT[:12]}"]
+    assert result.bytes == 0, "every blob is the other revision's, too"
+    manifest = places.registry().get("again").manifest
+    assert all(file.resolve().is_file() for file in Path(manifest.path).rglob("*") if not file.is_dir())
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "words"),
+    [
+        ("builtin", InvalidRequest, "part of the hub"),
+        ("dall-e-2", InvalidRequest, "is an alias of 'builtin'"),
+        ("nobody", ModelNotFound, "does not exist"),
+        ("../small", ModelNotFound, "does not exist"),
+    ],
+)
+def test_what_cannot_be_removed_is_told(places: Places, model: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        do(places, Remove(model=model))
+
+
+def test_files_that_were_never_copied_stay(places: Places, tmp_path: Path, small_stable_diffusion: Path) -> None:
+    source = tmp_path / "models" / "small.toml"
+    lines = [line for line in source.read_text().splitlines() if not line.startswith("source")]
+    source.write_text("\n".join([*lines, f'path = "{small_stable_diffusion}"']))
+    result = gone(do(places, Remove(model="small")))
+    assert (result.models, result.bytes, source.exists()) == (["small"], 0, False)
+    assert (small_stable_diffusion / "model_index.json").is_file()
+
+
+def test_what_no_model_uses_is_deleted_and_first_only_told(
+    places: Places, tmp_path: Path, small_stable_diffusion: Path
+) -> None:
+    root = Path(places.weights_dir)
+    kept = everything(root)
+    shelve(small_stable_diffusion, root, repo="org/other")
+    shelve(small_stable_diffusion, root, revision="e" * 40)
+    blobs = root / "models--org--small" / "blobs"
+    for name in ("a" * 64 + ".incomplete", "b" * 64 + ".quarantined", "c" * 64):
+        (blobs / name).write_bytes(b"12345")
+    age(root)
+    before = everything(root)
+    told = gone(do(places, Clean(dry_run=True)))
+    assert everything(root) == before
+    assert f"org/small@{'e' * 12}" in told.deleted
+    assert f"org/small: interrupted download {'a' * 12}" in told.deleted
+    done = gone(do(places, Clean()))
+    assert (done.deleted, done.bytes) == (told.deleted, told.bytes)
+    assert done.bytes > 100_000
+    assert everything(root) == kept
+    assert gone(do(places, Clean())).deleted == []
+
+
+def test_what_somebody_may_be_about_to_name_is_left_alone(places: Places, small_stable_diffusion: Path) -> None:
+    shelve(small_stable_diffusion, Path(places.weights_dir), repo="org/other")
+    assert gone(do(places, Clean())).deleted == []
+
+
+def test_a_repository_that_is_being_worked_on_is_left_alone(places: Places, small_stable_diffusion: Path) -> None:
+    root = Path(places.weights_dir)
+    shelve(small_stable_diffusion, root, repo="org/other")
+    age(root)
+    notes: list[str] = []
+    (root / ".locks").mkdir(exist_ok=True)
+    with FileLock(root / ".locks" / "models--org--other.lock"):
+        assert gone(do(places, Clean(), notes)).deleted == []
+    assert notes == ["Another process works on org/other; it was left alone."]
+
+
+def test_in_a_folder_that_the_owner_named_other_programs_models_stay(
+    tmp_path: Path, small_stable_diffusion: Path
+) -> None:
+    from hub.settings import Settings
+
+    (tmp_path / "models").mkdir()
+    root = tmp_path / "shared"
+    places = Places.of(Settings(models_dir=tmp_path / "models", cache_dir=tmp_path / "cache", weights_dir=root))
+    write_shelved(tmp_path / "models", shelve(small_stable_diffusion, root))
+    shelve(small_stable_diffusion, root, repo="org/somebody-elses")
+    shelve(small_stable_diffusion, root, revision="e" * 40)
+    age(root)
+    assert gone(do(places, Clean())).deleted == [f"org/small@{'e' * 12}"]
+    assert (root / "models--org--somebody-elses").is_dir()
+
+
+def test_an_alias_is_written_found_and_taken_away_and_the_owners_comments_stay(places: Places) -> None:
+    source = Path(places.owned) / "aliases.toml"
+    assert do(places, Alias(name="nice/name", target="small")) == Renamed(name="nice/name", target="small")
+    source.write_text(source.read_text() + '# mine\n"other" = "small"\n')
+    assert places.registry().get("nice/name").manifest.id == places.registry().get("other").manifest.id == "small"
+    do(places, Alias(name="dall-e-3", target="small"))
+    assert places.registry().get("dall-e-3").manifest.id == "small", "wins over the built-in model's own"
+    do(places, Alias(name="nice/name", target=None))
+    assert "# mine" in source.read_text()
+    assert tomllib.loads(source.read_text()) == {"other": "small", "dall-e-3": "small"}
+    with pytest.raises(ModelNotFound, match="no alias 'nice/name'"):
+        do(places, Alias(name="nice/name", target=None))
+    with pytest.raises(ModelExists, match="own id"):
+        do(places, Alias(name="small", target="builtin"))
+    with pytest.raises(ModelNotFound):
+        do(places, Alias(name="x", target="nobody"))
+
+
+def test_an_alias_of_an_alias_leads_to_the_model(places: Places) -> None:
+    assert do(places, Alias(name="mine", target="dall-e-2")) == Renamed(name="mine", target="builtin")
+
+
+def test_an_alias_whose_model_is_gone_stops_no_start(places: Places) -> None:
+    do(places, Alias(name="mine", target="small"))
+    do(places, Remove(model="small"))
+    with pytest.raises(ModelNotFound):
+        places.registry().get("mine")
