@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import sqlite3
 import struct
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from hub.doctor import Finding, examine, read_settings
@@ -78,8 +80,6 @@ def environment(**environ: str) -> dict[str, str]:
 
 def run(*command: str | Path, cwd: Path, **environ: str) -> tuple[int, list[Finding]]:
     """The command as its user runs it; with --json at its end."""
-    import msgspec
-
     done = subprocess.run(
         [*map(str, command), "--json"], cwd=cwd, env=environment(**environ), capture_output=True, timeout=120
     )
@@ -211,6 +211,12 @@ def test_a_file_from_the_future_tells_of_a_wrong_clock(tmp_path: Path, seen: See
     told = the_one(examine(settings(tmp_path), {}, seen=seen))
     assert (told.area, told.subject) == ("clock", "cache_dir")
     assert str(file) in told.message
+    file.unlink()
+    with contextlib.closing(sqlite3.connect(tmp_path / "cache" / "hub.db")) as database, database:
+        database.execute("CREATE TABLE jobs (created_at)")
+        database.execute("INSERT INTO jobs VALUES (?)", (time.time() + 86400,))
+    assert the_one(examine(settings(tmp_path), {}, seen=seen)).subject == "hub.db"
+    assert [each.name for each in (tmp_path / "cache").iterdir() if each.is_file()] == ["hub.db"]
 
 
 def test_a_hub_that_does_not_run_is_a_warning_with_its_url(tmp_path: Path, seen: Seen) -> None:
@@ -240,15 +246,9 @@ def test_a_public_url_that_leads_nowhere_is_a_problem_while_the_hub_runs(server:
     assert server.url in told.message
     away = Settings(cache_dir=server.cache, port=port, public_url="http://hub.invalid")
     assert "does not know that name" in the_one(examine(away, {}, seen=seen)).message
-    offline = examine(msgspec_replace(away, offline=True), {}, seen=seen)
+    offline = examine(msgspec.structs.replace(away, offline=True), {}, seen=seen)
     assert ("links", "http://hub.invalid") not in wrong(offline)
     assert any("was not asked" in finding.message for finding in offline if finding.area == "links")
-
-
-def msgspec_replace(chosen: Settings, **changes: Any) -> Settings:
-    import msgspec
-
-    return msgspec.structs.replace(chosen, **changes)
 
 
 @contextlib.contextmanager
@@ -277,10 +277,10 @@ def test_a_proxy_that_cuts_the_path_and_another_program_are_told_apart(tmp_path:
     chosen = settings(tmp_path)
     Files(chosen.cache_dir, 60)
     with answering(b'{"status":"ok","version":"0.1.0"}') as url:
-        told = the_one(examine(msgspec_replace(chosen, public_url=url), {}, seen=seen))
+        told = the_one(examine(msgspec.structs.replace(chosen, public_url=url), {}, seen=seen))
         assert told.subject == url and "a proxy cuts the path" in told.message
     with answering(b"hello") as url:
-        told = the_one(examine(msgspec_replace(chosen, public_url=url), {}, seen=seen))
+        told = the_one(examine(msgspec.structs.replace(chosen, public_url=url), {}, seen=seen))
         assert told.subject == url and "no hub" in told.message
 
 
@@ -292,7 +292,7 @@ def test_a_settings_file_that_cannot_be_read_is_told_and_the_rest_is_looked_at(t
     assert "prot" in found[0].message and "port" in found[0].message
     assert (chosen.models_dir, chosen.cache_dir, chosen.port) == (tmp_path / "mine", tmp_path / "c", 8000)
     assert chosen.api_keys == {"alice": hash_key("secret")}
-    found += examine(msgspec_replace(chosen, port=free_port()), {}, seen=seen)
+    found += examine(msgspec.structs.replace(chosen, port=free_port()), {}, seen=seen)
     assert wrong(found) == [("settings", "settings"), ("models", "small")]
     (tmp_path / "hub.toml").write_text("port = [")
     assert wrong(read_settings(tmp_path / "hub.toml", {})[1]) == [("settings", "settings")]
@@ -362,12 +362,41 @@ def test_models_are_measured_against_the_memory_that_there_is(tmp_path: Path, mo
 
 
 @pytest.mark.skipif(Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists(), reason="there is a GPU")
-def test_a_gpu_that_is_asked_for_and_not_there_is_told_with_the_reason(tmp_path: Path) -> None:
-    code, found = run(*DOCTOR, cwd=tmp_path, HUB_CACHE_DIR=str(tmp_path / "cache"), HUB_DEVICE="cuda,cpu")
-    told = the_one(found)
-    assert (code, told.area, told.subject) == (1, "devices", "cuda:0")
-    assert "no driver of a GPU is loaded" in told.message or "nvidia-smi" in told.message
-    assert "auto or cpu" in str(told.remedy) or "driver" in str(told.remedy)
+def test_a_gpu_that_is_asked_for_and_not_there_is_told_with_the_reason_and_quiet_tells_only_that(
+    tmp_path: Path,
+) -> None:
+    variables = {"HUB_CACHE_DIR": str(tmp_path / "cache"), "HUB_DEVICE": "cuda,cpu", "HUB_PORT": str(free_port())}
+    command = [*DOCTOR, "--quiet"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(**variables), capture_output=True, text=True)
+    heading, told, remedy, links, unfollowed, *_, counts = done.stdout.splitlines()
+    assert (done.returncode, heading, links) == (1, "devices", "links"), done.stdout
+    assert told.startswith(
+        "  problem  cuda:0: HUB_DEVICE=cuda,cpu (`device` in hub.toml) names cuda:0, but torch finds"
+    )
+    assert "no driver of a GPU is loaded" in told or "nvidia-smi" in told
+    assert remedy.startswith("           -> ") and "`device`" in remedy
+    assert unfollowed.startswith("  warning  http://127.0.0.1:")
+    assert counts.endswith(" ok, 1 warning, 1 problem.")
+
+
+def test_a_driver_that_torch_does_not_use_is_told_with_the_reason(
+    tmp_path: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.touch(0o755)
+    monkeypatch.setenv("PATH", f"{tool.parent}:{os.environ['PATH']}")
+    if not seen.built_for:
+        found = examine(settings(tmp_path), {}, seen=seen)
+        assert wrong(found) == []
+        words = next(finding.message for finding in found if (finding.area, finding.subject) == ("devices", "auto"))
+        assert ("is built for CPUs alone" in words and "driver" in words) or "nvidia-smi is installed" in words
+    words = "CUDA initialization: The NVIDIA driver on your system is too old (found version 12020)."
+    old = msgspec.structs.replace(seen, built_for="CUDA 13.0", warnings=[words], refused={"cuda:0": "HUB_DEVICE=cuda"})
+    told = the_one(examine(settings(tmp_path, device="cuda,cpu"), {}, seen=old))
+    assert (told.area, told.subject) == ("devices", "cuda:0")
+    assert "too old for this torch (CUDA 13.0)" in told.message and "12020" in told.message
+    assert "Update the driver" in str(told.remedy)
 
 
 def test_a_manifest_that_is_pinned_to_a_device_that_is_not_used_is_told(
@@ -454,13 +483,3 @@ def test_a_broken_index_ends_no_other_check(tmp_path: Path, model: Path, seen: S
     told = the_one(found)
     assert told.subject == "small" and "model_index.json is missing or broken" in told.message
     assert {"builtin", "clock"} <= {finding.subject for finding in found if finding.status == "ok"}
-
-
-def test_quiet_tells_only_what_is_not_as_it_should_be(tmp_path: Path) -> None:
-    (tmp_path / "hub.toml").write_text("prot = 1")
-    done = subprocess.run([*DOCTOR, "--quiet"], cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 1
-    assert "  problem  settings: hub.toml: prot: there is no such setting." in done.stdout
-    assert "           -> " in done.stdout
-    assert "  ok " not in done.stdout
-    assert done.stdout.splitlines()[-1].endswith("1 problem.")

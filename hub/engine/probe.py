@@ -16,7 +16,7 @@ from hub.engine.protocol import DeviceMemory
 
 
 def look(question: Question) -> Seen:
-    """What torch sees here. It says only once that a driver is too old: before anything else is imported, it is asked."""
+    """What torch sees here. That a driver is too old it says only once: it is asked before others can ask it."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         torch.cuda.is_available()
