@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hub.doctor.calls import Answer, get, local_url
+from hub.doctor.calls import Answer, get, is_loopback, local_url
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError, HubError
 from hub.files import Files
@@ -30,7 +29,7 @@ def check(case: Case) -> Iterator[Finding]:
         yield warning("links", "port", words, "Set a port, or public_url, and run `hub doctor` while the hub runs.")
         return
     base, note = settings.public_url or local_url(settings), ""
-    if case.offline and settings.port and not _here(base):
+    if case.offline and settings.port and not is_loopback(base):
         base, note = local_url(settings), f"; public_url {base} was not asked, since that would leave the machine"
     secret = settings.cache_dir / "secret"
     made = _make(settings.cache_dir, secret)
@@ -46,14 +45,6 @@ def check(case: Case) -> Iterator[Finding]:
         yield problem("links", base, words, ONE_CACHE)
     else:
         yield _silent(case, base, answer)
-
-
-def _here(base: str) -> bool:
-    host = urlsplit(base).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _make(cache: Path, secret: Path) -> tuple[Files, bytes, str] | Finding | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import ipaddress
 import subprocess
 import sys
 from collections.abc import Iterator
-from urllib.parse import urlsplit
 
+from hub.doctor.calls import is_loopback
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 
 TRY_OUT = """
@@ -45,7 +44,7 @@ def check(case: Case) -> Iterator[Finding]:
         words = f"source images may be downloaded from {', '.join(settings.image_hosts)}; offline these requests fail"
         yield warning("offline", "image_hosts", words, "Set image_hosts to [].")
     for neighbour in settings.neighbours:
-        if not _here(neighbour.partition(":")[2]):
+        if not is_loopback(neighbour.partition(":")[2]):
             words = f"{neighbour} is another machine, or may be"
             yield warning("offline", "neighbours", words, "Take it out of the list, or name it by 127.0.0.1.")
     for name in sorted(case.environ):
@@ -74,11 +73,3 @@ def _guard() -> Finding:
         last = done.stderr.decode("utf-8", "replace").strip().splitlines()[-1:]
         words = f"it cannot be set up: {(last or ['no words'])[0][:200]}"
     return problem("offline", "guard", words, "Install the hub anew, whole; until then cut the network off otherwise.")
-
-
-def _here(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
