@@ -44,6 +44,7 @@ def hub(*arguments: str, cwd: Path, **environ: str) -> subprocess.CompletedProce
         ("loras", "list"),
         ("keys", "new"),
         ("engine", "load"),
+        ("doctor",),
     ],
 )
 def test_every_command_has_help(tmp_path: Path, command: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hub import __version__
+from hub.cli.doctor import doctor
 from hub.cli.draw import generate, replay_command
 from hub.cli.engine import engine
 from hub.cli.manage import keys, loras
@@ -18,5 +19,5 @@ def main() -> None:
     """A local-first, offline-capable server for image generation, with OpenAI's wire."""
 
 
-for command in (serve, generate, replay_command, engine, models, loras, keys):
+for command in (serve, generate, replay_command, engine, models, loras, keys, doctor):
     main.add_command(command)

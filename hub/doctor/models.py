@@ -1,0 +1,198 @@
+"""The models: whether each manifest can be read, and whether all that it names is there and may be loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from hub.doctor.findings import Case, Finding, amount, ok, problem, warning
+from hub.errors import ConfigurationError, ModelRefused
+from hub.library.contents import INDEX, check_file, is_weights, shown
+from hub.library.layout import files_below
+from hub.manifest import ModelManifest
+from hub.pipelines.headers import Damaged, read_gguf
+from hub.pipelines.weights import size_of
+from hub.registry import absence, manifests_in, open_registry, read_manifest
+from hub.settings import Settings
+
+UNKNOWN = {"", "?", "-", "none", "unknown", "other", "unlicensed", "tbd"}
+"""What stands for a licence that nobody has looked up."""
+NO_START = "The hub does not start with it, nor take in other changes."
+
+
+def read(settings: Settings, found: list[Finding]) -> list[ModelManifest]:
+    """All manifests that can be read, of two with one id the later folder's. What is wrong goes to `found`."""
+    manifests: dict[str, ModelManifest] = {}
+    before = len(found)
+    for folder in settings.models_dirs:
+        if not folder.is_dir():
+            words = f"{folder} is not a folder"
+            found.append(problem("folders", "models_dir", words, f"Make it (`mkdir -p {folder}`), or correct it."))
+            continue
+        for source in manifests_in(folder):
+            try:
+                manifest = read_manifest(source, settings.weights_folder)
+                manifests[manifest.id] = manifest
+            except ConfigurationError as error:
+                remedy = f"Correct or remove it (docs/models.md explains each field). {NO_START}"
+                found.append(problem("models", source.name, str(error), remedy))
+    if not manifests and len(found) == before:
+        words = f"there is no manifest in {', '.join(map(str, settings.models_dirs))}"
+        found.append(problem("models", "manifests", words, "Add a model: `hub models pull`, or docs/models.md."))
+    elif len(found) == before:
+        try:  # what concerns several of them; the owner's aliases are looked at with the settings
+            open_registry(settings.models_dirs, _leading(settings, manifests), settings.weights_folder)
+        except ConfigurationError as error:
+            found.append(problem("models", "manifests", str(error), f"Correct what it names. {NO_START}"))
+    return list(manifests.values())
+
+
+def _leading(settings: Settings, manifests: dict[str, ModelManifest]) -> dict[str, str]:
+    return {alias: target for alias, target in settings.aliases.items() if target in manifests}
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Each model's files: all there, and none that is damaged or asks for code. Weights are not hashed: that is
+    `hub models verify`."""
+    for model in case.models:
+        if missing := absence(model):
+            yield _absent(case, model, missing)
+        else:
+            wrong = list(_looked_at(model))
+            yield from (problem("models", model.id, words, _remedy(model)) for words in wrong)
+            if not wrong:
+                size = amount(weights_size(model))
+                yield ok("models", model.id, f"all files are there; {size} of weights")
+        if model.license.strip().lower() in UNKNOWN:
+            words = f"its licence is not known (license = '{shown(model.license)}')"
+            remedy = "Look it up in the model's card, and write it into the manifest."
+            yield warning("models", model.id, words, remedy)
+
+
+def _looked_at(model: ModelManifest) -> Iterator[str]:
+    """What is wrong with the files of a model whose folders are there; each once."""
+    try:
+        yield from dict.fromkeys(_wrong(model))
+    except Exception as error:  # one model's files are no reason to leave out the others
+        yield f"its files could not be looked at: {type(error).__name__}: {error}"
+
+
+def _absent(case: Case, model: ModelManifest, missing: str) -> Finding:
+    """Of weights that are not there: the words of `absence` end with what to do. Where the first request would fetch
+    them that is no more than a warning."""
+    message, _, remedy = missing.partition(". ")
+    if model.source is not None and model.source.kind == "huggingface":
+        if case.offline:
+            remedy = (
+                "This hub is offline: on a machine with a network, `hub models pull` and `hub models export`; here, "
+                "`hub models import`."
+            )
+        elif case.settings.auto_pull != "off":
+            return warning("models", model.id, f"{message}; its first request fetches them", remedy)
+    return problem("models", model.id, message, remedy)
+
+
+def _remedy(model: ModelManifest) -> str:
+    if model.source is None:
+        return "Copy the file anew from where the model came from."
+    if model.source.kind == "local":
+        return "Import or add the model again."
+    return (
+        f"`hub models pull {model.id}` fetches what is missing or damaged; `hub models verify {model.id}` looks closer."
+    )
+
+
+def _wrong(model: ModelManifest) -> Iterator[str]:
+    missing = [] if _refused(Path(model.folder) / INDEX, INDEX, INDEX) else _missing(model)
+    yield from (f"{name} is missing" for name in missing)
+    for name, place in _places(model).items():
+        files = {place.name: place} if place.is_file() else files_below(place)
+        for path, file in files.items():
+            told = f"{name}: {path}" if name else path
+            if path not in missing and (words := _refused(file, path, told)):
+                yield words
+    base = Path(model.path).parent if model.is_single_file else Path(model.path)
+    for path in sorted(model.sha256):
+        if path not in missing and not (base / path).is_file():
+            yield f"{shown(path)} is missing, which the manifest's table sha256 names"
+
+
+def _missing(model: ModelManifest) -> list[str]:
+    """Of the diffusers folder, but for what comes from elsewhere; and of components in folders of their own."""
+    from hub.library.parts import missing_parts
+
+    whole = {f"{name}/" for name, place in model.components.items() if Path(place).is_dir()}
+    files = {f"{name}/" for name, place in model.components.items() if not Path(place).is_dir()}
+    missing = []
+    for path in missing_parts(Path(model.folder), model.pipeline.variant):
+        component = f"{path.partition('/')[0]}/"
+        weights = is_weights(path) or path.endswith(".safetensors.index.json")
+        if component not in whole and not (weights and (model.is_single_file or component in files)):
+            missing.append(path)
+    for name, place in model.components.items():
+        if Path(place).is_dir():
+            missing += [f"components.{name}: {path}" for path in _weights_missing(Path(place))]
+    return missing
+
+
+def _weights_missing(folder: Path) -> list[str]:
+    """Of one component's folder: the shards that its index names; without one, any weights at all."""
+    named = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        try:
+            named |= set(json.loads(index.read_bytes())["weight_map"].values())
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
+            return [index.name]
+    if named:
+        return sorted(str(name) for name in named if not (folder / str(name)).is_file())
+    return [] if any(file.is_file() for file in folder.glob("*.safetensors")) else ["*.safetensors"]
+
+
+def _places(model: ModelManifest) -> dict[str, Path]:
+    """Files and folders that are read for the model, by what the manifest calls them; of its own folder nothing."""
+    places = {"": Path(model.folder)}
+    if model.is_single_file:
+        places["path"] = Path(model.path)
+    if model.lossy.vae:
+        places["lossy.vae"] = Path(model.lossy.vae)
+    return places | {f"components.{name}": Path(place) for name, place in model.components.items()}
+
+
+def _refused(file: Path, path: str, told: str) -> str | None:
+    """Why a file cannot be used."""
+    try:
+        if file.suffix == ".gguf":
+            return _gguf_refused(file, told)
+        check_file(file, path)
+    except ModelRefused as error:
+        words = error.message.rstrip(".")
+        return words if told == path else f"{told.partition(':')[0]}: {words}"
+    return None
+
+
+def _gguf_refused(file: Path, told: str) -> str | None:
+    try:
+        from gguf.constants import GGML_QUANT_SIZES
+    except ImportError:  # told among the libraries
+        return None
+    try:
+        read_gguf(file, {int(kind): size for kind, size in GGML_QUANT_SIZES.items()})
+    except Damaged as error:
+        return f"{told} {error}"
+    except OSError as error:
+        return f"{told} cannot be read: {os.strerror(error.errno or 0)}"
+    return None
+
+
+def weights_size(model: ModelManifest) -> int:
+    """Bytes of the weights that are loaded, as they lie on the disk."""
+    size = size_of(Path(model.path), model.components)
+    if model.pipeline.variant and not model.is_single_file:
+        size += sum(
+            file.stat().st_size
+            for file in Path(model.path).glob("*/*.safetensors")
+            if f".{model.pipeline.variant}" in file.stem and file.is_file()
+        )
+    return size

@@ -1,0 +1,134 @@
+"""The settings: whether they can be read, and whether they lead somewhere."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, MutableMapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from hub.doctor.findings import Case, Finding, ok, problem, warning
+from hub.errors import ConfigurationError
+from hub.registry import read_aliases
+from hub.settings import NOT_SETTINGS, OPTIONAL_FOLDERS, Settings, find_config, load_settings
+
+FIELDS = [info.name for info in msgspec.structs.fields(Settings)]
+READ = "What each setting takes: docs/settings.md."
+
+
+def read_settings(config: Path | None, environ: MutableMapping[str, str]) -> tuple[Settings, list[Finding]]:
+    """The settings as the hub would read them. Where it would not start with them: what is wrong, and those of them
+    that are good, so that everything else can be looked at."""
+    told = dict(environ)
+    try:
+        source = find_config(config, environ)
+        settings = load_settings(config, environ)
+        where = f"read from {source}" if source else "no hub.toml: defaults, and what the environment says"
+        return settings, [ok("settings", "settings", where)]
+    except ConfigurationError as error:
+        found = [problem("settings", "settings", str(error), f"Correct it: the hub does not start. {READ}")]
+    try:
+        source = find_config(config, told)
+    except ConfigurationError:
+        source = None
+    environ.pop("HUB_API_KEYS", None)  # as load_settings does: no child inherits it
+    return _good_ones(source, told), found
+
+
+def _good_ones(source: Path | None, environ: Mapping[str, str]) -> Settings:
+    """Those that can stand together, of a file and then of the environment; the rest as if nobody had said it."""
+    values: dict[str, Any] = {}
+    for said in (_said_in(source), _said_by(environ)):
+        for name in FIELDS:
+            if name in said and _convert(values | {name: said[name]}) is not None:
+                values[name] = said[name]
+    return _convert(values) or Settings()
+
+
+def _said_in(source: Path | None) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(source.read_text(encoding="utf-8")) if source else {}
+    except (OSError, ValueError):
+        return {}
+    for name in (*OPTIONAL_FOLDERS, "cache_dir"):
+        if source and isinstance(values.get(name), str):  # relative to the file that says so
+            values[name] = str(source.resolve().parent / values[name])
+    return values
+
+
+def _said_by(environ: Mapping[str, str]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for info in msgspec.structs.fields(Settings):
+        if text := environ.get(f"HUB_{info.name.upper()}"):
+            kind, items = getattr(info.type, "__origin__", None), [item.strip() for item in text.split(",")]
+            pairs = dict(item.partition(":")[::2] for item in items if ":" in item)
+            said[info.name] = pairs if kind is dict else items if kind is list else text
+    return said
+
+
+def _convert(values: dict[str, Any]) -> Settings | None:
+    try:
+        return msgspec.convert(values, Settings, strict=False, dec_hook=lambda kind, value: kind(value))
+    except (msgspec.ValidationError, ValueError, TypeError):
+        return None
+
+
+def check(case: Case) -> Iterator[Finding]:
+    """Of settings that can be read."""
+    settings = case.settings
+    yield from _unknown(case.environ)
+    try:
+        settings.check_bind()
+        who = f"{len(settings.api_keys)} keys" if settings.api_keys else "no keys: this machine's own programs alone"
+        yield ok("settings", "host", f"{settings.host}, {who}")
+    except ConfigurationError as error:
+        words = str(error).partition("\n")[0]
+        yield problem("settings", "host", words, "`hub keys new NAME`, and set it as that says; or host = '127.0.0.1'.")
+    if settings.admin_keys:
+        yield ok("settings", "admin_keys", ", ".join(settings.admin_keys))
+    yield from _names(case)
+
+
+def _unknown(environ: Mapping[str, str]) -> Iterator[Finding]:
+    known = {f"HUB_{name.upper()}" for name in FIELDS} | NOT_SETTINGS
+    for name in sorted(environ):
+        if name.startswith("HUB_") and name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            meant = f" Did you mean {near[0]}?" if near else ""
+            remedy = "Correct or unset it. (Kubernetes sets such ones of its own for a service called hub.)"
+            yield warning("settings", name, f"this environment variable is not a setting.{meant}", remedy)
+
+
+def _names(case: Case) -> Iterator[Finding]:
+    """Aliases, and the default model: whether there is a model behind each name."""
+    settings = case.settings
+    models = {model.id for model in case.models}
+    names = models | {alias for model in case.models for alias in model.aliases} | set(settings.aliases)
+    for alias, target in settings.aliases.items():
+        if target not in models:
+            words = f"it leads to '{target}', and there is no such model"
+            remedy = f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
+            yield problem("settings", f"aliases.{alias}", words, remedy)
+    for folder in settings.models_dirs:
+        try:
+            chosen = read_aliases(folder)
+        except ConfigurationError as error:
+            yield problem("settings", "aliases.toml", str(error), "Correct or delete it: the hub does not start.")
+            continue
+        names |= set(chosen)
+        for alias, target in chosen.items():
+            if target not in models:
+                words = f"in {folder} it leads to '{target}', and there is no such model: it is left out"
+                yield warning("settings", f"aliases.toml: {alias}", words, f"`hub models alias {alias} MODEL`")
+    default = settings.default_model
+    if default in names:
+        yield ok("settings", "default_model", default)
+    else:
+        shown = re.sub(r"[^ -~]", "?", default[:64])
+        near = difflib.get_close_matches(default, names, n=3) or sorted(models)[:3]
+        remedy = f"Set it to a model that is there: {', '.join(near) or 'add one first'}. The hub does not start so."
+        yield problem("settings", "default_model", f"there is no model '{shown}'", remedy)
