@@ -172,7 +172,7 @@ class StandIn:
         self._servers = [_Server(self, "hub", port), _Server(self, "cdn", 0)]
         self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_address[1]}" for server in self._servers)
         for server in self._servers:
-            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
 
     def __enter__(self) -> StandIn:
         return self

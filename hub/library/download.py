@@ -142,7 +142,7 @@ class Download:
             with closing(self._source.stream(self._path, self._place)) as chunks:
                 for place, chunk in chunks:
                     self._source.check_wanted()
-                    if place < self._place < self._remote.size:
+                    if place != self._place:
                         self._rewind()
                     # What comes beyond the end is not wanted: whether the rest is right, the digest tells.
                     self._write(chunk[: self._remote.size - self._place])

@@ -178,7 +178,7 @@ class HuggingFace:
                     raise PullFailed(f"{trouble.what}, {tries} times. {KEPT}") from None
                 wait = self.patience.wait * 2 ** (tries - 1) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
                 wait = min(max(wait, trouble.after), self.patience.longest)
-                self._report(Note(message=f"{trouble.what}; trying again in {wait:.0f} s."))
+                self._report(Note(message=f"{trouble.what}; trying again in {max(1, round(wait))} s."))
                 self.cancelled.wait(wait)
 
     def check_wanted(self) -> None:
@@ -228,6 +228,8 @@ class _Errors:
             raise Trouble(f"Hugging Face sent nothing of {self._what} for too long") from None
         if isinstance(error, httpx2.ConnectError):
             raise Trouble("Hugging Face cannot be reached (network, proxy, certificate, HF_ENDPOINT?)") from None
+        if isinstance(error, httpx2.UnsupportedProtocol):
+            raise PullFailed("HF_ENDPOINT is not an address: it begins with https://.") from None
         if isinstance(error, (httpx2.TransportError, httpx2.DecodingError, httpx2.StreamError)):
             raise Trouble(f"The connection broke while {self._what} came") from None
         if isinstance(error, (httpx2.HTTPError, httpx2.InvalidURL)):

@@ -57,8 +57,13 @@ class Found(Struct, frozen=True, kw_only=True):
 
     @property
     def total(self) -> int:
-        """Bytes of all files; what two of them share is fetched once."""
-        return sum({file.digest: file.size for file in self.files.values()}.values())
+        """Bytes of all files."""
+        return total_of(self.files.values())
+
+
+def total_of(files: Iterable[RemoteFile]) -> int:
+    """Bytes, of what several names share once."""
+    return sum({file.digest: file.size for file in files}.values())
 
 
 def parse_repo(text: str) -> Wanted:
@@ -126,7 +131,10 @@ def look_up(
         files=files,
         license=_license(info),
         gated=info.gated or None,
-        variants=selection.variants_of(components, {path: sibling.size or 0 for path, sibling in listed.items()}),
+        variants={
+            name: total_of(_remote(listed[path]) for path in paths)
+            for name, paths in selection.variants_of(components, listed).items()
+        },
         skipped=sorted(set(listed) - set(chosen)),
     )
 

@@ -124,6 +124,8 @@ def read_components(index: Any, paths: Collection[str]) -> list[Component]:
 
 def _component(name: str, class_name: str, paths: list[str]) -> Component:
     check_path(name)
+    if "/" in name:
+        raise ModelRefused(f"{INDEX}: '{shown(name)}' is not the name of a component.")
     plain: list[str] = []
     weights: dict[str | None, list[str]] = {}
     for path in paths:
@@ -200,15 +202,15 @@ def _check_shards(component: str, files: list[str]) -> None:
             raise ModelRefused(f"Of the component {component} {len(there)} of {int(of)} files of weights are there.")
 
 
-def variants_of(components: Collection[Component], sizes: Mapping[str, int]) -> dict[str, int]:
-    """Every variant that could be pulled, and the bytes that it would take."""
+def variants_of(components: Collection[Component], paths: Collection[str]) -> dict[str, list[str]]:
+    """Every variant that could be pulled, and the files that this would bring."""
     names = {each for component in components for each in component.weights if each is not None}
     found = {}
     for name in sorted(names):
         try:
-            found[name] = sum(sizes[path] for path in choose(components, sizes, name))
+            found[name] = choose(components, paths, name)
         except ModelRefused:
-            continue  # of one that cannot be pulled nobody needs to know the size
+            continue  # of one that cannot be pulled nobody needs to know
     return found
 
 

@@ -306,6 +306,8 @@ def test_what_is_no_pipeline_is_called_what_it_is(
         ({"model_index.json": b'{"_class_name": "P", "unet": ["diffusers.x", "Mine"]}'}, "`unet` needs code"),
         ({"model_index.json": b'{"_class_name": "P", "unet": [null, "Mine"]}'}, "`unet` is not"),
         ({"model_index.json": b'{"_class_name": "P", "custom_pipeline": "x/y"}'}, "custom_pipeline"),
+        ({"model_index.json": b'{"_class_name": "P", "a/b": ["diffusers", "X"]}'}, "'a/b' is not the name"),
+        ({"model_index.json": b'{"_class_name": "P", "..": ["diffusers", "X"]}'}, r"'\.\.' is not"),
         ({"model_index.json": b'{"_class_name": "P"}'}, "names no components"),
         ({"model_index.json": b" " * (2 << 20)}, "absurd"),
     ],
@@ -359,6 +361,14 @@ def test_a_real_pipeline_is_pulled_verified_and_found_by_others(
     assert pull(weights) == digests
     assert there.sent - before < 2000  # the index alone
     assert {seen.headers["accept-encoding"] for seen in there.of(UNET)} == {"identity"}
+
+
+def test_others_go_on_with_what_was_pulled(there: StandIn, weights: Weights) -> None:
+    there.add("org/name", model())
+    pull(weights)
+    before = there.sent
+    huggingface_hub.snapshot_download("org/name", cache_dir=weights.root, endpoint=there.url, token=False)
+    assert there.sent - before == len(bytes(model()[".gitattributes"]))  # type: ignore[arg-type]
 
 
 def test_what_others_have_fetched_is_verified_and_healed(there: StandIn, weights: Weights) -> None:
@@ -565,6 +575,12 @@ def test_a_server_that_is_not_there_is_told_of(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(PullFailed, match="cannot be reached"):
         find()
     huggingface_hub.close_session()
+
+
+def test_an_endpoint_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "huggingface.co")
+    with pytest.raises(PullFailed, match="HF_ENDPOINT"):
+        find()
 
 
 def test_retry_after_is_honoured_and_capped(there: StandIn) -> None:
