@@ -1,8 +1,8 @@
 """Who vouches for a bundle: Ed25519 signatures, in the form that OpenSSH gives its own (SSHSIG).
 
 So keys are made by `ssh-keygen -t ed25519`, and a bundle can be checked without the hub: `tar xf` its first two
-members, then `ssh-keygen -Y verify -n image-hub-bundle -s bundle.json.sig …`. What is signed is a SHA-512 within a frame that
-names its purpose: no signature that was made for anything else counts here, and none made here counts elsewhere.
+members, then `ssh-keygen -Y verify -n image-hub-bundle -s bundle.json.sig …`. What is signed is a SHA-512 within a
+frame that names its purpose: no signature that was made for anything else counts here, and none made here elsewhere.
 """
 
 from __future__ import annotations

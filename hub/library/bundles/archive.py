@@ -6,8 +6,10 @@ files, long names and extended headers are refused by their names before a byte 
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import BinaryIO
 
 from msgspec import Struct
@@ -149,3 +151,12 @@ def _octal(field: bytes) -> int | None:
     """As all write it: digits, and blanks or NULs around them."""
     digits = field.strip(b" \0")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
+
+
+def sync_folder(folder: Path) -> None:
+    """Names that were changed in it survive a power failure from here on."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

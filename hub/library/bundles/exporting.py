@@ -20,7 +20,7 @@ from msgspec import Struct
 from hub import __version__
 from hub.errors import HubError, InvalidRequest, ModelRefused, StorageFull
 from hub.library import signing
-from hub.library.bundles.archive import CHUNK, END, Reader, header_of, padding_of, space_of
+from hub.library.bundles.archive import CHUNK, END, Reader, header_of, padding_of, space_of, sync_folder
 from hub.library.bundles.index import FORMAT, BundledFile, BundledModel, Index, check_content, check_names, read_index
 from hub.library.bundles.reading import INDEX_NAME, MAX_INDEX, SIGNATURE_NAME
 from hub.library.bundles.tree import Tree, tree_of
@@ -81,7 +81,7 @@ def export(
         _check_room(target, size - os.fstat(stream.fileno()).st_size)
         _write(stream, start, [places[digest] for digest in index.blobs], report)
         part.replace(target)
-    _sync_folder(target.parent)
+    sync_folder(target.parent)
     signer = signing.fingerprint(signing.public_bytes(key)) if key else None
     return ExportResult(tuple(model.id for model in models), size, signer)
 
@@ -173,7 +173,11 @@ def _part_of(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
                 ours = False
             if not ours:
                 raise InvalidRequest(f"Another process writes {target.name} now.")
-            yield stream, part
+            try:
+                yield stream, part
+            finally:
+                if os.fstat(descriptor).st_size == 0:  # nothing that could be gone on with
+                    part.unlink()
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull(f"The disk has no room for {target.name}, or takes no file of its size.") from None
@@ -254,11 +258,3 @@ def _copy(file: _Found, stream: BinaryIO, meter: Meter) -> None:
         changed = left or source.read(1)
     if changed or digest.hexdigest() != file.sha256:
         raise ModelRefused(f"{shown(file.path)} has changed while it was exported. Try again.")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from msgspec import Struct
 
 from hub.errors import HubError, ModelRefused, StorageFull
 from hub.library import signing
-from hub.library.bundles.archive import CHUNK, Reader
+from hub.library.bundles.archive import CHUNK, Reader, sync_folder
 from hub.library.bundles.index import BundledModel, check_content
 from hub.library.bundles.manifests import Shelf
 from hub.library.bundles.reading import Bundle, Opened, open_bundle
@@ -138,7 +138,8 @@ class _Run:
         }
         for model in self._models:
             self._new_links.append((model, self._links_needed(model)))
-        needed = sum(self._sizes[digest] * len(repos) for digest, repos in self._lacking.items())
+        new = [digest for digest, repos in self._lacking.items() if len(repos) == len(self._repos[digest])]
+        needed = sum(self._sizes[digest] for digest in new)  # what repositories share takes no more, nearly everywhere
         self._weights.check_room(needed, "The bundle")
 
     def _has(self, repo: str, digest: str) -> bool:
@@ -241,7 +242,9 @@ class _Run:
             check_content(file, name)
 
     def link(self) -> None:
-        """Every file under its name."""
+        """Every file under its name, when what it leads to is on the disk for good."""
+        for repo in {model.source.repo for model in self._models}:
+            sync_folder(self._weights.repo(repo) / "blobs")
         for model, needed in self._new_links:
             for path in needed:
                 place = self._place(model.source, path)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 from hub.errors import ConfigurationError, ModelExists, ModelRefused
+from hub.library.bundles.archive import sync_folder
 from hub.library.bundles.index import BundledModel
 from hub.library.bundles.reading import Bundle
 from hub.registry import ALIASES, absence, manifests_in, read_aliases, read_manifest
@@ -75,12 +75,13 @@ class Shelf:
             for model in bundle.index.models:
                 place = self._places[model.id]
                 if not _is(place, model):
-                    fresh[place] = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
+                    fresh[place] = place.with_name(f".{place.name}.tmp")
                     _write(fresh[place], model.manifest)
                 _check(fresh.get(place, place), model, weights_dir)
             yield
             for place, part in fresh.items():
                 part.replace(place)
+            sync_folder(self._folder)
         except BaseException:
             for part in fresh.values():
                 part.unlink(missing_ok=True)
@@ -99,6 +100,7 @@ def _is(place: Path, model: BundledModel) -> bool:
 
 
 def _write(part: Path, text: str) -> None:
+    part.unlink(missing_ok=True)  # of a run that was killed
     with part.open("xb") as stream:
         stream.write(text.encode())
         stream.flush()
