@@ -71,8 +71,8 @@ def import_bundle(
                 run.look()
                 run.copy(opened)
                 run.link()
-                with shelf.written(bundle, weights.root):
-                    pass
+                shelf.prepare(bundle, weights.root)
+            shelf.publish()
     models = tuple(model.id for model in bundle.index.models)
     return ImportResult(models, run.copied, run.kept, bundle.signer, trusted)
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
-from hub.errors import ConfigurationError, ModelExists, ModelRefused
+from hub.errors import ConfigurationError, HubError, ModelExists, ModelRefused
 from hub.library.bundles.archive import sync_folder
 from hub.library.bundles.index import BundledModel
 from hub.library.bundles.reading import Bundle
@@ -26,6 +25,7 @@ class Shelf:
     def __init__(self, folder: Path, replace: bool) -> None:
         self._folder, self._replace = folder, replace
         self._places: dict[str, Path] = {}
+        self._fresh: dict[Path, Path] = {}
 
     def check(self, bundle: Bundle) -> None:
         """Raises ModelExists where a bundle's model has a name that another one has: the hub would refuse to start."""
@@ -64,31 +64,34 @@ class Shelf:
         except ConfigurationError:
             return set()
 
-    @contextlib.contextmanager
-    def written(self, bundle: Bundle, weights_dir: Path) -> Iterator[None]:
-        """Writes all manifests, each once it has been read as the hub will read it and found its files. Raises
-        ModelRefused; then none is there."""
+    def prepare(self, bundle: Bundle, weights_dir: Path) -> None:
+        """Writes all manifests under names that nobody reads yet, each once it has been read as the hub will read it
+        and found its files. Raises ModelRefused; then nothing is left of them."""
         was = self._folder.is_dir()
-        fresh: dict[Path, Path] = {}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for model in bundle.index.models:
                 place = self._places[model.id]
                 if not _is(place, model):
-                    fresh[place] = place.with_name(f".{place.name}.tmp")
-                    _write(fresh[place], model.manifest)
-                _check(fresh.get(place, place), model, weights_dir)
-            yield
-            for place, part in fresh.items():
-                part.replace(place)
-            sync_folder(self._folder)
+                    self._fresh[place] = place.with_name(f".{place.name}.tmp")
+                    _write(self._fresh[place], model.manifest)
+                _check(self._fresh.get(place, place), model, weights_dir)
         except BaseException:
-            for part in fresh.values():
+            for part in self._fresh.values():
                 part.unlink(missing_ok=True)
             if not was:
                 with contextlib.suppress(OSError):
                     self._folder.rmdir()
             raise
+
+    def publish(self) -> None:
+        """Makes them models, one after another; from the first on there is no way back, and a next run goes on."""
+        try:
+            for place, part in self._fresh.items():
+                part.replace(place)
+            sync_folder(self._folder)
+        except OSError as error:
+            raise HubError(f"The manifests cannot be written: {error.strerror}. Import the bundle again.") from None
 
 
 def _is(place: Path, model: BundledModel) -> bool:
