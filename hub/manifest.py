@@ -15,7 +15,8 @@ from msgspec import Meta, Struct, field
 from hub.imaging.geometry import NativeShapes
 from hub.types import Effort, Size, Style, Task
 
-ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$"
+# A `$` of Python's alone would let a line's end pass.
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$(?!\n)"
 
 DEVICE_PATTERN = r"^(cpu|mps|cuda:(0|[1-9][0-9]?))$"
 
@@ -34,11 +35,11 @@ SizeText = Annotated[str, Meta(pattern=f"^{SIZE.pattern}$")]
 
 COMPONENT_FILES = (".safetensors", ".gguf")
 
-REPO_PATTERN = r"^[A-Za-z0-9](?!.*(--|\.\.))[A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+REPO_PATTERN = r"^[A-Za-z0-9](?!.*(--|\.\.))[A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}$(?!\n)"
 """Hugging Face's rules for ids. None of them leads out of a folder."""
-FILE_PATTERN = r"^[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,199}\.safetensors$"
-COMMIT_PATTERN = r"^[0-9a-f]{40}$"
-VARIANT_PATTERN = r"^[A-Za-z0-9_-]{1,32}$"
+FILE_PATTERN = r"^[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,199}\.safetensors$(?!\n)"
+COMMIT_PATTERN = r"^[0-9a-f]{40}$(?!\n)"
+VARIANT_PATTERN = r"^[A-Za-z0-9_-]{1,32}$(?!\n)"
 Repo = Annotated[str, Meta(pattern=REPO_PATTERN)]
 Commit = Annotated[str, Meta(pattern=COMMIT_PATTERN)]
 Variant = Annotated[str, Meta(pattern=VARIANT_PATTERN)]

@@ -33,7 +33,7 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 
 log = logging.getLogger(__name__)
 
-NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY"}
+NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY", "HUB_SIGNING_PASSPHRASE"}
 """Variables for the command line and for scripts/."""
 
 OPTIONAL_PLACES = ("models_dir", "loras_dir", "weights_dir", "bundles_dir", "bundle_signers")

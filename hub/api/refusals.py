@@ -15,6 +15,7 @@ _PATH = re.compile(r" - at `\$\.?(?P<path>[^`]*)`$")
 _FIELD = re.compile(r"(?P<what>unknown|missing required) field `(?P<field>[^`]*)`")
 _TYPE = re.compile(r"Expected `(?P<expected>[^`]+)`, got `(?P<got>[^`]+)`")
 _LENGTH = re.compile(r"Expected `(?P<type>str|array)` of length (?P<bound>>=|<=) (?P<limit>\d+)")
+_PATTERN = re.compile(r"Expected `str` matching regex '(?P<pattern>.*)'")
 _RANGE = re.compile(r"Expected `(?:int|float)` (?P<bound>>=|<=|>|<) (?P<limit>\S+)")
 
 _EXPECTED = {
@@ -27,6 +28,8 @@ _EXPECTED = {
 }
 _GOT = {**_EXPECTED, "float": "a decimal number", "bool": "a boolean"}
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "more than", "<": "less than"}
+NO_LINE_END = r"$(?!\n)"
+"""How patterns end, since Python's `$` would let a line's end pass."""
 _COUNTED = {"str": "character", "array": "item"}
 
 
@@ -68,6 +71,8 @@ def _of_value(plain: str, kind: Any, param: str) -> str:
     if match := _LENGTH.match(plain):
         counted = _COUNTED[match["type"]] + ("" if match["limit"] == "1" else "s")
         return f"it must have {_BOUNDS[match['bound']]} {match['limit']} {counted}"
+    if match := _PATTERN.match(plain):
+        return f"it must match {match['pattern'].replace(NO_LINE_END, '$')}"
     if match := _RANGE.match(plain):
         return f"it must be {_BOUNDS[match['bound']]} {match['limit'].removesuffix('.0')}"
     if plain.startswith(("Invalid enum value", "Invalid value")):

@@ -233,15 +233,24 @@ def import_command(
 
 
 def _show_bundle(bundle: Path, *, as_json: bool) -> None:
-    from hub.library.bundle import read_bundle
+    from hub.library.bundles import read_bundle
 
     found = read_bundle(bundle)
+    models: list[dict[str, Any]] = [
+        {
+            "id": model.id,
+            "license": found.manifests[model.id].license,
+            "bytes": sum(file.size for file in model.files),
+            "source": {"kind": model.source.kind, "repo": model.source.repo, "revision": model.source.revision},
+        }
+        for model in found.index.models
+    ]
     if as_json:
-        _print_json(found)
+        _print_json({"signed_by": found.signer, "bytes": found.size, "models": models})
         return
-    click.echo(f"signed by {found.signed_by}" if found.signed_by else "not signed")
-    for model in found.models:
-        click.echo(f"{model.id}  {as_bytes(model.bytes)}; {model.license}")
+    click.echo(f"signed by {found.signer}" if found.signer else "not signed")
+    for model in models:
+        click.echo(f"{model['id']}  {as_bytes(model['bytes'])}; {model['license']}")
 
 
 def _listing(settings: Settings) -> list[LibraryModel]:

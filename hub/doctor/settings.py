@@ -14,7 +14,7 @@ import msgspec
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError
 from hub.registry import read_aliases
-from hub.settings import NOT_SETTINGS, OPTIONAL_FOLDERS, Settings, find_config, load_settings
+from hub.settings import NOT_SETTINGS, OPTIONAL_PLACES, Settings, find_config, load_settings
 
 FIELDS = [info.name for info in msgspec.structs.fields(Settings)]
 READ = "What each setting takes: docs/settings.md."
@@ -54,7 +54,7 @@ def _said_in(source: Path | None) -> dict[str, Any]:
         values = tomllib.loads(source.read_text(encoding="utf-8")) if source else {}
     except (OSError, ValueError):
         return {}
-    for name in (*OPTIONAL_FOLDERS, "cache_dir"):
+    for name in (*OPTIONAL_PLACES, "cache_dir"):
         if source and isinstance(values.get(name), str):  # relative to the file that says so
             values[name] = str(source.resolve().parent / values[name])
     return values

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from hub.errors import ModelUnusable
 from hub.library.orders import (
     Add,
     Alias,
@@ -98,33 +97,32 @@ class Library:
         return verify(models, self.places.weights, Path(self.places.cache_dir) / "weights.json", report)
 
     def _export(self, order: Export, report: Report) -> Bundled:
-        from hub.library.bundle_export import export
+        from hub.library.bundles import export
 
-        registry = self.places.registry()
+        registry, target = self.places.registry(), Path(order.bundle)
         models = {found.id: found for found in (self._one(registry, name) for name in order.models)}
-        for found in models.values():
-            if missing := absence(found):
-                raise ModelUnusable(f"{found.id} cannot be exported: {missing.partition(':')[0]} is not in its place.")
+        texts = {name: self.places.manifest_text(name) for name in models}
+        target.parent.mkdir(parents=True, exist_ok=True)
         sign_with = Path(order.sign_with) if order.sign_with else None
-        return export(list(models.values()), Path(order.bundle), report, sign_with=sign_with)
+        done = export(list(models.values()), texts, target, self.places.weights, report, sign_with=sign_with)
+        return Bundled(bundle=target.name, models=list(done.models), bytes=done.size, signed_by=done.signer)
 
     def _import(self, order: Import, report: Report) -> Made:
-        from hub.library.bundle_import import import_bundle
+        from hub.library.bundles import import_bundle
 
-        places = self.places
-        taken = {listed.id for listed in places.registry() if not listed.is_alias}
-        names = import_bundle(
+        places, trust = self.places, Path(order.trust) if order.trust else None
+        done = import_bundle(
             Path(order.bundle),
             places.weights,
             Path(places.owned),
             report,
-            taken=taken,
-            trust=Path(order.trust) if order.trust else None,
+            trust=trust,
+            require_signature=trust is not None,
             replace=order.replace,
         )
         registry = places.registry()
-        total = sum(bytes_of(self._one(registry, name)) for name in names)
-        return Made(models=names, bytes=total, guessed=[])
+        total = sum(bytes_of(self._one(registry, name)) for name in done.models)
+        return Made(models=list(done.models), bytes=total, guessed=[])
 
     @staticmethod
     def _one(registry: Registry, name: str) -> ModelManifest:

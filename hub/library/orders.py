@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from hub.manifest import ModelId, SourceSection, Variant
 from hub.types import Task
 
-REVISION_PATTERN = r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._/-]{0,99}$"
+REVISION_PATTERN = r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._/-]{0,99}$(?!\n)"
 BUNDLE_SUFFIX = ".hubmodels"
 
 Revision = Annotated[str, Meta(pattern=REVISION_PATTERN)]
@@ -138,12 +138,11 @@ class Renamed(Struct, frozen=True, kw_only=True, tag_field="object", tag="models
 
 
 class Bundled(Struct, frozen=True, kw_only=True, tag_field="object", tag="models.bundle"):
-    """A bundle that was written: its file's name, size and SHA-256 of its table of contents, and who signed it."""
+    """A bundle that was written: its file's name and size, and the fingerprint of the key that signed it."""
 
     bundle: str
     models: list[str]
     bytes: int
-    sha256: str
     signed_by: str | None
 
 

@@ -10,6 +10,7 @@ from urllib.parse import quote, unquote
 
 from msgspec import Struct
 
+from hub.errors import ModelNotFound
 from hub.library.layout import Weights, files_below
 from hub.manifest import ModelManifest
 from hub.registry import Registry, manifests_in, open_registry
@@ -30,6 +31,7 @@ class Places(Struct, frozen=True, kw_only=True):
     aliases: dict[str, str]
     shared: bool
     """Whether the owner has named weights_dir: other programs may keep things there."""
+    offline: bool
 
     @classmethod
     def of(cls, settings: Settings) -> Places:
@@ -42,6 +44,7 @@ class Places(Struct, frozen=True, kw_only=True):
             bundles_dir=str(settings.bundles_folder),
             aliases=settings.aliases,
             shared=settings.weights_dir is not None,
+            offline=settings.offline,
         )
 
     @property
@@ -65,6 +68,14 @@ class Places(Struct, frozen=True, kw_only=True):
             if _id_in(source) == model:
                 return source
         return None
+
+    def manifest_text(self, model: str) -> str:
+        """The manifest of a model that there is, as its file has it; the later folder's, as the registry reads them."""
+        for folder in reversed([*map(Path, self.models_dirs), Path(self.owned)]):
+            for source in manifests_in(folder):
+                if _id_in(source) == model:
+                    return source.read_text(encoding="utf-8")
+        raise ModelNotFound(f"The manifest of '{model}' is gone.", param="model")
 
 
 def _id_in(source: Path) -> object:

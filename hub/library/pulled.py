@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hub.errors import ModelExists
 from hub.library.orders import Made, Pull
@@ -11,6 +12,9 @@ from hub.library.places import Places, bytes_of
 from hub.library.progress import Note, Report
 from hub.manifest import ModelManifest
 from hub.registry import Registry
+
+if TYPE_CHECKING:
+    from hub.library.pull import Found
 
 
 def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event | None = None) -> Made:
@@ -24,17 +28,17 @@ def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event
     known = _known(order, registry)
     if known is not None and known.source is not None:
         revision = order.revision or known.source.revision
-        wanted = Wanted(known.source.repo, revision, order.variant or known.pipeline.variant)
+        variant = order.variant or known.pipeline.variant
+        wanted = Wanted(repo=known.source.repo, revision=revision, variant=variant)
     else:
         wanted = parse_repo(order.repo)
-        if order.revision:
-            wanted = Wanted(wanted.repo, order.revision, order.variant)
-        elif order.variant:
-            wanted = Wanted(wanted.repo, wanted.revision, order.variant)
+        revision = order.revision or wanted.revision
+        wanted = Wanted(repo=wanted.repo, revision=revision, variant=order.variant)
         known = _named(order.id or wanted.repo, wanted.repo, registry)
     report(Note(message=f"Looking up {wanted.repo}@{wanted.revision}."))
-    found = look_up(wanted)
-    digests = fetch(found, places.weights, report, cancelled=cancelled)
+    found = look_up(wanted, report=report, cancelled=cancelled, offline=places.offline)
+    report(Note(message=_told(found)))
+    digests = fetch(found, places.weights, report, cancelled=cancelled, offline=places.offline)
     weights = {path: digest for path, digest in digests.items() if path.endswith(".safetensors")}
     guessed: list[str] = []
     if known is not None and (source := places.manifest_file(known.id)) is not None:
@@ -75,6 +79,16 @@ def _named(name: str, repo: str, registry: Registry) -> ModelManifest | None:
     if found.source is None or found.source.kind != "huggingface" or found.source.repo != repo:
         raise ModelExists(f"There is a model '{name}' already. Give this one another name with --id.", param="id")
     return found
+
+
+def _told(found: Found) -> str:
+    """What is about to be fetched, and whether there would be less of it."""
+    words = f"{found.source.repo}@{found.source.revision[:12]}: {found.total / 1e9:.2f} GB in {len(found.files)} files."
+    smaller = {name: size for name, size in found.variants.items() if size < found.total}
+    if not found.wanted.variant and smaller:
+        name = min(smaller, key=lambda each: smaller[each])
+        words += f" Its variant {name} would be {smaller[name] / 1e9:.2f} GB (--variant {name})."
+    return words
 
 
 def _command(repo: str, order: Pull) -> str:
