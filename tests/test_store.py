@@ -325,7 +325,7 @@ def test_only_its_owner_may_read_the_database_and_its_log(tmp_path: Path) -> Non
 def test_at_the_end_the_log_is_in_the_file_and_no_lock_is_left(tmp_path: Path) -> None:
     run(tmp_path, touch)
     assert sorted(os.listdir(tmp_path)) == ["hub.db", "instances"]
-    assert os.listdir(tmp_path / "instances") == ["opening.lock"]
+    assert os.listdir(tmp_path / "instances") == []
 
 
 def test_an_idle_hub_makes_no_database_and_imports_no_sqlalchemy(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_the_jobs_of_a_killed_hub_fail_when_the_next_one_starts(tmp_path: Path) 
 
     run(tmp_path, look)
     assert run(tmp_path, lambda store: store.get(finished.id)).status == "completed"
-    assert os.listdir(tmp_path / "instances") == ["opening.lock"]
+    assert os.listdir(tmp_path / "instances") == []
 
 
 def test_unfinished_jobs_of_a_hub_that_ended_in_order_fail_too(tmp_path: Path) -> None:
@@ -413,21 +413,44 @@ def test_the_jobs_of_a_living_sibling_go_on_and_fail_once_it_is_dead(tmp_path: P
         run(tmp_path, watch)
 
 
-def test_a_lock_file_taken_for_a_dead_hubs_is_made_again(tmp_path: Path) -> None:
-    """Another hub looks between the making of the file and the taking of its lock."""
-    path = tmp_path / "0123456789abcdef.lock"
-    path.touch()
-    with path.open("r+") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        taken: list[database.Lock] = []
-        starter = threading.Thread(target=lambda: taken.append(database.Lock(path)))
-        starter.start()
-        time.sleep(0.1)
-        path.unlink()
-    starter.join(10)
-    assert database.living(tmp_path) == {"0123456789abcdef"}
-    taken[0].release(delete=True)
-    assert database.living(tmp_path) == set()
+def locks(folder: Path) -> tuple[set[str], set[str]]:
+    return database.told_by_locks(folder)
+
+
+def test_a_lock_is_never_seen_without_its_holder_and_what_is_left_of_one_goes(tmp_path: Path) -> None:
+    name = "0123456789abcdef"
+    (tmp_path / f"{name}.lock").touch()  # somebody put a file there
+    left = tmp_path / f"{name}.lock-{name}.tmp"
+    left.touch()  # a hub was killed while it made its lock
+    (tmp_path / "notes.txt").touch()
+    lock = database.Lock(tmp_path / f"{name}.lock")
+    assert locks(tmp_path) == ({name}, set())
+    assert sorted(os.listdir(tmp_path)) == [f"{name}.lock", "notes.txt"]
+    lock.release()
+    assert locks(tmp_path) == (set(), {name})
+    assert locks(tmp_path) == (set(), set()), "its file is gone: nothing is known any more"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_while_one_looks_whether_others_live_a_new_lock_is_made_again(tmp_path: Path) -> None:
+    """The file is there for an instant before it is locked; who looks just then deletes it."""
+    end = time.monotonic() + 1
+
+    def look() -> None:
+        while time.monotonic() < end:
+            locks(tmp_path)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    made = 0
+    while time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError):  # the store tries again
+            lock = database.Lock(tmp_path / "0123456789abcdef.lock")
+            made += 1
+            assert lock.in_place()
+            lock.release(delete=True)
+    looker.join()
+    assert made > 20
 
 
 MIXED = """
@@ -520,7 +543,7 @@ def test_the_cache_may_be_deleted_while_the_hub_runs(tmp_path: Path, delete: Cal
         assert await store.get(job.id) == job
         assert store._database is not None
         assert store._database.in_place()
-        (lock,) = (path.stem for path in (cache / "instances").glob("*.lock") if path.stem != "opening")
+        (lock,) = (path.stem for path in (cache / "instances").glob("*.lock"))
         assert lock == store._id
 
     run(cache, work)
