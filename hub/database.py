@@ -4,7 +4,8 @@ Several hubs may share one cache, and anybody may delete of it what they like, a
 
 - a new file is put in its place whole, with its tables, and what an older one has left beside it (`-wal`, `-shm`) goes
   first: SQLite would take the old log for the new file's, and nothing in it says whose it is;
-- making, opening, migrating and setting aside happen under a lock on the folder itself, which no deletion of files ends;
+- making, opening, migrating and setting aside happen under a lock on the folder itself, which no deletion of its
+  files ends;
 - each running hub holds a lock on a file of its own, by which the others see that it lives.
 """
 
@@ -109,7 +110,7 @@ class Database:
         """Call when not all is in place. A file whose log alone was deleted must not be used any more: it is torn, and
         whoever closes it last would write into it a log that it has no longer. Here is all of it still, so a whole copy
         takes its place. What was deleted with its log stays deleted."""
-        with _alone_in(self.path.parent) as folder:
+        with alone_in(self.path.parent) as folder:
             if _identity(str(self.path)) == self._identities[str(self.path)] and not self.in_place():
                 _put(self.path.name, folder, self.raw.serialize())
 
@@ -131,9 +132,12 @@ def _identity(path: str | int) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[int]:
-    """No other hub makes, opens or removes the folder's database, as long as the context. Gives the folder's
-    descriptor: in a folder that was deleted meanwhile nothing can be made by it, or removed in a new one of its name."""
+def alone_in(folder: Path) -> Iterator[int]:
+    """No other hub makes or replaces what all of them share in the folder, as long as the context.
+
+    Gives the folder's descriptor: in a folder that was deleted meanwhile nothing can be made by it, nor can anything be
+    removed in a new one of its name.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -144,7 +148,7 @@ def _alone_in(folder: Path) -> Iterator[int]:
 
 def open_database(path: Path) -> Database:
     """Opens, checks and migrates, or makes the database. A damaged one is set aside."""
-    with _alone_in(path.parent) as folder:
+    with alone_in(path.parent) as folder:
         _make(path.name, folder)
         opened = _identity(str(path))
         try:
@@ -321,7 +325,8 @@ class Lock:
 def told_by_locks(instances: Path) -> tuple[set[str], set[str]]:
     """The ids of hubs that hold their lock, and of those that have died: their lock is there, and free. Its file is
     deleted. Of a hub without a file nothing is known: it has ended in order, or somebody has deleted the file."""
-    living, dead = set(), set()
+    living: set[str] = set()
+    dead: set[str] = set()
     with os.scandir(instances) as entries:
         found = [(entry.path, INSTANCE.fullmatch(entry.name)) for entry in entries]
     for path, match in found:
