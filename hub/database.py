@@ -148,6 +148,8 @@ def alone_in(folder: Path) -> Iterator[int]:
 
 def open_database(path: Path) -> Database:
     """Opens, checks and migrates, or makes the database. A damaged one is set aside."""
+    if not path.exists():
+        _empty(migrations.FOLDER, migrations.HEAD)  # before the lock, since the first time takes long
     with alone_in(path.parent) as folder:
         _make(path.name, folder)
         opened = _identity(str(path))

@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import itertools
 import logging
 import os
 import re
@@ -43,6 +44,7 @@ SWEEP_INTERVAL = 30.0
 ORPHAN_AGE = 30.0
 """Seconds after which what was being written belongs to a process that died: it takes milliseconds. Where it does not,
 it is written again."""
+ATTEMPTS = 10
 PATIENCE = 5.0
 """Seconds for which a picture is stored again, as long as somebody deletes what is being written."""
 
@@ -205,17 +207,17 @@ class Files:
 
 
 def _trying_again(work: Callable[[bool], T]) -> T:
-    """Does what needs files that somebody may be deleting just now; told whether it is done again. It ends: one try
-    takes less than a millisecond beside the writing, and after PATIENCE the next failure is told."""
-    end, again = time.monotonic() + PATIENCE, False
-    while True:
+    """Does what needs files that somebody may be deleting just now; told whether it is done again. It ends: after
+    PATIENCE and ATTEMPTS the next failure is told, and one try takes a millisecond."""
+    end = time.monotonic() + PATIENCE
+    for attempt in itertools.count(1):
         try:
-            return work(again)
+            return work(attempt > 1)
         except (FileNotFoundError, FileExistsError):  # the second: `mkdir`, of a folder that goes as it looks
-            if time.monotonic() > end:
+            if attempt >= ATTEMPTS and time.monotonic() > end:
                 raise
-            again = True
             time.sleep(0.001)
+    raise AssertionError
 
 
 def _is_left_over(entry: os.DirEntry[str], pattern: re.Pattern[str], now: float) -> bool:

@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import secrets
 import sqlite3
@@ -42,6 +43,8 @@ T = TypeVar("T")
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
+ATTEMPTS = 10
+"""How often an operation is tried at least, however slow the machine is."""
 PATIENCE = 5.0
 """Seconds for which an operation is tried again: as long as somebody may delete the cache again and again."""
 START_PATIENCE = 1.0
@@ -301,23 +304,24 @@ class Store:
         """Does one operation; None where there is no database and `make` is false.
 
         What fails is tried again with all opened anew: that mends what happened to the files meanwhile. It ends: after
-        `patience` seconds the next failure is told. Making all anew takes some milliseconds, so whoever deletes it
+        `patience` seconds and ATTEMPTS the next failure is told. Making all anew takes some milliseconds, so whoever deletes it
         again and again would have to do hardly anything else.
         """
         end, pause = time.monotonic() + patience, 0.002
-        while True:
+        for attempt in itertools.count(1):
             try:
                 database = self._opened(make)
                 return None if database is None else work(database)
             except Exception as error:
                 if is_full(error):
                     raise StorageFull("The hub's disk is full; the job could not be stored.") from None
-                if not is_mendable(error) or time.monotonic() > end:
+                if not is_mendable(error) or (attempt >= ATTEMPTS and time.monotonic() > end):
                     raise
                 log.warning("%s: %s; opening it again", self._path.name, error)
                 self._close()
                 time.sleep(pause)
-                pause = min(2 * pause, 0.1)
+                pause = min(2 * pause, 0.05)
+        raise AssertionError
 
     def _opened(self, make: bool) -> Database | None:
         """The database; it and this process's lock are made anew where they are not, or no longer, in place."""
