@@ -304,8 +304,8 @@ class Store:
         """Does one operation; None where there is no database and `make` is false.
 
         What fails is tried again with all opened anew: that mends what happened to the files meanwhile. It ends: after
-        `patience` seconds and ATTEMPTS the next failure is told. Making all anew takes some milliseconds, so whoever deletes it
-        again and again would have to do hardly anything else.
+        `patience` seconds and ATTEMPTS the next failure is told. Making all anew takes some milliseconds, so whoever
+        deletes it again and again would have to do hardly anything else.
         """
         end, pause = time.monotonic() + patience, 0.002
         for attempt in itertools.count(1):
