@@ -14,6 +14,7 @@ import contextlib
 import errno
 import hashlib
 import hmac
+import itertools
 import logging
 import os
 import re
@@ -22,19 +23,30 @@ import stat
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
+from hub.database import alone_in
 from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
 from hub.types import OutputFormat
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 NAME = re.compile(r"[0-9a-f]{32}-(?P<expires>[0-9]{1,12})\.(?P<extension>png|jpg|webp)")
 SIGNATURE = re.compile(r"(?P<key>[0-9a-f]{8})\.(?P<expires>[0-9]{1,12})\.(?P<mac>[\w-]{32})", re.ASCII)
 EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 MEDIA_TYPES = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
 PART = re.compile(r"[0-9a-f]{32}-[0-9]{1,12}\.tmp")
-SWEEP_INTERVAL = 60.0
-ORPHAN_AGE = 600.0
+STATE_PART = re.compile(r"\.[a-z][a-z0-9.]{0,30}-[0-9a-f]{16}\.tmp")
+"""What the hub and its workers write beside `files/` before it gets its name: `.secret-…`, `.hub.db-…` and the like."""
+SWEEP_INTERVAL = 30.0
+ORPHAN_AGE = 30.0
+"""Seconds after which what was being written belongs to a process that died: it takes milliseconds. Where it does not,
+it is written again."""
+ATTEMPTS = 10
+PATIENCE = 5.0
+"""Seconds for which a picture is stored again, as long as somebody deletes what is being written."""
 
 
 class Files:
@@ -47,13 +59,19 @@ class Files:
         """
         self._folder = cache_dir / "files"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            self._secret = _load_secret(cache_dir / "secret")
+            self._secret = _trying_again(lambda _: self._prepare(cache_dir))
         except OSError as error:
             raise ConfigurationError(f"cache_dir: {cache_dir} cannot be used: {error.strerror}") from None
         self._ttl = ttl
         self._now = now
         self._key_id = hashlib.sha256(b"key id" + self._secret).hexdigest()[:8]
+
+    def _prepare(self, cache_dir: Path) -> bytes:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        for folder in (cache_dir, self._folder):
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "the hub may not write there. Set cache_dir to a folder of its own")
+        return _load_secret(cache_dir / "secret")
 
     async def save(self, data: bytes, output_format: OutputFormat = "png", keep_until: float = 0) -> str:
         """Stores an encoded picture and returns its name; raises StorageFull. Nothing half-written is ever visible.
@@ -130,13 +148,21 @@ class Files:
                 await asyncio.to_thread(os.unlink, self._folder / name)
 
     def _store(self, path: Path, data: bytes) -> None:
-        """Writes the file, and first, where somebody deleted the cache under the running hub, what belongs beside it:
-        the folder, and the secret, so that new links survive a restart."""
+        """Writes the file, and, where somebody deleted the cache under the running hub, what belongs beside it: the
+        folder, and the secret, so that new links survive a restart."""
+
+        def store(again: bool) -> None:
+            if again:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            _write_atomically(path, data, name_first=again)
+
+        _trying_again(store)
         secret = self._folder.parent / "secret"
-        if not (secret.exists() and self._folder.is_dir()):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            _plant_secret(secret, self._secret)
-        _write_atomically(path, data)
+        if not secret.exists():
+            try:
+                _plant_secret(secret, self._secret)
+            except OSError as error:  # deleted once more, or no room; the picture is there
+                log.warning("the secret could not be written (%s); the next picture tries again", error.strerror)
 
     def seconds_left(self, signature: str) -> int:
         """For how long the link that `read` has just answered stays good."""
@@ -164,33 +190,58 @@ class Files:
 
     def sweep(self) -> int:
         """Deletes expired files and left-over temporary ones; returns how many. Other files are left alone."""
-        now, gone = self._now(), 0
-        try:
-            entries = list(os.scandir(self._folder))
-        except FileNotFoundError:
-            return 0
-        for entry in entries:
-            try:
-                if self._is_over(entry, now) and not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                    gone += 1
-            except FileNotFoundError:
-                continue  # another hub on the same cache was faster
-            except OSError as error:
-                log.warning("an expired file could not be deleted: %s", error.strerror)
-        return gone
+        now = self._now()
+        gone = _delete_where(self._folder, lambda entry: self._is_over(entry, now))
+        return gone + _delete_where(self._folder.parent, lambda entry: _is_left_over(entry, STATE_PART, now))
 
     @staticmethod
     def _is_over(entry: os.DirEntry[str], now: float) -> bool:
         if match := NAME.fullmatch(entry.name):
             return now >= int(match["expires"])
-        left_over = PART.fullmatch(entry.name) is not None
-        return left_over and now - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_AGE
+        return _is_left_over(entry, PART, now)
 
     def _signed(self, name: str, expires: int) -> str:
         """The first part of a link: key id, end and signature."""
         mac = hmac.digest(self._secret, f"GET\n{expires}\n{name}".encode(), "sha256")
         return f"{self._key_id}.{expires}.{base64.urlsafe_b64encode(mac[:24]).decode()}"
+
+
+def _trying_again(work: Callable[[bool], T]) -> T:
+    """Does what needs files that somebody may be deleting just now; told whether it is done again. It ends: after
+    PATIENCE and ATTEMPTS the next failure is told, and one try takes a millisecond."""
+    end = time.monotonic() + PATIENCE
+    for attempt in itertools.count(1):
+        try:
+            return work(attempt > 1)
+        except (FileNotFoundError, FileExistsError):  # the second: `mkdir`, of a folder that goes as it looks
+            if attempt >= ATTEMPTS and time.monotonic() > end:
+                raise
+            time.sleep(0.001)
+    raise AssertionError
+
+
+def _is_left_over(entry: os.DirEntry[str], pattern: re.Pattern[str], now: float) -> bool:
+    left_over = pattern.fullmatch(entry.name) is not None
+    return left_over and now - entry.stat(follow_symlinks=False).st_mtime > ORPHAN_AGE
+
+
+def _delete_where(folder: Path, is_over: Callable[[os.DirEntry[str]], bool]) -> int:
+    """Deletes files, not folders; returns how many."""
+    gone = 0
+    try:
+        entries = list(os.scandir(folder))
+    except FileNotFoundError:
+        return 0
+    for entry in entries:
+        try:
+            if is_over(entry) and not entry.is_dir(follow_symlinks=False):
+                os.unlink(entry.path)
+                gone += 1
+        except FileNotFoundError:
+            continue  # another hub on the same cache was faster
+        except OSError as error:
+            log.warning("an expired file could not be deleted: %s", error.strerror)
+    return gone
 
 
 def _load_secret(path: Path) -> bytes:
@@ -207,30 +258,57 @@ def _load_secret(path: Path) -> bytes:
 def _plant_secret(path: Path, secret: bytes) -> None:
     """Puts the secret in place, whole or not at all, and never over one that another hub has just made."""
     fresh = path.with_name(f".secret-{secrets.token_hex(8)}.tmp")
-    _write_new(fresh, secret)
-    with contextlib.suppress(FileExistsError):
+    try:
+        with _new(fresh) as file:
+            file.write(secret)
+            file.flush()
+            os.fsync(file.fileno())
+        _name_once(fresh, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+
+
+def _name_once(fresh: Path, path: Path) -> None:
+    """Gives a file its name, unless there is one of that name already."""
+    try:
         os.link(fresh, path)  # unlike rename, never replaces
-    os.unlink(fresh)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without second names
+        with alone_in(path.parent):
+            if not path.exists():
+                os.rename(fresh, path)
 
 
-def _write_new(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(descriptor)
+def _new(path: Path) -> BinaryIO:
+    """A file that was not there before, whatever somebody plants at its path."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: bytes, *, name_first: bool = False) -> None:
     """The whole file or none. After a power failure the name may be missing, as the database's last rows may: then the
-    picture is gone, and asking again brings it back. It is never there with half of its bytes."""
+    picture is gone, and asking again brings it back. It is never there with half of its bytes.
+
+    `name_first`: it gets its name before the disk has it, for one that was deleted before it had. To wait for the disk
+    takes the longest by far: whoever deletes the cache again and again would always be faster.
+    """
     part = path.with_suffix(".tmp")
     try:
-        _write_new(part, data)
-        os.rename(part, path)
+        with _new(part) as file:
+            file.write(data)
+            file.flush()
+            if name_first:
+                os.rename(part, path)
+            os.fsync(file.fileno())
+        if not name_first:
+            os.rename(part, path)
     except OSError:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
+        for left in (part, path) if name_first else (part,):
+            with contextlib.suppress(OSError):
+                os.unlink(left)
         raise
 
 

@@ -6,17 +6,22 @@ ms for one that SQLite does in 0.1, four times in each request and beside the co
 
 The cache may be deleted at any time, and several hubs may share one:
 
-- before each operation four `stat` calls notice files that are gone or were replaced; then all is opened anew;
-- opening, migrating and setting a damaged file aside happen under a lock between processes;
+- before each operation four `stat` calls notice files that are gone or were replaced; then all is opened anew, and what
+  fails meanwhile is tried again;
+- a job that this hub works on, and whose row went with a deleted database, is written whole when it ends;
+- making, opening, migrating and setting a damaged file aside happen under a lock between processes;
 - each running hub holds a lock on `instances/<id>.lock`, and its rows bear the id. Where the lock can be taken, the
-  hub is dead, and what it had not finished has failed.
+  hub is dead, and what it had not finished has failed. Where the file is gone, somebody may have deleted it: a hub that
+  lives makes it again within seconds, and only one that does not, for longer, is dead.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
+import itertools
 import logging
 import secrets
 import sqlite3
@@ -29,14 +34,25 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub.database import Database, Lock, is_full, is_mendable, living, open_database
+from hub.database import Database, Lock, is_full, is_mendable, open_database, told_by_locks
 from hub.errors import ConfigurationError, StorageFull
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-ATTEMPTS = 5
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
+
+ATTEMPTS = 10
+"""How often an operation is tried at least, however slow the machine is."""
+PATIENCE = 5.0
+"""Seconds for which an operation is tried again: as long as somebody may delete the cache again and again."""
+START_PATIENCE = 1.0
+"""The same at the start, when most likely the owner has to act."""
+BEAT = 5.0
+"""Seconds between two looks whether the others can still see that this hub lives."""
+GRACE = 6 * BEAT
+"""Seconds for which a hub may have no lock before it counts as dead; one statement may wait BUSY_TIMEOUT of them."""
 
 MUTABLE = ("status", "expires_at", "started_at", "completed_at", "step", "steps", "result", "error")
 
@@ -73,6 +89,8 @@ class JobRow(Struct, kw_only=True):
 # Put together of names that stand in this module alone; values are always bound.
 FIELDS = JobRow.__struct_fields__
 INSERT = f"INSERT INTO jobs (hub, {', '.join(FIELDS)}) VALUES (:hub, :{', :'.join(FIELDS)})"  # noqa: S608
+INSERT_AGAIN = INSERT.replace("INSERT", "INSERT OR REPLACE", 1)
+UNFINISHED = ("queued", "in_progress")
 UPDATE = f"UPDATE jobs SET {', '.join(f'{name} = :{name}' for name in MUTABLE)} WHERE id = :id"  # noqa: S608
 SELECT = f"SELECT {', '.join(FIELDS)} FROM jobs WHERE"  # noqa: S608
 
@@ -89,6 +107,13 @@ class Store:
         self._executor: ThreadPoolExecutor | None = None
         self._lock: Lock | None = None
         self._database: Database | None = None
+        self._opens = 0
+        """How often the database was opened: a row of before may have gone with another file."""
+        self._unfinished: dict[str, int] = {}
+        """Jobs that this hub works on, and `_opens` when their rows were written; 0 for those that could not be."""
+        self._missed: dict[str, float] = {}
+        """Hubs with unfinished jobs and without a lock file, and since when (monotonic)."""
+        self._orphan_error = b""
 
     @contextlib.asynccontextmanager
     async def running(self, orphan_error: bytes) -> AsyncIterator[None]:
@@ -96,12 +121,16 @@ class Store:
 
         Raises ConfigurationError where the folder cannot be used or a newer hub has made the database.
         """
-        self._id = secrets.token_hex(8)
+        self._id, self._orphan_error = secrets.token_hex(8), orphan_error
         self._executor = executor = ThreadPoolExecutor(1, thread_name_prefix="hub-store")
+        beating = None
         try:
-            await self._on_thread(self._start, orphan_error)
+            await self._on_thread(self._start)
+            beating = asyncio.create_task(self._beat_forever())
             yield
         finally:
+            if beating is not None:
+                beating.cancel()
             ended = self._on_thread(self._end)
             self._executor = None
             executor.shutdown(wait=False)  # what was asked for before is still done
@@ -109,11 +138,36 @@ class Store:
 
     async def add(self, job: JobRow) -> None:
         """Stores a new job, as one that this process works on."""
-        await self._write(INSERT, {**msgspec.structs.asdict(job), "hub": self._id})
+        values = {**msgspec.structs.asdict(job), "hub": self._id}
+        statement = INSERT
+        if job.status in UNFINISHED:
+            self._unfinished[job.id] = 0
+
+        def add(database: Database) -> None:
+            nonlocal statement
+            again, statement = statement, INSERT_AGAIN  # what failed may have been done nevertheless
+            database.raw.execute(again, values)
+            if job.id in self._unfinished:
+                self._unfinished[job.id] = self._opens
+
+        await self._do(add)
 
     async def save(self, job: JobRow) -> None:
-        """Stores what may change of a job (`MUTABLE`). One that was deleted meanwhile stays deleted."""
-        await self._write(UPDATE, {name: getattr(job, name) for name in ("id", *MUTABLE)})
+        """Stores what may change of a job (`MUTABLE`). One that was deleted meanwhile stays deleted; but one that this
+        process works on, and whose row went with the database, is stored again."""
+        values = {name: getattr(job, name) for name in ("id", *MUTABLE)}
+        whole = {**msgspec.structs.asdict(job), "hub": self._id}
+
+        def save(database: Database) -> None:
+            found = database.raw.execute(UPDATE, values).rowcount
+            if not found and self._unfinished.get(job.id, self._opens) != self._opens:
+                database.raw.execute(INSERT_AGAIN, whole)
+            if job.id in self._unfinished:
+                self._unfinished[job.id] = self._opens
+
+        await self._do(save)
+        if job.status not in UNFINISHED:
+            self._unfinished.pop(job.id, None)
 
     async def start(self, job_id: str, started_at: float, steps: int) -> None:
         """Notes that a job runs, so that it is known of one that is interrupted. One that has ended stays so."""
@@ -141,6 +195,7 @@ class Store:
 
     async def delete(self, job_id: str) -> None:
         """Deletes a job; one that is gone already is no error."""
+        self._unfinished.pop(job_id, None)
         await self._write("DELETE FROM jobs WHERE id = ?", (job_id,), make=False)
 
     async def delete_expired(self) -> list[str]:
@@ -166,24 +221,42 @@ class Store:
     def _fail_orphans(self, database: Database, error: bytes) -> int:
         # The rows before the locks: whoever has a row held its lock before.
         unfinished = "SELECT DISTINCT hub FROM jobs WHERE status IN ('queued', 'in_progress')"
-        suspects = {hub for (hub,) in database.raw.execute(unfinished)}
-        dead = suspects - living(self._instances) - {self._id}
-        if not dead:
-            return 0
-        change = "UPDATE jobs SET status = 'failed', error = ?, completed_at = ? WHERE hub = ?"
-        change += " AND status IN ('queued', 'in_progress')"
-        count = sum(database.raw.execute(change, (error, self._now(), hub)).rowcount for hub in dead)
+        suspects = {hub for (hub,) in database.raw.execute(unfinished)} - {self._id}
+        living, dead = told_by_locks(self._instances)
+        now = time.monotonic()
+        self._missed = {hub: self._missed.get(hub, now) for hub in suspects - living - dead}
+        dead |= {hub for hub, since in self._missed.items() if now - since >= GRACE}
+        count = sum(self._fail(database, hub, error) for hub in dead & suspects)
         if count:
             log.warning("%d unfinished jobs of a hub that ended were marked as failed", count)
         return count
 
-    def _start(self, orphan_error: bytes) -> None:
+    def _fail(self, database: Database, hub: str, error: bytes) -> int:
+        change = "UPDATE jobs SET status = 'failed', error = ?, completed_at = ? WHERE hub = ?"
+        change += " AND status IN ('queued', 'in_progress')"
+        return database.raw.execute(change, (error, self._now(), hub)).rowcount
+
+    async def _beat_forever(self) -> None:
+        """Shows that this hub lives, and looks again for others of which that is not known."""
+        while True:
+            await asyncio.sleep(BEAT)
+            try:
+                await self._on_thread(self._show_life)
+                if self._missed:
+                    await self.fail_orphans(self._orphan_error)
+            except Exception as error:
+                log.warning("looking after the locks between hubs failed (%s); trying again", error)
+
+    def _start(self) -> None:
         try:
-            self._perform(functools.partial(self._fail_orphans, error=orphan_error), make=False)
+            orphans = functools.partial(self._fail_orphans, error=self._orphan_error)
+            self._perform(orphans, make=False, patience=START_PATIENCE)
         except StorageFull:
             words = "its disk is full"
         except OSError as error:
             words = error.strerror or str(error)
+            if error.errno in NO_LOCKS:
+                words += ": its file system cannot lock files. Set cache_dir to a folder on another disk"
         except sqlite3.Error as error:
             words = f"{self._path.name}: {error}"
         else:
@@ -191,9 +264,19 @@ class Store:
         raise ConfigurationError(f"cache_dir: {self._path.parent} cannot be used: {words}")
 
     def _end(self) -> None:
+        """What is unfinished now stays so, and nothing will tell that from a hub whose lock somebody has deleted."""
+        ended = not self._unfinished
+        if not ended:
+            try:
+                end = functools.partial(self._fail, hub=self._id, error=self._orphan_error)
+                self._perform(end, make=False, patience=START_PATIENCE)
+                ended = True
+            except Exception as error:  # the next hub finds the lock free, and does it
+                log.warning("the unfinished jobs could not be marked as failed: %s", error)
+        self._unfinished.clear()
         self._close()
         if self._lock is not None:
-            self._lock.release(delete=True)
+            self._lock.release(delete=ended)
             self._lock = None
 
     async def _write(self, statement: str, values: Any, make: bool = True) -> None:
@@ -217,42 +300,49 @@ class Store:
             raise RuntimeError("the store is not running")
         return asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    def _perform(self, work: Callable[[Database], T], make: bool) -> T | None:
+    def _perform(self, work: Callable[[Database], T], make: bool, patience: float = PATIENCE) -> T | None:
         """Does one operation; None where there is no database and `make` is false.
 
-        What fails is tried again with all opened anew: that mends what happened to the files meanwhile.
+        What fails is tried again with all opened anew: that mends what happened to the files meanwhile. It ends: after
+        `patience` seconds and ATTEMPTS the next failure is told. Making all anew takes some milliseconds, so whoever
+        deletes it again and again would have to do hardly anything else.
         """
-        for attempts_left in reversed(range(ATTEMPTS)):
+        end, pause = time.monotonic() + patience, 0.002
+        for attempt in itertools.count(1):
             try:
                 database = self._opened(make)
                 return None if database is None else work(database)
             except Exception as error:
                 if is_full(error):
                     raise StorageFull("The hub's disk is full; the job could not be stored.") from None
-                if not attempts_left or not is_mendable(error):
+                if not is_mendable(error) or (attempt >= ATTEMPTS and time.monotonic() > end):
                     raise
                 log.warning("%s: %s; opening it again", self._path.name, error)
                 self._close()
-                time.sleep(0.02 * (ATTEMPTS - attempts_left))  # somebody may be deleting the folder right now
+                time.sleep(pause)
+                pause = min(2 * pause, 0.05)
         raise AssertionError
 
     def _opened(self, make: bool) -> Database | None:
         """The database; it and this process's lock are made anew where they are not, or no longer, in place."""
+        self._show_life()
+        if self._database is not None and not self._database.in_place():
+            try:
+                self._database.replace_without_log()
+            finally:
+                self._close()
+        if self._database is None and (make or self._path.exists()):
+            self._database = open_database(self._path)
+            self._opens += 1
+        return self._database
+
+    def _show_life(self) -> None:
         if self._lock is None or not self._lock.in_place():
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
             self._instances.mkdir(parents=True, exist_ok=True)
             self._lock = Lock(self._instances / f"{self._id}.lock")
-        if self._database is not None and not self._database.in_place():
-            self._close()
-        if self._database is None and (make or self._path.exists()):
-            opening = Lock(self._instances / "opening.lock")
-            try:
-                self._database = open_database(self._path)
-            finally:
-                opening.release()
-        return self._database
 
     def _close(self) -> None:
         if self._database is not None:

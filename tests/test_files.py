@@ -591,3 +591,111 @@ def test_where_no_second_name_can_be_had_the_file_is_copied(
     assert asyncio.run(files.read_stored(new)) == b"picture"
     with pytest.raises(NotFound):
         shared(files, old)
+
+
+@pytest.mark.parametrize("number", [errno.EMLINK, errno.EPERM, errno.EOPNOTSUPP])
+def test_where_no_second_name_can_be_had_there_is_one_secret_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "link", refuse)
+    signature, name = save(first := Files(tmp_path, TTL))
+    assert read(Files(tmp_path, TTL), signature, name) == b"picture"
+    shutil.rmtree(tmp_path)
+    signature, name = save(first)
+    assert read(Files(tmp_path, TTL), signature, name) == b"picture"
+    assert sorted(os.listdir(tmp_path)) == ["files", "secret"]
+
+
+DELETER = """
+import shutil, sys, time
+while True:
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize("what", ["cache", "cache/files"])
+def test_pictures_are_stored_while_their_folder_is_deleted_again_and_again(tmp_path: Path, what: str) -> None:
+    files = Files(tmp_path / "cache", 60)
+
+    async def main() -> None:
+        end = asyncio.get_running_loop().time() + 2
+        while asyncio.get_running_loop().time() < end:
+            names = await asyncio.gather(*(files.save(bytes(300_000)) for _ in range(3)))
+            with contextlib.suppress(NotFound):
+                assert await files.read_stored(names[0]) == bytes(300_000)
+            with contextlib.suppress(NotFound):
+                await files.share(names)
+            files.sweep()
+
+    with subprocess.Popen([sys.executable, "-c", DELETER, tmp_path / what]) as deleter:
+        try:
+            asyncio.run(main())
+        finally:
+            deleter.kill()
+    name = asyncio.run(files.save(b"picture"))
+    assert not list((tmp_path / "cache").rglob("*.tmp"))
+    assert read(Files(tmp_path / "cache", 60), link(files, name), name) == b"picture"
+
+
+@pytest.mark.parametrize("call", ["rename", "fsync"])
+def test_a_picture_that_is_deleted_while_it_is_written_is_written_again(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    calls: list[str] = []
+    real: Callable[..., Any] = getattr(os, call)
+
+    def deletes_first(*arguments: Any) -> None:
+        if not calls:
+            shutil.rmtree(tmp_path / "files")
+        calls.append(call)
+        real(*arguments)
+
+    monkeypatch.setattr(f"hub.files.os.{call}", deletes_first)
+    signature, name = save(files)
+    assert read(files, signature, name) == b"picture"
+    assert (len(calls), listing(tmp_path)) == (2, [name])
+
+
+def test_a_folder_that_cannot_be_made_again_is_told_and_not_tried_for_ever(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.files.PATIENCE", 0.2)
+    shutil.rmtree(tmp_path / "files")
+    (tmp_path / "files").write_text("a file in its place")
+    with pytest.raises(OSError):
+        save(files)
+
+
+def test_the_sweep_takes_what_killed_hubs_and_workers_have_left_beside_the_pictures(
+    files: Files, tmp_path: Path, clock: Clock
+) -> None:
+    left = [f".{name}-{'0' * 16}.tmp" for name in ("secret", "hub.db", "weights.json", "saturation.1.json")]
+    others = [".secret.tmp", "hub.db", ".notes-0.tmp", f"{'0' * 16}.tmp"]
+    for name in [*left, *others]:
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (NOON, NOON))
+    clock.time = NOON + ORPHAN_AGE
+    assert files.sweep() == 0
+    clock.time += 1
+    assert files.sweep() == len(left)
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "files", "secret"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("mount"), reason="mounts a small file system")
+def test_a_cache_that_may_not_be_written_is_told_at_the_start(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "none", disk], capture_output=True).returncode:
+        pytest.skip("may not mount")
+    try:
+        Files(disk / "cache", TTL)
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        for cache in (disk / "cache", disk / "other"):
+            with pytest.raises(ConfigurationError, match=r"cache_dir: .*cannot be used: "):
+                Files(cache, TTL)
+    finally:
+        subprocess.run(["umount", disk], check=True)

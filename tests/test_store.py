@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
+import errno
 import logging
 import os
 import random
@@ -325,7 +325,7 @@ def test_only_its_owner_may_read_the_database_and_its_log(tmp_path: Path) -> Non
 def test_at_the_end_the_log_is_in_the_file_and_no_lock_is_left(tmp_path: Path) -> None:
     run(tmp_path, touch)
     assert sorted(os.listdir(tmp_path)) == ["hub.db", "instances"]
-    assert os.listdir(tmp_path / "instances") == ["opening.lock"]
+    assert os.listdir(tmp_path / "instances") == []
 
 
 def test_an_idle_hub_makes_no_database_and_imports_no_sqlalchemy(tmp_path: Path) -> None:
@@ -388,7 +388,7 @@ def test_the_jobs_of_a_killed_hub_fail_when_the_next_one_starts(tmp_path: Path) 
 
     run(tmp_path, look)
     assert run(tmp_path, lambda store: store.get(finished.id)).status == "completed"
-    assert os.listdir(tmp_path / "instances") == ["opening.lock"]
+    assert os.listdir(tmp_path / "instances") == []
 
 
 def test_unfinished_jobs_of_a_hub_that_ended_in_order_fail_too(tmp_path: Path) -> None:
@@ -413,21 +413,87 @@ def test_the_jobs_of_a_living_sibling_go_on_and_fail_once_it_is_dead(tmp_path: P
         run(tmp_path, watch)
 
 
-def test_a_lock_file_taken_for_a_dead_hubs_is_made_again(tmp_path: Path) -> None:
-    """Another hub looks between the making of the file and the taking of its lock."""
-    path = tmp_path / "0123456789abcdef.lock"
-    path.touch()
-    with path.open("r+") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        taken: list[database.Lock] = []
-        starter = threading.Thread(target=lambda: taken.append(database.Lock(path)))
-        starter.start()
-        time.sleep(0.1)
-        path.unlink()
-    starter.join(10)
-    assert database.living(tmp_path) == {"0123456789abcdef"}
-    taken[0].release(delete=True)
-    assert database.living(tmp_path) == set()
+def locks(folder: Path) -> tuple[set[str], set[str]]:
+    return database.told_by_locks(folder)
+
+
+def test_a_lock_is_never_seen_without_its_holder_and_what_is_left_of_one_goes(tmp_path: Path) -> None:
+    name = "0123456789abcdef"
+    (tmp_path / f"{name}.lock").touch()  # somebody put a file there
+    left = tmp_path / f"{name}.lock-{name}.tmp"
+    left.touch()  # a hub was killed while it made its lock
+    (tmp_path / "notes.txt").touch()
+    lock = database.Lock(tmp_path / f"{name}.lock")
+    assert locks(tmp_path) == ({name}, set())
+    assert sorted(os.listdir(tmp_path)) == [f"{name}.lock", "notes.txt"]
+    lock.release()
+    assert locks(tmp_path) == (set(), {name})
+    assert locks(tmp_path) == (set(), set()), "its file is gone: nothing is known any more"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_while_one_looks_whether_others_live_a_new_lock_is_made_again(tmp_path: Path) -> None:
+    """The file is there for an instant before it is locked; who looks just then deletes it."""
+    end = time.monotonic() + 1
+
+    def look() -> None:
+        while time.monotonic() < end:
+            locks(tmp_path)
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    made = 0
+    while time.monotonic() < end:
+        with contextlib.suppress(FileNotFoundError):  # the store tries again
+            lock = database.Lock(tmp_path / "0123456789abcdef.lock")
+            made += 1
+            assert lock.in_place()
+            lock.release(delete=True)
+    looker.join()
+    assert made > 20
+
+
+def test_the_jobs_of_a_living_hub_go_on_although_its_lock_was_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It makes its lock anew within a beat, without anything to store; the sibling that starts before waits."""
+    with process(tmp_path, WORKS_ON_A_JOB) as child:
+        job_id = line(child)
+        shutil.rmtree(tmp_path / "instances")
+
+        async def watch(store: Store) -> None:
+            assert await store.fail_orphans(RESTARTED) == 0
+            assert (await store.get(job_id)).status == "in_progress"  # type: ignore[union-attr]
+            end = time.monotonic() + 20
+            while len(list((tmp_path / "instances").glob("*.lock"))) < 2:
+                assert time.monotonic() < end, "the living hub has not made its lock again"
+                await asyncio.sleep(0.05)
+            monkeypatch.setattr("hub.store.GRACE", 0)
+            assert await store.fail_orphans(RESTARTED) == 0
+
+        run(tmp_path, watch)
+
+
+def test_the_jobs_of_a_dead_hub_whose_lock_was_deleted_fail_by_themselves_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hub.store.BEAT", 0.05)
+    monkeypatch.setattr("hub.store.GRACE", 0.5)
+    with process(tmp_path, WORKS_ON_A_JOB) as child:
+        job_id = line(child)
+        child.kill()
+        child.wait()
+    shutil.rmtree(tmp_path / "instances")
+
+    async def watch(store: Store) -> None:
+        start = time.monotonic()
+        assert (await store.get(job_id)).status == "in_progress"  # type: ignore[union-attr]
+        while (await store.get(job_id)).status == "in_progress":  # type: ignore[union-attr]
+            assert time.monotonic() < start + 20
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - start > 0.4
+
+    run(tmp_path, watch)
 
 
 MIXED = """
@@ -520,12 +586,93 @@ def test_the_cache_may_be_deleted_while_the_hub_runs(tmp_path: Path, delete: Cal
         assert await store.get(job.id) == job
         assert store._database is not None
         assert store._database.in_place()
-        (lock,) = (path.stem for path in (cache / "instances").glob("*.lock") if path.stem != "opening")
+        (lock,) = (path.stem for path in (cache / "instances").glob("*.lock"))
         assert lock == store._id
 
     run(cache, work)
     assert_sound(cache)
     run(cache, nothing)
+
+
+@pytest.mark.parametrize("sibling", [False, True])
+def test_where_the_log_alone_is_deleted_the_hubs_own_jobs_are_not_forgotten(tmp_path: Path, sibling: bool) -> None:
+    """Nor does it write its log, which it alone has, into a file to which a sibling has written with another one."""
+
+    async def work(store: Store) -> None:
+        jobs = [await touch(store) for _ in range(30)]
+        for path in tmp_path.glob("hub.db-*"):
+            path.unlink()
+        if sibling:
+            with process(tmp_path, "await store.add(new_job()); print('added')") as child:
+                assert line(child) == "added"
+                assert child.wait(20) == 0
+        assert await store.get(jobs[7].id) == jobs[7]
+        assert len(raw(tmp_path, "SELECT * FROM jobs")) == 30
+
+    run(tmp_path, work)
+    assert_sound(tmp_path)
+    assert not list(tmp_path.glob("*.damaged*"))
+
+
+def test_a_new_database_never_gets_the_log_of_the_one_before(tmp_path: Path) -> None:
+    """SQLite cannot tell whose log it finds, and would write its pages into the new file."""
+
+    async def work(store: Store) -> None:
+        jobs = [await touch(store) for _ in range(30)]
+        kept = (tmp_path / "hub.db-wal").read_bytes()
+        (tmp_path / "hub.db").unlink()
+        assert (tmp_path / "hub.db-wal").read_bytes() == kept
+        assert await store.get(jobs[0].id) is None
+        job = await touch(store)
+        assert await store.newest(None, 99) == [job]
+        assert_sound(tmp_path)
+
+    run(tmp_path, work)
+    assert_sound(tmp_path)
+
+
+def test_the_end_of_a_job_is_kept_although_its_row_was_deleted_with_the_cache(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        ended, deleted, other = await touch(store), await touch(store), await touch(store)
+        await store.delete(deleted.id)
+        shutil.rmtree(tmp_path / "cache")
+        ended.status, deleted.status, ended.result = "completed", "completed", b"{}"
+        await store.save(ended)
+        await store.save(deleted)
+        assert await store.newest(None, 9) == [ended]
+        await store.save(other)
+        assert await store.get(other.id) == other
+
+    run(tmp_path / "cache", work)
+    assert [state for (state,) in raw(tmp_path / "cache", "SELECT status FROM jobs ORDER BY status")] == [
+        "completed",
+        "failed",
+    ], "the one that was still unfinished when the hub ended has failed"
+
+
+def test_a_row_that_was_stored_although_an_error_was_told_is_stored_once(tmp_path: Path) -> None:
+    async def work(store: Store) -> None:
+        await touch(store)
+        job = new_job()
+        raw(tmp_path, "CREATE TABLE told (number INTEGER)")
+        database = store._database
+        assert database is not None
+
+        class Broken:
+            """The disk fails just after the commit, once."""
+
+            def execute(self, *what: Any) -> Any:
+                connection.execute(*what)
+                database.raw = connection
+                error = sqlite3.OperationalError("disk I/O error")
+                error.sqlite_errorcode = sqlite3.SQLITE_IOERR
+                raise error
+
+        connection, database.raw = database.raw, Broken()  # type: ignore[assignment]
+        await store.add(job)
+        assert await store.get(job.id) == job
+
+    run(tmp_path, work)
 
 
 def test_a_running_hub_without_a_database_makes_none_for_its_housekeeping(tmp_path: Path) -> None:
@@ -555,7 +702,16 @@ def test_closing_a_deleted_database_leaves_the_log_of_the_new_one(tmp_path: Path
     assert len(raw(tmp_path / "cache", "SELECT * FROM jobs")) == 2
 
 
-def test_deleting_the_cache_again_and_again_under_load_is_survived(tmp_path: Path) -> None:
+DELETER = """
+import shutil, sys, time
+while True:
+    shutil.rmtree(sys.argv[1], ignore_errors=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("seconds", [0.02, 0.2])
+def test_deleting_the_cache_again_and_again_under_load_is_survived(tmp_path: Path, seconds: float) -> None:
     cache = tmp_path / "cache"
     works = """
         print("working")
@@ -571,9 +727,10 @@ def test_deleting_the_cache_again_and_again_under_load_is_survived(tmp_path: Pat
     """
     with process(cache, works) as one, process(cache, works) as other:
         assert [line(one), line(other)] == ["working", "working"]
-        while one.poll() is None or other.poll() is None:
-            time.sleep(0.2)
-            subprocess.run(["rm", "-rf", cache], stderr=subprocess.DEVNULL)
+        with subprocess.Popen([sys.executable, "-c", DELETER, cache, str(seconds)]) as deleter:
+            while one.poll() is None or other.poll() is None:
+                time.sleep(0.05)
+            deleter.kill()
         assert [one.returncode, other.returncode] == [0, 0]
         assert [line(one), line(other)] == ["done", "done"]
     run(cache, touch)
@@ -633,6 +790,19 @@ def test_a_file_without_write_permission_or_a_folder_in_its_place_is_told_at_the
     (tmp_path / "cache" / "hub.db").mkdir(parents=True)
     with pytest.raises(ConfigurationError, match=r"cache_dir: .*cache cannot be used: hub.db: unable to open"):
         run(tmp_path / "cache", nothing)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_at_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("hub.database.fcntl.flock", refuse)
+    with pytest.raises(ConfigurationError, match=r"cache_dir: .* cannot lock files\. Set cache_dir to"):
+        run(tmp_path, nothing)
+    assert list(tmp_path.rglob("*.tmp")) == []
 
 
 def test_a_full_disk_is_told_as_such_reading_goes_on_and_so_does_writing_afterwards(tmp_path: Path) -> None:

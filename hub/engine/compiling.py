@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,7 @@ class Compiler:
         log.info("%s: compiling a forward in the background", name)
         file = Path(order.file)
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._sweep()
         note = file.with_suffix(f".{os.getpid()}.json")
         command = [sys.executable, "-P", "-m", "hub.engine.precompile", str(note)]
         try:
@@ -212,6 +214,13 @@ class Compiler:
         if process.returncode:
             raise RuntimeError(last[0][:500] if last else f"the compiler ended with {process.returncode}")
         return load(file)
+
+    def _sweep(self) -> None:
+        """Deletes what a worker that was killed has left half-done. None of another one is that old."""
+        for left in (*self._folder.glob("*.tmp"), *self._folder.glob("*.json")):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > TIMEOUT:
+                    left.unlink()
 
 
 def load(file: Path) -> Forward:

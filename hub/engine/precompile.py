@@ -55,6 +55,7 @@ def compile_to_file(order: Order) -> None:
         compiled = forward.aot_compile(((module, arguments), {}))
     file = Path(order.file)
     unfinished = file.with_suffix(f".{os.getpid()}.tmp")
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it may have been deleted while this compiled
     try:
         compiled.save_compiled_function(str(unfinished))
         unfinished.replace(file)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import os
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -191,7 +191,7 @@ class Memory:
         if not saturation.changed or not (idle or now - self._saved >= SAVE_EVERY):
             return
         self._saved, saturation.changed = now, False
-        part = self._path.with_name(f"{self._path.name}.{os.getpid()}.part")
+        part = self._path.with_name(f".{self._path.name}-{secrets.token_hex(8)}.tmp")  # of one killed, Files sweeps it
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             part.write_bytes(saturation.to_json())

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def forget(cache: Path, file: Path) -> None:
 def _read(cache: Path | None) -> dict[str, str]:
     try:
         known = json.loads(cache.read_bytes()) if cache else {}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     texts = isinstance(known, dict) and all(isinstance(value, str) for value in known.values())
     return known if texts else {}
@@ -104,7 +105,8 @@ def _read(cache: Path | None) -> dict[str, str]:
 def _write(cache: Path | None, known: dict[str, str]) -> None:
     if cache is None:
         return
-    part = cache.with_suffix(f".{os.getpid()}.tmp")
+    known = _read(cache) | known  # other workers have found more meanwhile
+    part = cache.with_name(f".{cache.name}-{secrets.token_hex(8)}.tmp")  # of one that is killed, Files sweeps it
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(known))
