@@ -96,7 +96,7 @@ class Hub:
         Raises ModelUnusable where they are not there, or ModelLoading, or what the pull failed with.
         """
         missing = absence(manifest)
-        if missing is None:
+        if missing is None or self.engine.has(manifest.id):  # what is in memory goes on without its files
             return manifest
         log.error("%s cannot be used: %s", manifest.id, missing)
         source = manifest.source

@@ -141,6 +141,10 @@ class Engine:
         later = {name for answer in answers for name in answer.later}
         return sorted(gone - later), sorted(later)
 
+    def has(self, model: str) -> bool:
+        """Whether a worker has the model in memory."""
+        return any(worker.has(model) for worker in self._workers)
+
     @property
     def holds(self) -> list[tuple[DeviceState, Memory | None]]:
         """What each worker has in memory, as it said last; None while it does not run."""
