@@ -46,31 +46,11 @@ from hub.pipelines.checks import (
     refuse_missing,
 )
 from hub.pipelines.headers import Tensor
+from hub.pipelines.kinds import FAMILIES, LDM_INPUT, VAE, family_by_name
 from hub.pipelines.quantizing import check_gguf, gguf_config, quantization_config
 from hub.pipelines.variants import old_index, read_variant, weights_in
 
 log = logging.getLogger("hub.worker")
-
-FAMILIES = {
-    "StableDiffusion": ("v1", "v2", "inpainting", "inpainting_v2"),
-    "StableDiffusionXL": ("xl_base", "xl_refiner", "xl_inpaint", "playground-v2-5"),
-    "StableDiffusionInstructPix2Pix": ("instruct-pix2pix",),
-    "StableDiffusionUpscale": ("upscale",),
-    "StableDiffusion3": ("sd3", "sd35_large", "sd35_medium"),
-    "Flux": ("flux-dev", "flux-fill", "flux-depth", "flux-schnell"),
-    "Flux2": ("flux-2-dev",),
-    "Chroma": ("chroma",),
-    "ZImage": ("z-image-turbo",),
-    "Sana": ("sana",),
-    "Lumina2": ("lumina2",),
-    "AuraFlow": ("auraflow",),
-    "HiDreamImage": ("hidream",),
-    "Krea2": ("krea2",),
-}
-"""How the names of a family's pipelines begin, and what diffusers calls its checkpoints."""
-
-LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
-VAE = ("first_stage_model.", "vae.")
 
 
 class Source(Struct, frozen=True):
@@ -174,7 +154,7 @@ def _held(file: Path, folder: Path, parts: Collection[Component], variant: str |
     cls = str(read_json(folder / "model_index.json", folder)["_class_name"])
     if found is None:
         raise Unsupported(f"{file.name} is no checkpoint of a kind that is known; use a diffusers folder")
-    if found != _family_by_name(cls):
+    if found != family_by_name(cls):
         raise Unsupported(f"{file.name} is a checkpoint for {found} pipelines, and pipeline.config one of a {cls}")
     held: dict[str, Path | None] = {}
     optional = getattr(diffusers, cls)._optional_components
@@ -198,10 +178,6 @@ def family_in(tensors: Mapping[str, Tensor]) -> str | None:
     if kind == "v1" and LDM_INPUT not in tensors:  # also what diffusers calls all that it does not know
         return None
     return next((family for family, kinds in FAMILIES.items() if kind in kinds), None)
-
-
-def _family_by_name(cls: str) -> str | None:
-    return max((family for family in FAMILIES if cls.startswith(family)), key=len, default=None)
 
 
 def _is_in(part: Component, tensors: Collection[str]) -> bool:

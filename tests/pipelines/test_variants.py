@@ -154,7 +154,7 @@ def test_what_has_neither_is_refused_and_a_variant_alone_is_told_how_to_read(mod
         load_pipeline(str(model), "float32", CPU)
     load_pipeline(str(model), "float32", CPU, variant="fp16")
     (model / f"{UNET}.fp16.safetensors").unlink()
-    with pytest.raises(Unsupported, match="^there are no weights in unet$"):
+    with pytest.raises(Unsupported, match=r"^there are no weights in unet$"):
         load_pipeline(str(model), "float32", CPU, variant="fp16")
 
 
