@@ -56,6 +56,8 @@ def add(
     if chosen in known:
         raise ModelExists(f"There is a model '{chosen}' already. Choose another id with --id.", param="id")
     refuse_place(place, weights)
+    if config is not None and place.is_dir():
+        raise ModelRefused("config: it is for a single file; a diffusers folder has its own.", param="config")
     whole = look_at_folder(place, variant) if place.is_dir() else look_at_file(place, config, variant, known)
     described = functools.partial(
         describe,

@@ -118,9 +118,8 @@ def _kept_name(path: str, whole: Whole) -> str:
     """A single file may be called as its owner likes, and a manifest's `source.file` not."""
     if whole.config is None:
         return path
-    return (
-        re.sub(r"[^A-Za-z0-9._-]+|\.{2,}", "-", path.removesuffix(".safetensors")).strip("-._")[:100] + ".safetensors"
-    )
+    plain = re.sub(r"[^A-Za-z0-9._-]+|\.{2,}", "-", path.removesuffix(".safetensors")).strip("-._")[:100]
+    return f"{plain or 'model'}.safetensors"
 
 
 def _refuse_outside(file: Path, place: Path, path: str) -> None:

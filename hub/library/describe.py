@@ -84,7 +84,7 @@ def license_in(folder: Path) -> str | None:
         said = lines.get("license_name", said).strip(" \"'")
     if cleaned(said):
         return cleaned(said)
-    for file in sorted(folder.glob("LICEN[CS]E*")):
+    for file in filter(Path.is_file, sorted(folder.glob("LICEN[CS]E*"))):
         try:
             text = file.read_text(encoding="utf-8", errors="replace")[:4000]
         except OSError:

@@ -29,6 +29,7 @@ TOKENIZERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "GemmaTokenizer": (("tokenizer.model",), WHOLE),
     "LlamaTokenizer": (("tokenizer.model",), WHOLE),
     "ChatGLMTokenizer": (("tokenizer.model",),),
+    "ByT5Tokenizer": (("tokenizer_config.json",), WHOLE),
     "BertTokenizer": (("vocab.txt",), WHOLE),
     "XLMRobertaTokenizer": (("sentencepiece.bpe.model",), WHOLE),
 }

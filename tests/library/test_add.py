@@ -374,6 +374,22 @@ def test_what_is_no_model_is_told_what_it_is(model: Path, tmp_path: Path, adding
     assert "it holds pickles" in words(tmp_path / "old")
 
 
+def test_a_file_without_a_latin_letter_is_copied_under_another_name(
+    checkpoint: Path, base: ModelManifest, tmp_path: Path, adding: Callable[..., Added]
+) -> None:
+    file = Path(shutil.copy(checkpoint, tmp_path / "日本.safetensors"))
+    added = adding(file, models=[base], copy=True)
+    assert added.manifest.source is not None and added.manifest.source.file == "model.safetensors"
+    assert (added.manifest.id, added.manifest.name) == ("model", "日本")
+    assert absence(read_manifest(added.file, tmp_path / "weights")) is None
+
+
+def test_a_folder_takes_no_configurations_from_elsewhere(
+    model: Path, tmp_path: Path, adding: Callable[..., Added]
+) -> None:
+    assert "it is for a single file" in refused(adding, model, tmp_path, config=model)
+
+
 def test_a_blob_of_weights_dir_is_no_model(checkpoint: Path, tmp_path: Path, adding: Callable[..., Added]) -> None:
     blobs = tmp_path / "weights" / "models--a--b" / "blobs"
     blobs.mkdir(parents=True)
