@@ -18,6 +18,7 @@ from hub.pipelines.auto import LoadedPipeline
 from hub.pipelines.headers import Damaged, read_safetensors
 from hub.pipelines.loading import choose_dtype, load_pipeline
 from hub.pipelines.parts import places_of
+from hub.pipelines.variants import weights_in
 from hub.pipelines.weights import weights_hash
 
 log = logging.getLogger("hub.worker")
@@ -117,7 +118,7 @@ def loading_bytes(model: EngineModel, device: torch.device) -> int:
     """Main memory that the model's weights take, in the type that they are loaded in."""
     wide = choose_dtype(model.dtype, device).itemsize
     try:
-        places = places_of(model.path, model.config, dict(model.components), model.decoder)
+        places = places_of(model.path, model.config, dict(model.components), model.decoder, model.variant)
         return sum(_bytes_in(file, wide) for place in places for file in _files_in(Path(place), model))
     except Exception as error:  # whatever is wrong with the files, loading them will tell
         log.info("the size of %s is not known: %r", model.id, error)
@@ -125,15 +126,15 @@ def loading_bytes(model: EngineModel, device: torch.device) -> int:
 
 
 def _files_in(place: Path, model: EngineModel) -> Iterator[Path]:
-    """Of a model's folder the components' safetensors, without variants of them and single files that lie beside."""
+    """Of a model's folder the components' safetensors, without single files that lie beside."""
     if place.is_file():
         yield place
         return
     replaced = {name for name, _ in model.components} if str(place) == model.path else set()
-    pattern = "*/*.safetensors" if (place / "model_index.json").is_file() else "*.safetensors"
-    for file in place.glob(pattern):
-        if "." not in file.stem and file.parent.name not in replaced and file.is_file():
-            yield file
+    parts = place.glob("*/") if (place / "model_index.json").is_file() else [place]
+    for part in parts:
+        if part.name not in replaced:
+            yield from (file for file in weights_in(part, model.variant) if file.is_file())
 
 
 def _bytes_in(file: Path, wide: int) -> int:
@@ -152,7 +153,7 @@ def _bytes_in(file: Path, wide: int) -> int:
 def load(model: EngineModel, device: torch.device, hashes: Path | None, known: Known) -> LoadedPipeline:
     """Loads what the frame says into main memory, once the files have been found to be what they should be. `known`:
     modules that are loaded, by identity."""
-    places = places_of(model.path, model.config, dict(model.components), model.decoder)
+    places = places_of(model.path, model.config, dict(model.components), model.decoder, model.variant)
     weights = weights_hash(places, hashes, dict(model.sha256))
     pipeline = load_pipeline(
         model.path,
@@ -166,7 +167,8 @@ def load(model: EngineModel, device: torch.device, hashes: Path | None, known: K
         components=dict(model.components),
         quantization=model.quantization,
         known=known,
-        variant=f"{model.compile} {model.skip}",
+        variant=model.variant,
+        use=f"{model.compile} {model.skip}",
         hashes=hashes,
     )
     pipeline.weights = weights

@@ -27,7 +27,8 @@ class EngineModel(Struct, frozen=True, array_like=True):
     with changes to its configuration, `device`, the only one that may run it, whether to `compile` its denoiser; and
     what costs quality: the threshold to `skip` steps at, the absolute folder of a small `decoder`, and the
     `storage_dtype` or `quantization` of the denoiser's weights. `keep_alive`: seconds that it stays loaded without
-    work, below 0 for ever, None as the settings say. `sha256`: what its files must hash to."""
+    work, below 0 for ever, None as the settings say. `sha256`: what its files must hash to. `variant`: the safetensors
+    that are read of components that have such."""
 
     id: str
     path: str
@@ -44,6 +45,7 @@ class EngineModel(Struct, frozen=True, array_like=True):
     components: tuple[tuple[str, str], ...] = ()
     quantization: str | None = None
     sha256: tuple[tuple[str, str], ...] = ()
+    variant: str | None = None
 
 
 class Picture(Struct, frozen=True, array_like=True):

@@ -192,7 +192,7 @@ class Engine:
         if len(self._workers) < 2 and self._make_room is None:
             return 0
         if model not in self._sizes:
-            self._sizes[model] = size_of(Path(model.path), dict(model.components))
+            self._sizes[model] = size_of(Path(model.path), dict(model.components), model.variant)
         return self._sizes[model]
 
     def _not_used(self, model: str, pin: str | None) -> str:

@@ -7,7 +7,7 @@ The words name files relative to the model's folder: clients may read them.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +22,7 @@ from msgspec import Struct
 from hub.pipelines import Unsupported
 from hub.pipelines.foreign import refuse_code
 from hub.pipelines.headers import Damaged, Tensor, read_safetensors
+from hub.pipelines.variants import indices_in, variant_of, weights_in
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -38,10 +39,13 @@ class Component(Struct, frozen=True):
         return issubclass(self.cls, torch.nn.Module)
 
 
-def check_folder(folder: Path, *, given: Collection[str] = (), root: Path | None = None) -> None:
+def check_folder(
+    folder: Path, *, given: Collection[str] = (), root: Path | None = None, variant: str | None = None
+) -> None:
     """Raises Unsupported for a diffusers folder that cannot be trusted to draw what its model was made to draw.
 
-    `given`: components that come from elsewhere; `root`: the model's folder where this one is a part of it.
+    `given`: components that come from elsewhere; `root`: the model's folder where this one is a part of it, of which
+    diffusers reads no `variant`.
     """
     root = root or folder
     for component in components_of(folder, root):
@@ -54,7 +58,7 @@ def check_folder(folder: Path, *, given: Collection[str] = (), root: Path | None
         if issubclass(component.cls, DiffusionPipeline):
             check_folder(part, root=root)
         elif component.has_weights:
-            check_part(part, root)
+            check_part(part, root, variant)
 
 
 def check_configs(part: Path, root: Path) -> None:
@@ -108,32 +112,27 @@ def _class_of(library: str, *names: str | None) -> type[Any] | None:
     return found if own else None
 
 
-def check_part(part: Path, root: Path) -> None:
-    """A component's folder: its weights are all there, none is damaged, and none is a pickle alone."""
+def check_part(part: Path, root: Path, variant: str | None = None) -> None:
+    """A component's folder: its weights are all there, none is damaged, and none is a pickle alone. `variant`: which
+    are read, where there are any of it."""
     shown = part.relative_to(root)
     if not part.is_dir():
         raise Unsupported(f"the folder {shown} is missing")
-    for index in sorted(part.glob("*.safetensors.index.json")):
-        if "." not in index.name.removesuffix(".safetensors.index.json"):
-            _check_shards(index, root)
-    files = list(plain_weights(part))
+    for index in indices_in(part, variant):
+        _check_shards(index, root)
+    files = weights_in(part, variant)
     if not files:
         pickles = sorted(file.name for file in part.iterdir() if file.suffix in PICKLES)
         if pickles:
             words = "a pickle, which is never read; convert it to safetensors"
             raise Unsupported(f"the only weights of {shown} are {pickles[0]}, {words}")
-        variants = sorted(file.name for file in part.glob("*.safetensors"))
-        if variants:
-            words = "a variant that is not read; rename it, or fetch the plain one"
-            raise Unsupported(f"the only weights of {shown} are {variants[0]}, {words}")
+        for name in sorted(file.name for file in part.glob("*.safetensors")):
+            found = variant_of(name)
+            words = f'which is read by `pipeline.variant = "{found}"` in its manifest' if found else "a name of no use"
+            raise Unsupported(f"the only weights of {shown} are {name}, {words}; or fetch the plain ones")
         raise Unsupported(f"there are no weights in {shown}")
     for file in files:
         check_file(file, root)
-
-
-def plain_weights(part: Path) -> Iterator[Path]:
-    """A component's safetensors without variants of them (`model.fp16.safetensors`)."""
-    return (file for file in sorted(part.glob("*.safetensors")) if "." not in file.stem)
 
 
 def check_file(file: Path, root: Path) -> dict[str, Tensor]:

@@ -66,7 +66,8 @@ def load_pipeline(
     components: Mapping[str, str] | None = None,
     quantization: str | None = None,
     known: Mapping[str, torch.nn.Module] | None = None,
-    variant: str = "",
+    variant: str | None = None,
+    use: str = "",
     hashes: Path | None = None,
 ) -> LoadedPipeline:
     """Loads a diffusers folder from disk: safetensors only, no remote code, no network. Or a single file, for which
@@ -75,9 +76,9 @@ def load_pipeline(
     `scheduler` and `scheduler_options` replace the folder's noise scheduler or change its configuration; for `decoder`
     and `storage_dtype` see `lossy`, for `components` and `quantization` see `parts`. All of it comes to lie in main
     memory; `device` says what it is prepared for. `known` are modules that are loaded already, by identity (see
-    `sharing`), which is computed where they are given; `variant` tells apart how denoisers are used, and for `hashes`
-    see `weights_hash`. Raises Unsupported, also for what `checks` refuses, and whatever diffusers raises for a folder
-    that it cannot load.
+    `sharing`), which is computed where they are given; `use` tells apart how denoisers are used, for `variant` see
+    `variants`, and for `hashes` `weights_hash`. Raises Unsupported, also for what `checks` refuses, and whatever
+    diffusers raises for a folder that it cannot load.
     """
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
@@ -88,12 +89,13 @@ def load_pipeline(
         file=Path(path) if config else None,
         components={name: Path(place) for name, place in (components or {}).items()},
         quantization=quantization,
+        variant=variant,
     )
     small = {"vae": small_decoder(folder, decoder, computed)} if decoder else {}
     own: dict[str, str] = {}
     if known is not None and config is None:  # of a single file's parts nothing is known
-        uses = dict.fromkeys(DENOISERS, f"{storage_dtype} {quantization} {variant}")
-        found = identities(folder, str(computed), uses, hashes)
+        uses = dict.fromkeys(DENOISERS, f"{storage_dtype} {quantization} {use}")
+        found = identities(folder, str(computed), uses, hashes, variant)
         own = {name: identity for name, identity in found.items() if name not in {*source.components, *small}}
     shared = {name: known[identity] for name, identity in own.items() if known and identity in known}
     base = _read(source, computed, device, given={**small, **shared})

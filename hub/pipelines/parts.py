@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Collection, Mapping
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,48 +42,31 @@ from hub.pipelines.checks import (
     check_folder,
     check_part,
     components_of,
-    plain_weights,
     read_json,
     refuse_missing,
 )
 from hub.pipelines.headers import Tensor
+from hub.pipelines.kinds import FAMILIES, LDM_INPUT, VAE, family_by_name
 from hub.pipelines.quantizing import check_gguf, gguf_config, quantization_config
+from hub.pipelines.variants import old_index, read_variant, weights_in
 
 log = logging.getLogger("hub.worker")
-
-FAMILIES = {
-    "StableDiffusion": ("v1", "v2", "inpainting", "inpainting_v2"),
-    "StableDiffusionXL": ("xl_base", "xl_refiner", "xl_inpaint", "playground-v2-5"),
-    "StableDiffusionInstructPix2Pix": ("instruct-pix2pix",),
-    "StableDiffusionUpscale": ("upscale",),
-    "StableDiffusion3": ("sd3", "sd35_large", "sd35_medium"),
-    "Flux": ("flux-dev", "flux-fill", "flux-depth", "flux-schnell"),
-    "Flux2": ("flux-2-dev",),
-    "Chroma": ("chroma",),
-    "ZImage": ("z-image-turbo",),
-    "Sana": ("sana",),
-    "Lumina2": ("lumina2",),
-    "AuraFlow": ("auraflow",),
-    "HiDreamImage": ("hidream",),
-    "Krea2": ("krea2",),
-}
-"""How the names of a family's pipelines begin, and what diffusers calls its checkpoints."""
-
-LDM_INPUT = "model.diffusion_model.input_blocks.0.0.weight"
-VAE = ("first_stage_model.", "vae.")
 
 
 class Source(Struct, frozen=True):
     """Where a pipeline's modules are: `folder` has the configurations and tokenizers, and the weights of all that is
-    neither in the single `file` nor among the `components` by name."""
+    neither in the single `file` nor among the `components` by name: of each, its `variant` where it has one."""
 
     folder: Path
     file: Path | None = None
     components: Mapping[str, Path] = {}
     quantization: str | None = None
+    variant: str | None = None
 
 
-def places_of(path: str, config: str | None, components: Mapping[str, str], decoder: str | None) -> list[str]:
+def places_of(
+    path: str, config: str | None, components: Mapping[str, str], decoder: str | None, variant: str | None = None
+) -> list[str]:
     """The files and folders whose weights make a model: of the folder `config` only what the single file lacks.
 
     Raises Unsupported for a single file that does not suit it.
@@ -90,7 +76,7 @@ def places_of(path: str, config: str | None, components: Mapping[str, str], deco
         folder = Path(config)
         parts = components_of(folder)
         others = [part for part in parts if part.name not in components and not (decoder and part.name == "vae")]
-        taken = _held(Path(path), folder, others)
+        taken = _held(Path(path), folder, others, variant)
         places += [str(folder / part.name) for part in others if part.has_weights and part.name not in taken]
     return [*places, *components.values(), *filter(None, [decoder])]
 
@@ -106,37 +92,59 @@ def read_parts(source: Source, dtype: torch.dtype, device: torch.device, given: 
     if unknown := set(source.components) - set(parts) - set(given):
         raise Unsupported(f"components.{min(unknown)}: its pipeline has no component of that name")
     others = [part for name, part in parts.items() if name not in source.components]
-    held = _held(source.file, source.folder, others) if source.file else {}
-    check_folder(source.folder, given={*given, *source.components, *held})
+    held = _held(source.file, source.folder, others, source.variant) if source.file else {}
+    check_folder(source.folder, given={*given, *source.components, *held}, variant=source.variant)
     for name, place in source.components.items():
-        _check_own(name, place, source.folder)
+        _check_own(name, place, source)
     if quantization is not None and not any(name in DENOISERS for name in parts):
         raise Unsupported("lossy.quantization is for denoisers, and none of this model's parts is known as one")
     modules: dict[str, Any] = {}
     for name, part in parts.items():
         chosen = quantization if name in DENOISERS else None
         if name in source.components:
-            modules[name] = _read_own(part, source.components[name], source.folder, dtype, chosen)
+            modules[name] = _read_own(part, source, dtype, chosen)
         elif name in held:
             found = held[name]
             modules[name] = found and _from_file(part, found, source.folder, dtype, chosen)
         elif issubclass(part.cls, (ModelMixin, PreTrainedModel)):
-            modules[name] = _from_folder(part.name, part.cls, source.folder / name, dtype, chosen)
+            modules[name] = _from_folder(
+                part.name, part.cls, source.folder / name, dtype, variant=source.variant, quantization=chosen
+            )
     return modules
 
 
-def _from_folder(name: str, cls: Any, folder: Path, dtype: torch.dtype, quantization: Any = None) -> Any:
+def _from_folder(
+    name: str, cls: Any, folder: Path, dtype: torch.dtype, *, variant: str | None, quantization: Any = None
+) -> Any:
     """Left alone, diffusers and transformers give other values than any file has to weights that are missing; here
     they are refused, by the reports that the two make of a load."""
-    options = {} if quantization is None else {"quantization_config": quantization}
-    module, told = cls.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
-    )
+    options: dict[str, Any] = {} if quantization is None else {"quantization_config": quantization}
+    index = old_index(folder, variant)
+    with _renamed(folder, index) if index else contextlib.nullcontext(folder) as place:
+        if index is None and (chosen := read_variant(folder, variant)):
+            options["variant"] = chosen
+        module, told = cls.from_pretrained(
+            place, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+        )
     refuse_missing(name, told["missing_keys"])
     return module
 
 
-def _held(file: Path, folder: Path, parts: Collection[Component]) -> dict[str, Path | None]:
+@contextlib.contextmanager
+def _renamed(folder: Path, index: Path) -> Iterator[Path]:
+    """A folder with links to a component's shards, whose index has the plain name there: in its old form transformers
+    does not look for it, and diffusers only where the path has no dots."""
+    with tempfile.TemporaryDirectory(prefix="hub-variant-") as made:
+        place = Path(made)
+        shutil.copyfile(index, place / f"{index.name.partition('.')[0]}.safetensors.index.json")
+        names = set(read_json(index, folder)["weight_map"].values())
+        configs = {file.name for file in folder.glob("*.json") if ".index" not in file.name}
+        for name in names | configs:
+            (place / name).symlink_to((folder / name).absolute())
+        yield place
+
+
+def _held(file: Path, folder: Path, parts: Collection[Component], variant: str | None = None) -> dict[str, Path | None]:
     """The components that come out of the single file; by None those that are nowhere and may be.
 
     Raises Unsupported where the file is of another family than the folder.
@@ -146,17 +154,17 @@ def _held(file: Path, folder: Path, parts: Collection[Component]) -> dict[str, P
     cls = str(read_json(folder / "model_index.json", folder)["_class_name"])
     if found is None:
         raise Unsupported(f"{file.name} is no checkpoint of a kind that is known; use a diffusers folder")
-    if found != _family_by_name(cls):
+    if found != family_by_name(cls):
         raise Unsupported(f"{file.name} is a checkpoint for {found} pipelines, and pipeline.config one of a {cls}")
     held: dict[str, Path | None] = {}
     optional = getattr(diffusers, cls)._optional_components
     for part in filter(lambda part: part.has_weights, parts):
         if _is_in(part, tensors):
             held[part.name] = file
-        elif part.name in optional and not any(plain_weights(folder / part.name)):
+        elif part.name in optional and not weights_in(folder / part.name, variant):
             log.warning("neither %s nor pipeline.config has weights of %s; it is left out", file.name, part.name)
             held[part.name] = None
-        elif not any(plain_weights(folder / part.name)):
+        elif not weights_in(folder / part.name, variant):
             raise Unsupported(
                 f"{file.name} has no {part.name}; put it into pipeline.config's folder, or name it under components"
             )
@@ -170,10 +178,6 @@ def family_in(tensors: Mapping[str, Tensor]) -> str | None:
     if kind == "v1" and LDM_INPUT not in tensors:  # also what diffusers calls all that it does not know
         return None
     return next((family for family, kinds in FAMILIES.items() if kind in kinds), None)
-
-
-def _family_by_name(cls: str) -> str | None:
-    return max((family for family in FAMILIES if cls.startswith(family)), key=len, default=None)
 
 
 def _is_in(part: Component, tensors: Collection[str]) -> bool:
@@ -234,25 +238,26 @@ def _lacking(part: Component, file: Path, folder: Path) -> set[str]:
     return set(expected) - set(found)
 
 
-def _check_own(name: str, place: Path, folder: Path) -> None:
+def _check_own(name: str, place: Path, source: Source) -> None:
     if place.suffix == ".gguf":
         check_gguf(place)
     elif place.is_dir():
         check_configs(place, place.parent)
-        check_part(place, place.parent)
+        check_part(place, place.parent, source.variant)
     else:
         check_file(place, place.parent)
-    if place.is_file() and not (folder / name / "config.json").is_file():
+    if place.is_file() and not (source.folder / name / "config.json").is_file():
         raise Unsupported(f"components.{name} is a file, for which the model's folder needs {name}/config.json")
 
 
-def _read_own(part: Component, place: Path, folder: Path, dtype: torch.dtype, quantization: Any) -> Any:
+def _read_own(part: Component, source: Source, dtype: torch.dtype, quantization: Any) -> Any:
     """A component that the manifest names: a folder says itself what it is, a file is what it replaces."""
+    place = source.components[part.name]
     if place.is_file():
         if not issubclass(part.cls, FromOriginalModelMixin):
             raise Unsupported(f"components.{part.name}: a {part.cls.__name__} is read from a folder, not from a file")
         chosen = gguf_config(dtype) if place.suffix == ".gguf" else quantization
-        return _from_file(part, place, folder, dtype, chosen)
+        return _from_file(part, place, source.folder, dtype, chosen)
     name = read_json(place / "config.json", place).get("_class_name")
     cls = getattr(diffusers, name, None) if isinstance(name, str) else part.cls
     if not (isinstance(cls, type) and issubclass(cls, (ModelMixin, PreTrainedModel))):
@@ -261,4 +266,4 @@ def _read_own(part: Component, place: Path, folder: Path, dtype: torch.dtype, qu
         )
     if cls is not part.cls and not (hasattr(cls, "decode") and hasattr(part.cls, "decode")):
         raise Unsupported(f"components.{part.name} is a {cls.__name__}, where a {part.cls.__name__} is needed")
-    return _from_folder(part.name, cls, place, dtype, quantization)
+    return _from_folder(part.name, cls, place, dtype, variant=source.variant, quantization=quantization)

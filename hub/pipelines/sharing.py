@@ -12,19 +12,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hub.pipelines.variants import read_variant
 from hub.pipelines.weights import weights_hash
 
 
-def identities(path: str, dtype: str, uses: Mapping[str, str], hashes: Path | None) -> dict[str, str]:
+def identities(
+    path: str, dtype: str, uses: Mapping[str, str], hashes: Path | None, variant: str | None = None
+) -> dict[str, str]:
     """By the names of components with weights, a digest of what decides how they behave; of another folder's equal
-    one it is equal. `uses` tells of some how the model's manifest has them used; for `hashes` see `weights_hash`."""
+    one it is equal. `uses` tells of some how the model's manifest has them used; for `variant` see `variants`, and for
+    `hashes` `weights_hash`."""
     found = {}
     for name, (library, class_name) in _components(path).items():
         folder = Path(path, name)
         if not any(folder.glob("*.safetensors")):
             continue
         told = (library, class_name, dtype, uses.get(name, ""), weights_hash((str(folder),), hashes))
-        digest = hashlib.sha256(f"{told}\n".encode())
+        digest = hashlib.sha256(f"{told} {read_variant(folder, variant) or ''}\n".encode())
         digest.update((folder / "config.json").read_bytes())
         if name == "vae":  # some pipelines have it kept in float32
             digest.update(_class_name(path).encode())

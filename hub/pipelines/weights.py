@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hub.pipelines import Unsupported
+from hub.pipelines.variants import weights_in
 
 log = logging.getLogger("hub.worker")
 
@@ -56,15 +57,14 @@ def weights_hash(places: Iterable[str], cache: Path | None, wanted: Mapping[str,
     return total.hexdigest()
 
 
-def size_of(path: Path, components: Mapping[str, str] | None = None) -> int:
-    """Bytes of what is loaded from a file, or from a diffusers folder: its components' safetensors, without variants
-    of them (`model.fp16.safetensors`) and single files with all in one, which may lie beside. `components` replace
-    those of the folder."""
+def size_of(path: Path, components: Mapping[str, str] | None = None, variant: str | None = None) -> int:
+    """Bytes of what is loaded from a file, or from a diffusers folder: its components' safetensors, of the `variant` or
+    plain ones, without single files with all in one, which may lie beside. `components` replace those of the folder."""
     own = components or {}
     places = [path, *map(Path, own.values())]
     files = [place for place in places if place.is_file()]
-    files += [file for file in path.glob("*/*.safetensors") if file.parent.name not in own and "." not in file.stem]
-    files += [file for place in places[1:] for file in place.glob("*.safetensors") if "." not in file.stem]
+    folders = [*(part for part in path.glob("*/") if part.name not in own), *places[1:]]
+    files += [file for part in folders for file in weights_in(part, variant)]
     return sum(file.stat().st_size for file in files if file.is_file())
 
 

@@ -115,7 +115,7 @@ def test_a_pickle_beside_the_safetensors_does_no_harm(model: Path, tmp_path: Pat
 def test_weights_that_are_not_there_are_told(model: Path) -> None:
     file = model / UNET
     file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert "fp16.safetensors, a variant that is not read; rename it" in refused(model)
+    assert 'fp16.safetensors, which is read by `pipeline.variant = "fp16"`' in refused(model)
     (model / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     assert refused(model) == "there are no weights in unet"
     file.symlink_to(model / "gone")

@@ -17,12 +17,15 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
+from hub.pipelines.suggested import Found, Suggested
 from hub.types import Task
 
 Arguments = dict[str, Any]
 Unused = dict[str, str]
 Adapt = Callable[[Arguments], Unused]
 Components = Callable[[str], dict[str, Any]]
+Suggest = Callable[[Found], Suggested]
+ALL_TASKS: tuple[Task, ...] = ("text-to-image", "image-to-image", "inpainting")
 
 
 NO_GUIDANCE = {"negative_prompt": "it has no effect without guidance, which guidance_scale turns off here"}
@@ -52,6 +55,9 @@ class Family(Struct, frozen=True, kw_only=True):
     parameters that it had to drop, with the reason. `components` gives those of a folder that diffusers could not
     load by itself (the worker alone calls it). `schedulers` are noise schedulers that suit beside those that the
     folder's own names as compatible.
+
+    `tasks` are what the family does where `pipelines` does not tell. `suggest` says what the manifest of a folder that
+    was found should hold: None for families of which nothing is known.
     """
 
     classes: tuple[str, ...] = ()
@@ -62,6 +68,8 @@ class Family(Struct, frozen=True, kw_only=True):
     adapt: Adapt = by_guidance
     components: Components = lambda folder: {}  # noqa: ARG005
     schedulers: tuple[str, ...] = ()
+    tasks: tuple[Task, ...] = ()
+    suggest: Suggest | None = None
 
     def place_images(self, task: Task, wanted: Arguments, accepted: frozenset[str]) -> None:
         """Turns `images` into the arguments that hold pictures. `accepted`: the names that the pipeline takes."""

@@ -3,7 +3,12 @@ classifier-free guidance, at twice the time, and only where a manifest's argumen
 
 from __future__ import annotations
 
-from hub.pipelines.families import Arguments, Family, Unused
+import functools
+
+from msgspec.structs import replace
+
+from hub.pipelines.families import ALL_TASKS, CONTROL, Arguments, Family, Unused
+from hub.pipelines.suggested import Found, Suggested
 
 PREFERRED_AREA = 1024 * 1024
 """Kontext was trained on seventeen shapes of about this many pixels."""
@@ -26,17 +31,39 @@ def kontext(wanted: Arguments) -> Unused:
     return by_true_cfg(wanted)
 
 
+def suggest(found: Found, *, steps: int = 50, guidance: float = 3.5) -> Suggested:
+    """Where guidance is an input of the transformer the numbers that were published; else schnell's."""
+    usual = Suggested(native=1024, multiple=found.packed(), min=256, steps=steps, guidance=guidance)
+    if not found.denoiser.get("guidance_embeds", False):
+        return replace(usual, steps=4, guidance=None, arguments={"max_sequence_length": 256})
+    if found.named("turbo|lightning|hyper"):
+        why = "By its name distilled to few steps."
+        return usual.guess(why, steps=found.steps_named() or 8)
+    return usual
+
+
+def suggest_control(found: Found) -> Suggested:
+    """Edges want more of it than depth, which alone the name tells."""
+    usual = suggest(found, guidance=10.0)
+    if found.named("depth"):
+        return replace(usual, steps=30)
+    return usual.guess("FLUX.1 Canny wants a guidance of 30, Depth one of 10.", guidance=30.0)
+
+
 FAMILIES = (
     Family(
         classes=("FluxPipeline", "FluxImg2ImgPipeline", "FluxInpaintPipeline"),
         embedded_guidance=True,
         adapt=by_true_cfg,
+        tasks=ALL_TASKS,
+        suggest=suggest,
     ),
     Family(
         classes=("FluxFillPipeline",),
         pipelines={"inpainting": "FluxFillPipeline"},
         embedded_guidance=True,
         adapt=by_true_cfg,
+        suggest=functools.partial(suggest, guidance=30.0),
     ),
     Family(
         classes=("FluxKontextPipeline", "FluxKontextInpaintPipeline"),
@@ -48,5 +75,12 @@ FAMILIES = (
         images="reference",
         embedded_guidance=True,
         adapt=kontext,
+        suggest=functools.partial(suggest, steps=28, guidance=2.5),
+    ),
+    replace(
+        CONTROL,
+        classes=("FluxControlPipeline", "FluxControlImg2ImgPipeline", "FluxControlInpaintPipeline"),
+        tasks=ALL_TASKS,
+        suggest=suggest_control,
     ),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hub.pipelines.families import Arguments, Family, Unused
+from hub.pipelines.suggested import Found, Suggested
 
 
 def no_negative(wanted: Arguments) -> Unused:
@@ -10,6 +11,13 @@ def no_negative(wanted: Arguments) -> Unused:
     if wanted.pop("negative_prompt", None):
         return {"negative_prompt": "this model has none"}
     return {}
+
+
+def suggest(found: Found) -> Suggested:
+    """The klein models say themselves whether they were distilled."""
+    distilled = found.index.get("is_distilled") is True
+    steps, guidance = (4, None) if distilled else (50, 4.0)
+    return Suggested(native=1024, multiple=found.packed(), min=256, steps=steps, guidance=guidance)
 
 
 FAMILIES = (
@@ -23,6 +31,7 @@ FAMILIES = (
         images="reference",
         max_images=10,
         adapt=no_negative,
+        suggest=suggest,
     ),
     Family(
         classes=("Flux2Pipeline",),
@@ -30,5 +39,6 @@ FAMILIES = (
         images="reference",
         max_images=10,
         adapt=no_negative,
+        suggest=suggest,
     ),
 )

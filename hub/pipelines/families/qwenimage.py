@@ -3,10 +3,12 @@ models look at one picture, or at three (Edit-2509 and later)."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
-from hub.pipelines.families import Arguments, Family, Unused, by_guidance
+from hub.pipelines.families import ALL_TASKS, Arguments, Family, Unused, by_guidance
+from hub.pipelines.suggested import Found, Suggested
 
 
 def by_true_cfg(wanted: Arguments) -> Unused:
@@ -49,10 +51,22 @@ def _processor(pictures: Any, words: Any) -> Any:
     return WithoutFilms(pictures, words, getattr(words, "chat_template", None))
 
 
+def suggest(found: Found, *, native: int, steps: int = 50, largest: int | None = None) -> Suggested:
+    """Its published shapes have about the area of 1328x1328, and sides up to 1664; edits are made at a million pixels.
+    The guidance is `true_cfg_scale`."""
+    usual = Suggested(native=native, multiple=found.packed(), min=512, max=largest, steps=steps, guidance=4.0)
+    if found.named("lightning"):
+        why = "By its name distilled to few steps without guidance."
+        return usual.guess(why, steps=found.steps_named() or 8, guidance=1.0)
+    return usual
+
+
 FAMILIES = (
     Family(
         classes=("QwenImagePipeline", "QwenImageImg2ImgPipeline", "QwenImageInpaintPipeline"),
         adapt=by_true_cfg,
+        tasks=ALL_TASKS,
+        suggest=functools.partial(suggest, native=1328, largest=1664),
     ),
     Family(
         classes=("QwenImageEditPipeline", "QwenImageEditInpaintPipeline"),
@@ -60,6 +74,7 @@ FAMILIES = (
         images="reference",
         adapt=by_true_cfg,
         components=without_films,
+        suggest=functools.partial(suggest, native=1024),
     ),
     Family(
         classes=("QwenImageEditPlusPipeline",),
@@ -68,5 +83,6 @@ FAMILIES = (
         max_images=3,
         adapt=by_true_cfg,
         components=without_films,
+        suggest=functools.partial(suggest, native=1024, steps=40),
     ),
 )

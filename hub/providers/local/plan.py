@@ -115,6 +115,7 @@ def engine_model(manifest: ModelManifest) -> EngineModel:
         components=tuple(sorted(manifest.components.items())),
         quantization=manifest.lossy.quantization,
         sha256=tuple(sorted(manifest.sha256.items())),
+        variant=pipeline.variant,
     )
 
 
