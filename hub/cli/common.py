@@ -54,13 +54,6 @@ def hub_url(settings: Settings) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def as_bytes(count: int) -> str:
-    """A size for people."""
-    if count < 1e5:
-        return f"{count / 1e3:.1f} kB"
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
-
-
 def loaded_models(settings: Settings) -> set[str] | None:
     """The ids of what the hub of these settings has in memory; None where none answers at once."""
     import httpx2

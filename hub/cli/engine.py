@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import as_bytes, config_option, hub_url, settings_from, told_plainly
+from hub.cli.common import config_option, hub_url, settings_from, told_plainly
+from hub.library.progress import as_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable

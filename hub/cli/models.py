@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import as_bytes, config_option, loaded_models, settings_from, told_plainly
+from hub.cli.common import config_option, loaded_models, settings_from, told_plainly
+from hub.library.progress import as_bytes
 
 if TYPE_CHECKING:
     from hub.library.orders import LibraryModel, Order, Result

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import as_bytes
-from hub.library.progress import Note, Progress
+from hub.library.progress import Note, Progress, as_bytes
 
 if TYPE_CHECKING:
     from hub.errors import HubError

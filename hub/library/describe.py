@@ -197,7 +197,7 @@ def _license(place: Path, given: Given) -> tuple[str, list[str]]:
         return said, []
     if found := license_in(place if place.is_dir() else place.parent) if not given.config else None:
         return found, []
-    return UNKNOWN_LICENSE, ["No licence was found; write it into the manifest, or give it with --license."]
+    return UNKNOWN_LICENSE, ["No licence was found: write it into the manifest."]
 
 
 def _description(found: Found, place: Path, given: Given) -> str:

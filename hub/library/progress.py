@@ -93,3 +93,10 @@ class Meter:
             speed=speed,
             seconds_left=left / speed if speed else None,
         )
+
+
+def as_bytes(count: int) -> str:
+    """A size for people."""
+    if count < 1e5:
+        return f"{count / 1e3:.1f} kB"
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from hub.errors import ModelExists
 from hub.library.orders import Made, Pull
 from hub.library.places import Places, bytes_of
-from hub.library.progress import Note, Report
+from hub.library.progress import Note, Report, as_bytes
 from hub.manifest import ModelManifest
 from hub.registry import Registry
 
@@ -83,11 +83,11 @@ def _named(name: str, repo: str, registry: Registry) -> ModelManifest | None:
 
 def _told(found: Found) -> str:
     """What is about to be fetched, and whether there would be less of it."""
-    words = f"{found.source.repo}@{found.source.revision[:12]}: {found.total / 1e9:.2f} GB in {len(found.files)} files."
+    words = f"{found.source.repo}@{found.source.revision[:12]}: {as_bytes(found.total)} in {len(found.files)} files."
     smaller = {name: size for name, size in found.variants.items() if size < found.total}
     if not found.wanted.variant and smaller:
         name = min(smaller, key=lambda each: smaller[each])
-        words += f" Its variant {name} would be {smaller[name] / 1e9:.2f} GB (--variant {name})."
+        words += f" Its variant {name} would be {as_bytes(smaller[name])} (--variant {name})."
     return words
 
 

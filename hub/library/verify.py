@@ -16,13 +16,16 @@ from pathlib import Path
 
 from msgspec import Struct
 
+from hub.errors import ModelRefused
 from hub.library.contents import INDEX
 from hub.library.layout import Weights
 from hub.library.orders import Fault, Problem, Verified
+from hub.library.parts import missing_parts
 from hub.library.places import files_of, size_of_file
 from hub.library.progress import Meter, Note, Report
 from hub.manifest import ModelManifest, repo_folder
 from hub.pipelines.weights import forget
+from hub.registry import absence
 
 CHUNK = 1 << 20
 QUARANTINED = ".quarantined"
@@ -47,20 +50,32 @@ def verify(models: Iterable[ModelManifest], weights: Weights, hashes: Path, repo
     faults = []
     for model in models:
         files = expected[model.id]
-        if not files:
-            faults.append(Fault(model=model.id, file=INDEX, problem="missing", quarantined=False))
+        faults += [Fault(model=model.id, file=name, problem="missing", quarantined=False) for name in _missing(model)]
         unnamed = [each.name for each in files if each.sha256 is None and each.blob is None]
         if unnamed:
             words = f"what {len(unnamed)} of its files should be is not known ({', '.join(unnamed[:3])} …)"
             report(Note(message=f"{model.id}: {words}; they were read and not compared."))
         for each in files:
             problem = _problem(each, found, meter, sizes[each.file])
-            if problem is not None:
+            if problem is not None and not any(known.model == model.id and known.file == each.name for known in faults):
                 forget(hashes, each.file)
                 aside = problem == "damaged" and each.blob is not None and _set_aside(model, each, weights)
                 faults.append(Fault(model=model.id, file=each.name, problem=problem, quarantined=aside))
     read = sum(sizes[file] for file in found)
     return Verified(models=[model.id for model in models], files=len(found), bytes=read, faults=faults)
+
+
+def _missing(model: ModelManifest) -> list[str]:
+    """What the pipeline needs and is not there at all, by name."""
+    if absence(model):
+        return [INDEX]
+    if model.is_single_file or model.components:  # their parts lie elsewhere
+        return []
+    try:
+        clauses = missing_parts(Path(model.path), model.pipeline.variant)
+    except ModelRefused:  # its model_index.json is broken: that shows below
+        return []
+    return [clause.partition(" is missing")[0].removeprefix("the folder ") for clause in clauses]
 
 
 def expected_files(model: ModelManifest) -> list[Expected]:
