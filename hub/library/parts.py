@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from msgspec import Struct
+
 from hub.errors import ModelRefused
 from hub.library.contents import INDEX, read_config, shown
 from hub.pipelines.kinds import is_held
@@ -74,31 +76,44 @@ def components_in(folder: Path, shown_as: str = "") -> dict[str, tuple[str, str]
     return found
 
 
-def missing_parts(folder: Path, variant: str | None = None, prefix: str = "") -> list[str]:
-    """What is not there, each as a clause that names it (`unet/config.json is missing`); empty where nothing is. With
-    `variant` its weights do in place of the plain ones, as when they are read.
+class Lack(Struct, frozen=True):
+    """Something that is not there, by its name relative to the model's folder; and a clause that says so."""
+
+    path: str
+    words: str
+
+
+def missing_parts(folder: Path, variant: str | None = None) -> list[str]:
+    """The names of what is not there, relative to the folder: component folders, weights, shards, configurations and
+    files of tokenizers; empty where the folder is whole. With `variant` its weights do in place of the plain ones, as
+    when they are read.
 
     Raises ModelRefused where model_index.json does not tell what should be there.
     """
-    found: list[str] = []
+    return [each.path for each in lacks(folder, variant)]
+
+
+def lacks(folder: Path, variant: str | None = None, prefix: str = "") -> list[Lack]:
+    """The same in words."""
+    found: list[Lack] = []
     for name, (_, cls) in components_in(folder, prefix).items():
         part, path = folder / name, f"{prefix}{name}"
         if not part.is_dir() or not any(part.iterdir()):
-            found.append(f"the folder {path} is missing, or empty")
+            found.append(Lack(path, f"the folder {path} is missing, or empty"))
         elif cls.endswith("Pipeline"):
-            found += missing_parts(part, None, f"{path}/") if prefix.count("/") < DEPTH else []
+            found += lacks(part, None, f"{path}/") if prefix.count("/") < DEPTH else []
         else:
             found += _missing_in(part, path, cls, variant)
     return found
 
 
-def missing_for_file(folder: Path, tensors: Collection[str], variant: str | None = None) -> list[str]:
+def lacks_beside(folder: Path, tensors: Collection[str], variant: str | None = None) -> list[Lack]:
     """The same of a single file and the folder of its configurations: what neither has. tensors: the file's names."""
-    found: list[str] = []
+    found: list[Lack] = []
     for name, (_, cls) in components_in(folder).items():
         part = folder / name
         if not part.is_dir():
-            found += [] if name in OPTIONAL else [f"the folder {name} is missing"]
+            found += [] if name in OPTIONAL else [Lack(name, f"the folder {name} is missing")]
         elif not has_weights(cls):
             found += _missing_in(part, name, cls, variant)
         elif is_held(name, cls, tensors):
@@ -113,7 +128,7 @@ def has_weights(cls: str) -> bool:
     return not ("Tokenizer" in cls or cls.endswith(WEIGHTLESS))
 
 
-def _missing_in(part: Path, path: str, cls: str, variant: str | None) -> Iterator[str]:
+def _missing_in(part: Path, path: str, cls: str, variant: str | None) -> Iterator[Lack]:
     if "Tokenizer" in cls:
         yield from _one_of(part, path, tokenizer_files(cls))
     elif cls.endswith("Scheduler"):
@@ -130,37 +145,53 @@ def _missing_in(part: Path, path: str, cls: str, variant: str | None) -> Iterato
         yield from missing_weights(part, path, variant)
 
 
+def _distance(group: tuple[list[str], tuple[str, ...]]) -> tuple[float, int, bool]:
+    """How far a group is from being there; the file that holds all of a tokenizer comes first among equals."""
+    lacking, wanted = group
+    return len(lacking) / len(wanted), len(lacking), wanted != WHOLE
+
+
 def tokenizer_files(cls: str) -> tuple[tuple[str, ...], ...]:
     """The groups of files of which a tokenizer of this class needs one."""
     return TOKENIZERS.get(cls.removesuffix("Fast"), ANY_TOKENIZER)
 
 
-def _one_of(part: Path, path: str, groups: tuple[tuple[str, ...], ...]) -> Iterator[str]:
+def _one_of(part: Path, path: str, groups: tuple[tuple[str, ...], ...]) -> Iterator[Lack]:
     """The group that is nearest to being there is the one that is told of."""
     lacking = [[name for name in group if not (part / name).is_file()] for group in groups]
     if all(lacking):
-        nearest = min(zip(lacking, groups, strict=True), key=lambda pair: len(pair[0]) / len(pair[1]))[0]
-        others = [group for group, lacks in zip(groups, lacking, strict=True) if lacks is not nearest]
+        nearest = min(zip(lacking, groups, strict=True), key=_distance)[0]
+        others = [group for group, gone in zip(groups, lacking, strict=True) if gone is not nearest]
         instead = f" (or {' and '.join(others[0])})" if len(others) == 1 else ""
-        words = " and ".join(f"{path}/{name}" for name in nearest)
-        yield f"{words} {'is' if len(nearest) == 1 else 'are'} missing{instead}"
+        yield from (Lack(f"{path}/{name}", f"{path}/{name} is missing{instead}") for name in nearest)
 
 
-def missing_weights(part: Path, path: str, variant: str | None) -> Iterator[str]:
+def missing_weights(part: Path, path: str, variant: str | None) -> Iterator[Lack]:
     """What of a component's weights is not there; links that lead nowhere are not there, either."""
     files = [file for file in weights_in(part, variant) if file.is_file()]
     named: set[str] = set()
     for index in indices_in(part, variant):
         shards = shards_in(index)
         if shards is None:
-            yield f"{path}/{index.name} is broken"
+            yield Lack(f"{path}/{index.name}", f"{path}/{index.name} is broken")
             continue
         named |= shards
-        yield from (f"{path}/{name} is missing, a part of the weights" for name in sorted(shards - _names(part)))
+        gone = [f"{path}/{name}" for name in sorted(shards - _names(part))]
+        yield from (Lack(name, f"{name} is missing, a part of the weights") for name in gone)
     if not files and not named:
-        yield _no_weights(part, path)
+        yield Lack(f"{path}/{usual_weights(part)}", _no_weights(part, path))
     elif not named and all("-of-" in file.name for file in files):
-        yield f"{path} has shards of weights, and the index that tells of them is missing"
+        words = f"{path} has shards of weights, and the index that tells of them is missing"
+        yield Lack(f"{path}/{usual_weights(part)}.index.json", words)
+
+
+def usual_weights(part: Path) -> str:
+    """What the weights of a component are called: diffusers' own say what they are by another name."""
+    try:
+        own = "_class_name" in json.loads((part / "config.json").read_bytes())
+    except (OSError, ValueError, TypeError, RecursionError):
+        own = False
+    return "diffusion_pytorch_model.safetensors" if own else "model.safetensors"
 
 
 def shards_in(index: Path) -> set[str] | None:

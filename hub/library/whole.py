@@ -13,7 +13,7 @@ from msgspec import Struct
 from hub.errors import HubError, ModelRefused
 from hub.library.contents import INDEX, check_file, shown
 from hub.library.layout import Weights, files_below
-from hub.library.parts import PICKLES, components_in, has_weights, missing_for_file, missing_parts
+from hub.library.parts import PICKLES, Lack, components_in, has_weights, lacks, lacks_beside
 from hub.manifest import ModelManifest
 from hub.pipelines.headers import Damaged, Tensor, read_safetensors
 from hub.pipelines.kinds import family_by_name, family_of_file, is_held, is_lora, misfit
@@ -67,12 +67,12 @@ def look_at_folder(folder: Path, variant: str | None) -> Whole:
     for path, file in files.items():
         check_file(file, path)
     notes = []
-    missing = missing_parts(folder, variant)
+    missing = lacks(folder, variant)
     if variant is not None and not any(variant_weights(folder / name, variant) for name in components):
         raise ModelRefused(f"No component of {shown(folder.name)} has weights of the variant '{shown(variant)}'.")
     if missing and variant is None:
         for other in sorted({found for path in files if (found := variant_of(Path(path).name))}):
-            if not missing_parts(folder, other):
+            if not lacks(folder, other):
                 notes.append(f"Its plain weights are not all there; the variant {other} is.")
                 variant, missing = other, []
                 break
@@ -201,12 +201,12 @@ def _unfit(folder: Path, family: str, tensors: Mapping[str, Tensor], variant: st
     if words := misfit(tensors, found.denoiser):
         return f"the file has {words}"
     try:
-        missing = missing_for_file(folder, tensors, variant)
+        missing = lacks_beside(folder, tensors, variant)
     except HubError as error:
         return error.message.rstrip(".")
     return _told("neither has all", missing).rstrip(".") if missing else None
 
 
-def _told(words: str, missing: list[str]) -> str:
+def _told(words: str, missing: list[Lack]) -> str:
     more = f"; and {len(missing) - MOST_TOLD} more" if len(missing) > MOST_TOLD else ""
-    return f"{words}: {'; '.join(missing[:MOST_TOLD])}{more}."
+    return f"{words}: {'; '.join(each.words for each in missing[:MOST_TOLD])}{more}."
