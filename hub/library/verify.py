@@ -72,10 +72,9 @@ def _missing(model: ModelManifest) -> list[str]:
     if model.is_single_file or model.components:  # their parts lie elsewhere
         return []
     try:
-        clauses = missing_parts(Path(model.path), model.pipeline.variant)
+        return missing_parts(Path(model.path), model.pipeline.variant)
     except ModelRefused:  # its model_index.json is broken: that shows below
         return []
-    return [clause.partition(" is missing")[0].removeprefix("the folder ") for clause in clauses]
 
 
 def expected_files(model: ModelManifest) -> list[Expected]:
