@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -22,6 +24,7 @@ from hub.library.tasks import Task, Tasks
 from hub.loras import Loras
 from hub.manifest import ModelManifest
 from hub.neighbours import Neighbours
+from hub.offline import QUIET, forbid, is_here, variables
 from hub.providers import Provider
 from hub.providers.local import LocalProvider
 from hub.registry import LiveRegistry, Registry, absence
@@ -39,6 +42,10 @@ class Hub:
 
     def __init__(self, settings: Settings) -> None:
         """Reads and checks everything but starts nothing. Raises ConfigurationError naming file and field."""
+        os.environ.update(QUIET)  # for programs that embed the hub; the command line has been here before
+        if settings.offline:
+            _check_neighbours(settings)
+            forbid()
         self.settings = settings
         self._registry = LiveRegistry(settings.models_dirs, settings.aliases, settings.weights_folder)
         try:
@@ -56,11 +63,11 @@ class Hub:
         told = (self.neighbours.make_room, self.neighbours.let_back) if settings.neighbours else (None, None)
         self.engine = Engine(settings, pins, *told)
         self.keys = Keyring(settings.api_keys)
-        self.inputs = InputImages(self.files, settings.image_hosts)
+        self.inputs = InputImages(self.files, settings.image_hosts, offline=settings.offline)
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
         self.places = Places.of(settings)
-        self.tasks = Tasks(self.places, {}, self._on_task_end)
+        self.tasks = Tasks(self.places, variables(offline=settings.offline), self._on_task_end)
         self._marks = Marks(settings.cache_dir)
         self._unloading: set[asyncio.Task[object]] = set()
         self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
@@ -145,6 +152,16 @@ def loading(model: str, progress: Progress | None) -> ModelLoading:
         words += f" ({done})"
         retry_after = min(300, max(2, round(progress.seconds_left or 10)))
     return ModelLoading(f"{words}. Ask again in {retry_after} seconds.", param="model", retry_after=retry_after)
+
+
+def _check_neighbours(settings: Settings) -> None:
+    """Raises ConfigurationError where an offline hub would have to reach another machine to ask for memory."""
+    for named in settings.neighbours:
+        if not is_here(urlsplit(named.partition(":")[2]).hostname):
+            raise ConfigurationError(
+                f"neighbours: {named} is not this machine by loopback, and the hub is offline (`offline`). "
+                "Name it by 127.0.0.1, leave it out, or let the hub go online."
+            )
 
 
 @contextlib.asynccontextmanager

@@ -16,8 +16,9 @@ from urllib.parse import SplitResult, urlsplit
 
 import pybase64
 
-from hub.errors import HubError, InvalidRequest
+from hub.errors import HubError, InvalidRequest, Offline
 from hub.files import Files
+from hub.offline import is_here
 
 MAX_BYTES = 50 * 1024 * 1024
 TIMEOUT = 20.0
@@ -37,16 +38,20 @@ async def resolve(host: str, port: int) -> list[str]:
 class InputImages:
     """Turns what stands in `image` into the bytes of a file."""
 
-    def __init__(self, files: Files, image_hosts: Sequence[str], resolve: Resolve = resolve) -> None:
-        """`image_hosts`: host or host:port, or `*` for every public host. `resolve`: for tests."""
+    def __init__(
+        self, files: Files, image_hosts: Sequence[str], resolve: Resolve = resolve, *, offline: bool = False
+    ) -> None:
+        """`image_hosts`: host or host:port, or `*` for every public host. `resolve`: for tests. `offline`: nothing is
+        fetched but from this machine."""
         self._files = files
         self._hosts = frozenset(host.lower().replace("[", "").replace("]", "") for host in image_hosts)
         self._resolve = resolve
+        self._offline = offline
 
     async def read(self, text: str, own_origins: Sequence[str], param: str = "image") -> bytes:
         """The encoded file. `own_origins`: origins under which this hub's links were handed out.
 
-        Raises InvalidRequest naming `param`.
+        Raises InvalidRequest, or Offline, naming `param`.
         """
         head = text[:8].lower()
         if head.startswith(("http://", "https:/")):
@@ -77,6 +82,9 @@ class InputImages:
 
     async def _fetch(self, parts: SplitResult, port: int, param: str) -> bytes:
         host = str(parts.hostname)
+        if self._offline and not is_here(host):
+            words = "is a URL of another machine, and this hub is offline. Send the picture as base64."
+            raise Offline(f"'{param}' {words}", param=param)
         named = host in self._hosts or f"{host}:{port}" in self._hosts
         if not named and "*" not in self._hosts:
             raise _bad(

@@ -56,6 +56,18 @@ setup_venv() {
   say "Set up"
 }
 
+# need_tool COMMAND PACKAGE: Debian's package is installed where the command is missing and this user may.
+need_tool() {
+  command -v "$1" >/dev/null 2>&1 && return
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    say "Installing $2 with apt-get"
+    { apt-get update && apt-get install -y --no-install-recommends "$2"; } >&2 ||
+      fail "apt-get could not install $2. Install it by hand."
+    return
+  fi
+  fail "$1 is needed and was not found. Install it (Debian: apt install $2)."
+}
+
 # Prints the path of a Chromium: $CHROMIUM, or one on the PATH; else Debian's, installed where this user may.
 find_chromium() {
   local candidate

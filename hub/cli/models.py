@@ -271,7 +271,9 @@ def _perform(config: Path | None, order: Callable[[Settings], Order], *, as_json
         from hub.errors import HubError
         from hub.library.library import Library
         from hub.library.places import Places
+        from hub.offline import prepare
 
+        prepare(offline=settings.offline)
         terminal = sys.stderr.isatty()
         with JsonLines() if as_json else Bars() if terminal else Lines() as told:
             try:

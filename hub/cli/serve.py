@@ -11,6 +11,7 @@ import click
 
 from hub import __version__
 from hub.cli.common import config_option, settings_from, told_plainly
+from hub.offline import prepare
 
 DRAIN = 5.0
 """Seconds that running requests have to finish when the server is told to end."""
@@ -25,6 +26,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
     with told_plainly():
         settings = settings_from(config, host=host, port=port)
         settings.check_bind()
+        prepare(offline=settings.offline)
         from hub.app import create_app
 
         app = create_app(settings)
@@ -38,6 +40,7 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
         access_log=False,  # it would write signed links to the log
         proxy_headers=False,  # links are built from public_url, never from forwarded headers
         server_header=False,
+        loop="asyncio" if settings.offline else "auto",  # uvloop's sockets are not Python's: the guard sees none
         timeout_graceful_shutdown=10,
         timeout_keep_alive=75,
     )

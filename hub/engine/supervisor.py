@@ -15,6 +15,7 @@ from hub.engine.placement import Wanted, candidates, choose, crowded, empty
 from hub.engine.protocol import EngineModel, Finished, Generate, Load, Memory, Ready, Unload
 from hub.engine.worker_process import DeviceState, WorkerProcess
 from hub.errors import EngineUnavailable, HubError
+from hub.offline import OFFLINE, QUIET
 from hub.pipelines.weights import size_of
 from hub.settings import Settings
 from hub.types import OnEvent
@@ -26,10 +27,8 @@ PATIENCE = 20.0
 
 WORKER_ENVIRONMENT = {
     # Read by the libraries when they are imported, hence set here and not in the worker.
-    "HF_HUB_OFFLINE": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "DO_NOT_TRACK": "1",
-    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    **QUIET,
+    **OFFLINE,
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",

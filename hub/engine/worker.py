@@ -13,10 +13,16 @@ import os
 import queue
 import signal
 import socket
+import sys
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+
+from hub import offline
+
+if __name__ == "__main__" and "--offline" in sys.argv:
+    offline.forbid()  # before torch, and whatever that imports
 
 import torch
 
@@ -337,6 +343,7 @@ def main() -> None:
     parser.add_argument("--keep-alive", type=float, default=-1, help="seconds, for models that do not say")
     parser.add_argument("--limit", type=int, help="bytes of the device that may be used")
     parser.add_argument("--reserve", type=int, default=0, help="bytes of the device that are left to others")
+    parser.add_argument("--offline", action="store_true", help="refuse to reach other machines")
     parser.add_argument("--log-level", default="info")
     options = parser.parse_args()
     name = "worker" if options.device == options.setting else f"worker {options.device}"

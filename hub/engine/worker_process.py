@@ -34,6 +34,7 @@ from hub.engine.protocol import (
     read_frame,
 )
 from hub.errors import EngineUnavailable
+from hub.offline import variables
 from hub.settings import Settings
 from hub.types import OnEvent
 
@@ -223,10 +224,16 @@ class WorkerProcess:
             *("--hashes", str(settings.cache_dir / "weights.json"), "--log-level", settings.log_level),
             *("--keep-alive", str(settings.keep_alive), "--reserve", str(settings.device_reserve_mb * MEGABYTE)),
             *(("--limit", str(settings.device_memory_mb * MEGABYTE)) if settings.device_memory_mb else ()),
+            *(("--offline",) if settings.offline else ()),
             stdin=asyncio.subprocess.DEVNULL,
             pass_fds=(connection.fileno(),),
             process_group=0,  # Ctrl-C reaches all of the terminal's; the worker ends with its connection
-            env={**os.environ, **self._environment, **code_caches(settings.cache_dir)},
+            env={
+                **os.environ,
+                **variables(offline=settings.offline),
+                **self._environment,
+                **code_caches(settings.cache_dir),
+            },
         )
 
     async def _watch(self, process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:

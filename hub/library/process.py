@@ -21,6 +21,7 @@ from hub.library.library import Library
 from hub.library.orders import Order, Pull, Result
 from hub.library.places import Places
 from hub.library.progress import Note, Progress
+from hub.offline import prepare
 
 log = logging.getLogger("hub.library")
 
@@ -68,6 +69,7 @@ def main() -> None:
 
     call = msgspec.json.decode(sys.stdin.buffer.read(), type=Call)
     signal.signal(signal.SIGTERM, stop)
+    prepare(offline=call.places.offline)
     try:
         result = Library(call.places, cancelled).perform(call.order, tell)
     except HubError as error:
