@@ -1,4 +1,4 @@
-"""Manifests: what a model is, where its weights lie, what it can do. One TOML file each; docs/models.md explains each
+"""Manifests: what a model is, where its weights lie, what it can do. One TOML file each; docs/manifests.md explains each
 field, and docs/manifest.schema.json is made of the Structs here.
 """
 
@@ -222,5 +222,14 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
 def manifest_schema() -> dict[str, Any]:
     """A JSON Schema of manifests, for editors: docs/manifest.schema.json. What no schema says (which fields do not go
     together) the hub checks when it reads them."""
-    schema = msgspec.json.schema(ModelManifest)
+    schema = _flowing(msgspec.json.schema(ModelManifest))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A model of the hub", **schema}
+
+
+def _flowing(value: Any) -> Any:
+    """The same with docstrings as running text, and patterns as JSON Schema has them, whose `$` is the very end."""
+    if isinstance(value, dict):
+        return {name: _flowing(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [_flowing(each) for each in value]
+    return " ".join(value.split()).replace(r"$(?!\n)", "$") if isinstance(value, str) else value

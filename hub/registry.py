@@ -1,6 +1,6 @@
 """The registry: one TOML manifest per model, all read and checked at start, and again when they have changed.
 
-A manifest is the only thing that a new model needs. docs/models.md explains each field.
+A manifest is the only thing that a new model needs. docs/manifests.md explains each field.
 """
 
 from __future__ import annotations

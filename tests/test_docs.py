@@ -76,7 +76,7 @@ def test_every_error_code_has_a_row_and_every_row_a_code() -> None:
     ],
 )
 def test_every_field_of_a_manifest_is_explained(field: str) -> None:
-    assert f"`{field}`" in words("docs/models.md")
+    assert f"`{field}`" in words("docs/manifests.md")
 
 
 def test_the_schema_of_manifests_is_that_of_the_structs() -> None:

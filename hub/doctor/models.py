@@ -36,7 +36,7 @@ def read(settings: Settings, found: list[Finding]) -> list[ModelManifest]:
                 manifest = read_manifest(source, settings.weights_folder)
                 manifests[manifest.id] = manifest
             except ConfigurationError as error:
-                remedy = f"Correct or remove it (docs/models.md explains each field). {NO_START}"
+                remedy = f"Correct or remove it (docs/manifests.md explains each field). {NO_START}"
                 found.append(problem("models", source.name, str(error), remedy))
     if not manifests and len(found) == before:
         words = f"there is no manifest in {', '.join(map(str, settings.models_dirs))}"

@@ -70,7 +70,7 @@ def text_of(
     """The manifest as TOML, without fields that have their default value."""
     document = tomlkit.document()
     for line in (
-        f"Written by `{made_by}`. It is yours: change what you like, docs/models.md explains each field.",
+        f"Written by `{made_by}`. It is yours: change what you like, docs/manifests.md explains each field.",
         *notes,
     ):
         for part in _lines(line):

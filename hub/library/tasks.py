@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 MAX_RUNNING = 8
 KEPT = 100
 """Tasks that are remembered when they have ended."""
-GRACE = 10.0
+GRACE = 3.0
 """Seconds that a process has to end after it was told to."""
 LINE = 1 << 20
 

@@ -1,4 +1,4 @@
-"""What the equality tests saw, as the table in docs/models.md."""
+"""What the equality tests saw, as the table in docs/manifests.md."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hub.types import Task
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "manifests.md"
 START, END = "<!-- families: written by tests/families, HUB_UPDATE_DOCS=1 -->", "<!-- end of families -->"
 TASKS: tuple[Task, ...] = ("text-to-image", "image-to-image", "inpainting")
 OWN = "the folder's own"
