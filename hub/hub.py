@@ -12,15 +12,15 @@ from urllib.parse import urlsplit
 import msgspec
 
 from hub.engine.supervisor import Engine
-from hub.errors import ConfigurationError, ModelLoading, ModelNotFound, ModelUnusable
+from hub.errors import ConfigurationError, ModelLoading, ModelNotFound, ModelUnusable, Offline
 from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
-from hub.library.orders import Gone, Pull
+from hub.library.orders import Gone, Pull, Result
 from hub.library.places import Marks, Places
 from hub.library.progress import Progress
-from hub.library.tasks import Task, Tasks
+from hub.library.tasks import Tasks
 from hub.loras import Loras
 from hub.manifest import ModelManifest
 from hub.neighbours import Neighbours
@@ -67,9 +67,8 @@ class Hub:
         self.store = Store(settings.cache_dir)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
         self.places = Places.of(settings)
-        self.tasks = Tasks(self.places, variables(offline=settings.offline), self._on_task_end)
+        self.tasks = Tasks(self.places, variables(offline=settings.offline), self._on_order)
         self._marks = Marks(settings.cache_dir)
-        self._unloading: set[asyncio.Task[object]] = set()
         self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
         self._providers: dict[str, Provider] = {"local": self._local}
 
@@ -100,30 +99,41 @@ class Hub:
     async def _present(self, manifest: ModelManifest) -> ModelManifest:
         """The manifest of a model whose weights are there; they are fetched where `auto_pull` says so.
 
-        Raises ModelUnusable where they are not there, or ModelLoading, or what the pull failed with.
+        Raises ModelUnusable where they are not there, or what `_fetch` raises.
         """
         missing = absence(manifest)
         if missing is None or self.engine.has(manifest.id):  # what is in memory goes on without its files
             return manifest
-        log.error("%s cannot be used: %s", manifest.id, missing)
-        source = manifest.source
-        if source is None or source.kind != "huggingface" or self.settings.auto_pull == "off" or self.settings.offline:
+        if self.settings.auto_pull != "off" and manifest.source is not None and manifest.source.kind == "huggingface":
+            await self._fetch(manifest.id)
+            manifest = self.registry.get(manifest.id).manifest
+            missing = absence(manifest)
+        if missing is not None:
+            log.error("%s cannot be used: %s", manifest.id, missing)
             words = f"The weights of {manifest.id} are not on this machine. Its owner can see what is missing with"
             raise ModelUnusable(f"{words} `hub doctor`.", param="model")
-        task = self.tasks.begin(Pull(repo=manifest.id))
-        if self.settings.auto_pull == "refuse":
-            raise loading(manifest.id, task.state.progress)
-        await task.end()
-        return self.registry.get(manifest.id).manifest
+        return manifest
 
-    def _on_task_end(self, task: Task) -> None:
+    async def _fetch(self, model: str) -> None:
+        """Has a model's weights fetched, and waits for them where the owner wants that.
+
+        Raises Offline, ModelLoading, or what the pull fails with, or has just failed with.
+        """
+        if self.settings.offline:
+            raise Offline(f"The weights of {model} are not on this machine, and the hub is offline.", param="model")
+        order = Pull(repo=model)
+        if (failure := self.tasks.failure(order)) is not None:
+            raise failure
+        task = self.tasks.begin(order)
+        if self.settings.auto_pull == "refuse":
+            raise loading(model, task.state.progress)
+        await task.end()
+
+    async def _on_order(self, result: Result | None) -> None:
         """What was done to the models counts from the next request on; one that was removed leaves the memory."""
-        self._registry.refresh()
-        result = task.state.result
+        await asyncio.to_thread(self._registry.refresh)
         if isinstance(result, Gone) and result.models:
-            unloading = asyncio.create_task(self.engine.unload(result.models))
-            self._unloading.add(unloading)
-            unloading.add_done_callback(self._unloading.discard)
+            await self.engine.unload(result.models)
 
     async def unload(self, model: str | None) -> tuple[list[str], list[str]]:
         """Gives back the memory of a model, or of all; returns the ids of those that are gone, and of those that still
@@ -140,6 +150,7 @@ class Hub:
             self.engine.running(),
             self.jobs.running(),
             self.tasks.running(),
+            self._registry.watching(),
         ):
             yield
 

@@ -5,6 +5,7 @@ A manifest is the only thing that a new model needs. docs/manifests.md explains 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import difflib
 import functools
@@ -13,9 +14,9 @@ import json
 import logging
 import os
 import re
-import time
+import threading
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -284,27 +285,45 @@ class LiveRegistry:
     ) -> None:
         """Raises ConfigurationError; later, what is wrong is logged, and what was read before stays."""
         self._arguments = folders, owner_aliases, weights_dir
-        self._registry = open_registry(*self._arguments)
-        self._looked, self._seen = time.monotonic(), self._look()
-
-    @property
-    def current(self) -> Registry:
+        self._looking = threading.Lock()
+        self.current = open_registry(*self._arguments)
         """For one request: the next one may get another."""
-        if time.monotonic() - self._looked >= self.INTERVAL:
-            self.refresh()
-        return self._registry
+        self._seen = self._look()
+
+    @contextlib.asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Looks again and again, as long as the context, on a thread: a slow disk holds nobody up."""
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(self.INTERVAL)
+            await asyncio.to_thread(self.refresh)
 
     def refresh(self) -> None:
-        """Looks at once."""
-        self._looked = time.monotonic()
-        if (seen := self._look()) == self._seen:
+        """Looks now. Never raises."""
+        with self._looking:
+            try:
+                self._refresh()
+            except Exception:
+                log.exception("looking at the models failed; trying again")
+
+    def _refresh(self) -> None:
+        seen = self._look()
+        if seen == self._seen:
             return
         try:
-            self._registry = open_registry(*self._arguments)
+            self.current = open_registry(*self._arguments)
         except (ConfigurationError, OSError) as error:
             log.error("the models have changed and are not read anew: %s", error)
         else:
-            log.info("the models have changed: %s", ", ".join(listed.id for listed in self._registry))
+            log.info("the models have changed: %s", ", ".join(listed.id for listed in self.current))
             seen = self._look()
         self._seen = seen
 
@@ -318,4 +337,4 @@ class LiveRegistry:
                     for entry in os.scandir(folder)
                     if entry.name.endswith(".toml") and (status := entry.stat())
                 )
-        return lines + [f"{listed.id}\t{absence(listed.manifest)}" for listed in self._registry]
+        return lines + [f"{listed.id}\t{absence(listed.manifest)}" for listed in self.current]

@@ -10,7 +10,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Literal
 
 import msgspec
@@ -29,6 +29,8 @@ KEPT = 100
 """Tasks that are remembered when they have ended."""
 GRACE = 3.0
 """Seconds that a process has to end after it was told to."""
+PAUSE = 60
+"""Seconds for which the failure of an order counts for those who would begin it again unasked."""
 LINE = 1 << 20
 
 TaskStatus = Literal["in_progress", "completed", "failed", "cancelled"]
@@ -82,8 +84,10 @@ class Task:
         if self.failure is not None:
             raise self.failure
 
-    def begin(self, places: Places, environment: Mapping[str, str], on_end: Callable[[Task], None]) -> None:
-        """Starts the process. on_end: hears of the end, before those who wait for it."""
+    def begin(
+        self, places: Places, environment: Mapping[str, str], on_end: Callable[[Result | None], Awaitable[None]]
+    ) -> None:
+        """Starts the process. on_end: awaited at the end, before those who wait hear of it."""
         self._work = asyncio.create_task(self._run(places, environment, on_end))
 
     async def cancel(self) -> None:
@@ -96,24 +100,28 @@ class Task:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
-    async def _run(self, places: Places, environment: Mapping[str, str], on_end: Callable[[Task], None]) -> None:
+    async def _run(
+        self, places: Places, environment: Mapping[str, str], on_end: Callable[[Result | None], Awaitable[None]]
+    ) -> None:
         state = self.state
+        status: TaskStatus = "failed"
         end: Completed | Failed = Failed(error=HubError("The process that did this has died.").body, status=500)
         try:
             end = await self._perform(places, environment) or end
         except asyncio.CancelledError:
-            state.status = "cancelled"
+            status = "cancelled"
         except Exception:
             log.exception("%s failed", state.id)
         if isinstance(end, Completed):
-            state.status, state.result = "completed", end.result
-        elif state.status != "cancelled":
-            state.status, state.error = "failed", end.error
-            self.failure = _as_error(end)
-        state.completed_at = int(time.time())
+            status, state.result = "completed", end.result
+        elif status == "failed":
+            state.error, self.failure = end.error, _as_error(end)
         try:
-            on_end(self)
+            await asyncio.shield(on_end(state.result))
+        except Exception:
+            log.exception("%s has ended, and what follows from that failed", state.id)
         finally:
+            state.status, state.completed_at = status, int(time.time())
             self._tell()
 
     async def _perform(self, places: Places, environment: Mapping[str, str]) -> Completed | Failed | None:
@@ -169,8 +177,10 @@ def _as_error(end: Failed) -> HubError:
 class Tasks:
     """All orders of this hub's admin API, the newest last."""
 
-    def __init__(self, places: Places, environment: Mapping[str, str], on_end: Callable[[Task], None]) -> None:
-        """environment: variables for the processes. on_end: hears of each that has ended."""
+    def __init__(
+        self, places: Places, environment: Mapping[str, str], on_end: Callable[[Result | None], Awaitable[None]]
+    ) -> None:
+        """environment: variables for the processes. on_end: awaited when one has ended, before those who wait hear of it."""
         self._places = places
         self._environment = environment
         self._on_end = on_end
@@ -191,6 +201,14 @@ class Tasks:
         self._tasks[task.state.id] = task
         task.begin(self._places, self._environment, self._on_end)
         return task
+
+    def failure(self, order: Order) -> HubError | None:
+        """What the same order has just failed with: to begin it again at once would fail again."""
+        for task in self.all:
+            if task.state.order == order:
+                just = task.ended and time.time() - (task.state.completed_at or 0) < PAUSE
+                return task.failure if just else None
+        return None
 
     def get(self, name: str) -> Task:
         """The task of this id. Raises NotFound."""
