@@ -1,5 +1,6 @@
-"""Manifests: what a model is, where its weights lie, what it can do. One TOML file each; docs/manifests.md explains each
-field, and docs/manifest.schema.json is made of the Structs here.
+"""Manifests: what a model is, where its weights lie, what it can do. One TOML file each.
+
+docs/manifests.md explains each field, and docs/manifest.schema.json is made of the Structs here.
 """
 
 from __future__ import annotations

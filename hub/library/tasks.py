@@ -180,7 +180,7 @@ class Tasks:
     def __init__(
         self, places: Places, environment: Mapping[str, str], on_end: Callable[[Result | None], Awaitable[None]]
     ) -> None:
-        """environment: variables for the processes. on_end: awaited when one has ended, before those who wait hear of it."""
+        """environment: variables for the processes. on_end: awaited when one has ended, before others hear of it."""
         self._places = places
         self._environment = environment
         self._on_end = on_end
