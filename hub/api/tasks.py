@@ -13,7 +13,7 @@ from litestar import Response, delete, get
 from litestar.params import FromPath
 from msgspec import Struct
 
-from hub.api.described import as_events, as_json, errors, operation, path
+from hub.api.described import answer, as_events, as_json, errors, operation, path
 from hub.api.events import KEEP_ALIVE, EventStream, encode_event
 from hub.api.wire import AnyRequest
 from hub.hub import Hub
@@ -30,6 +30,14 @@ class TaskList(Struct, kw_only=True):
 
     object: Literal["list"] = "list"
     data: list[TaskState]
+
+
+class TaskDeleted(Struct, kw_only=True):
+    """A task that had ended, and is forgotten."""
+
+    id: str
+    object: Literal["models.task"] = "models.task"
+    deleted: Literal[True] = True
 
 
 TaskEventType = Literal["task.progress", "task.completed", "task.failed", "task.cancelled"]
@@ -91,14 +99,27 @@ async def get_task(request: AnyRequest, task_id: FromPath[str]) -> Response[byte
     ["/v1/admin/tasks/{task_id:str}", "/api/admin/tasks/{task_id:str}"],
     opt=ADMIN,
     status_code=200,
-    operation_class=operation(answers={200: as_json(TaskState)}, parameters=[TASK_ID]),
+    operation_class=operation(
+        answers={
+            200: answer(
+                as_json(TaskState),
+                as_json(TaskDeleted),
+                description="The task, cancelled; or, where it had ended, that it is forgotten.",
+            )
+        },
+        parameters=[TASK_ID],
+    ),
     responses=errors(403, 404),
-    summary="Cancel a task",
+    summary="Cancel or forget a task",
 )
-async def cancel_task(request: AnyRequest, task_id: FromPath[str]) -> Response[bytes]:
-    """Ends its work; what a pull has fetched stays, and the next one goes on from there."""
+async def delete_task(request: AnyRequest, task_id: FromPath[str]) -> Response[bytes]:
+    """Ends the work of one that is in progress; what a pull has fetched stays, and the next one goes on from there.
+    Forgets one that has ended."""
     hub: Hub = request.app.state.hub
     task = hub.tasks.get(task_id)
+    if task.ended:
+        hub.tasks.forget(task_id)
+        return json_of(TaskDeleted(id=task_id))
     await task.cancel()
     return json_of(shown(task.state))
 
@@ -146,4 +167,4 @@ def json_of(body: Struct, status: int = 200) -> Response[bytes]:
     return Response(msgspec.json.encode(body), media_type="application/json", status_code=status)
 
 
-handlers = [list_tasks, get_task, cancel_task, follow_task]
+handlers = [list_tasks, get_task, delete_task, follow_task]

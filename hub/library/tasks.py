@@ -206,6 +206,10 @@ class Tasks:
             raise NotFound("There is no such task; they are forgotten when the hub ends.", param="task_id")
         return self._tasks[name]
 
+    def forget(self, name: str) -> None:
+        """Forgets one that has ended."""
+        self._tasks.pop(name, None)
+
     @property
     def all(self) -> list[Task]:
         """The newest first."""
