@@ -39,7 +39,7 @@ def gone(result: Result) -> Gone:
 
 
 def everything(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if ".locks" not in path.parts)
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if not {".locks", ".hubs"} & set(path.parts))
 
 
 def age(folder: Path) -> None:
