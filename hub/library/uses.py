@@ -61,7 +61,7 @@ class Uses:
             self._walked.add(real)
             self._take(real)
             for file in (os.path.join(at, name) for name in names):  # noqa: PTH118 - as os.walk has it
-                if Path(file).is_symlink():
+                if Path(file).is_symlink() and not Path(file).name.startswith("."):  # hidden ones are no model's
                     self._follow(file)
 
     def _follow(self, place: str) -> None:

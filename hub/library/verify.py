@@ -1,9 +1,9 @@
 """Is every file still what it was? All bytes are read: a single flipped bit is found.
 
-A blob is called by what it holds, and the manifest says what the weights must be. A blob of weights_dir that is not what
-its own name says is set aside, with the entry that says that its snapshot is whole: so nobody draws with it, and a
-pull brings it back. One that is what it is called stays, whatever a manifest's table says: others may use it. Files of
-the owner's own folders are never touched. The engine refuses whatever is not as the table has it.
+A blob is called by what it holds, and the manifest says what the weights must be. In weights_dir, a blob that is not
+what its own name says is set aside, with the entry that says that its snapshot is whole: so nobody draws with it, and
+a pull brings it back. One that is what it is called stays, whatever a manifest's table says: others may use it. Files
+of the owner's own folders are never touched. The engine refuses whatever is not as the table has it.
 """
 
 from __future__ import annotations
