@@ -74,9 +74,7 @@ class Places(Struct, frozen=True, kw_only=True):
     def changing_manifests(self) -> Iterator[None]:
         """This process alone changes the owner's manifests and aliases, as long as the context, which is short. Whoever
         needs a repository's lock too (`Weights.changing`) takes that one first. Raises OSError."""
-        owned = Path(self.owned)
-        owned.mkdir(parents=True, exist_ok=True)
-        with FileLock(owned / MANIFESTS_LOCK):
+        with changing_manifests(Path(self.owned)):
             yield
 
     def manifest_file(self, model: str) -> Path | None:
@@ -96,6 +94,14 @@ class Places(Struct, frozen=True, kw_only=True):
                 if _id_in(source) == model:
                     return source.read_text(encoding="utf-8")
         raise ModelNotFound(f"The manifest of '{model}' is gone.", param="model")
+
+
+@contextlib.contextmanager
+def changing_manifests(folder: Path) -> Iterator[None]:
+    """The same for those who know the folder alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / MANIFESTS_LOCK):
+        yield
 
 
 def _id_in(source: Path) -> object:

@@ -89,7 +89,7 @@ def read_models(
     folders are there and could be read."""
     found, whole = [], True
     for folder in folders:
-        whole = whole and folder.is_dir()
+        whole = whole and os.access(folder, os.R_OK | os.X_OK)
         for source in manifests_in(folder):
             if source == but:
                 continue
@@ -106,11 +106,12 @@ def used_by_this_hub(places: Places, but: Path | None = None) -> Uses:
 
 
 def used_by_anybody(places: Places, but: Path | None = None, report: Report | None = None) -> Uses:
-    """By this hub, and by all others that have told of themselves. Raises HubError where it cannot be known. report:
-    is told of hubs that may be gone."""
+    """By this hub, and by all others that have told of themselves. Raises HubError or OSError where it cannot be
+    known. report: is told of hubs that may be gone."""
     uses, root = used_by_this_hub(places, but), places.weights.root
     own = _file(places)
-    for file in files_in(root / HUBS):
+    hubs = root / HUBS
+    for file in sorted(hubs.iterdir()) if hubs.exists() else []:  # one that cannot be read is no empty one
         if file.suffix != ".json" or file == own:
             continue
         other = _read(file)
@@ -146,10 +147,10 @@ def _tell(places: Places, report: Report) -> None:
             for place in _read(file).uses:
                 uses.add(str(root / place))
         told = HubFile(folders=folders, uses=_listed(places.weights, uses))
-        content = msgspec.json.format(msgspec.json.encode(told)).decode()
+        content = msgspec.json.format(msgspec.json.encode(told))
         file.parent.mkdir(exist_ok=True)
-        if not file.is_file() or file.read_text(encoding="utf-8") != content:
-            write_text(file, content)
+        if not file.is_file() or file.read_bytes() != content:
+            write_text(file, content.decode())
     except OSError as error:  # an order that writes nothing else there can be done all the same
         why = os.strerror(error.errno) if error.errno else "it failed"
         words = "Other hubs that share weights_dir cannot be told of this one's models"
