@@ -11,22 +11,38 @@ snapshot that has one is whole. So several processes may use one folder, and be 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hub.errors import StorageFull
+from hub.errors import HubError, StorageFull
 from hub.library.contents import INDEX, is_kept
 from hub.library.progress import Note, Report
 from hub.manifest import SourceSection, repo_folder
 
 MARGIN = 256 << 20
 """Bytes of the disk that stay free."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Has errors of the file system become words that anybody may read. `what` begins them: the folders at work."""
+    try:
+        yield
+    except ConnectionError:  # of whoever is reported to
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise StorageFull(f"{what} cannot be written: the disk is full. Make room first.") from None
+        words = os.strerror(error.errno) if error.errno else "it failed"
+        raise HubError(f"{what} cannot be written: {words}.") from error
 
 
 class Weights:
@@ -47,10 +63,14 @@ class Weights:
         """The folder that looks like the model's own."""
         return source.folder_in(self.root)
 
+    def lock_file(self, folder: str) -> Path:
+        """What is locked by whoever changes the repository of this folder's name."""
+        return self.root / ".locks" / f"{folder}.lock"
+
     @contextlib.contextmanager
     def changing(self, repo: str, report: Report) -> Iterator[None]:
         """This process alone changes the repository, as long as the context; waits for others, and says so."""
-        place = self.root / ".locks" / f"{repo_folder(repo)}.lock"
+        place = self.lock_file(repo_folder(repo))
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place)
         try:
@@ -109,3 +129,43 @@ def local_source(model: str, digests: Mapping[str, str]) -> SourceSection:
     revision = hashlib.sha256(listing.encode()).hexdigest()[:40]
     name = model.replace("/", ".").replace("..", ".").replace("--", "-").strip(".")
     return SourceSection(kind="local", repo=f"local/{name[:90]}", revision=revision)
+
+
+def linked(snapshot: Path, but: Container[Path] = ()) -> set[str]:
+    """The names of the blobs that a snapshot's links lead to, but those of some links."""
+    found = set()
+    for at, _, names in os.walk(snapshot):
+        for place in (Path(at) / name for name in names):
+            if place not in but:
+                with contextlib.suppress(OSError):
+                    found.add(place.readlink().name)
+    return found
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """Real ones, by name; none where the folder cannot be read."""
+    try:
+        return sorted(each for each in folder.iterdir() if each.is_dir() and not each.is_symlink())
+    except OSError:
+        return []
+
+
+def files_in(folder: Path) -> list[Path]:
+    """By name; none where the folder cannot be read."""
+    try:
+        return sorted(each for each in folder.iterdir() if each.is_file())
+    except OSError:
+        return []
+
+
+def write_text(path: Path, text: str) -> None:
+    """The whole file or none, down to the disk."""
+    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with part.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
+from hub.library.layout import told
 from hub.library.orders import (
     Add,
     Alias,
@@ -39,6 +41,14 @@ class Library:
 
     def perform(self, order: Order, report: Report) -> Result:
         """Does an order. Raises HubError or ConfigurationError; nothing is half done then."""
+        from hub.library.uses import told_to_others
+
+        writes = isinstance(order, Pull | Add | Import | Remove) or (isinstance(order, Clean) and not order.dry_run)
+        around = told_to_others(self.places, report) if writes else contextlib.nullcontext()
+        with told("The folder of models or of weights"), around:
+            return self._perform(order, report)
+
+    def _perform(self, order: Order, report: Report) -> Result:
         from hub.library import tidy
 
         match order:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from filelock import FileLock
 from msgspec import Struct
 
 from hub.errors import ModelNotFound
@@ -17,10 +19,11 @@ from hub.registry import Registry, manifests_in, open_registry
 from hub.settings import Settings
 
 MARK_EVERY = 60.0
+MANIFESTS_LOCK = ".models.lock"
 
 
 class Places(Struct, frozen=True, kw_only=True):
-    """The folders, as strings so that they can be told to another process; and the aliases of hub.toml."""
+    """The folders, as strings so that they can be told to another process; and what hub.toml says of models."""
 
     models_dirs: list[str]
     owned: str
@@ -29,6 +32,9 @@ class Places(Struct, frozen=True, kw_only=True):
     cache_dir: str
     bundles_dir: str
     aliases: dict[str, str]
+    """Those of hub.toml."""
+    default: str
+    """The model, or an alias of it, for requests that name none."""
     shared: bool
     """Whether the owner has named weights_dir: other programs may keep things there."""
     offline: bool
@@ -43,6 +49,7 @@ class Places(Struct, frozen=True, kw_only=True):
             cache_dir=str(settings.cache_dir),
             bundles_dir=str(settings.bundles_folder),
             aliases=settings.aliases,
+            default=settings.default_model,
             shared=settings.weights_dir is not None,
             offline=settings.offline,
         )
@@ -54,10 +61,21 @@ class Places(Struct, frozen=True, kw_only=True):
 
     def registry(self) -> Registry:
         """All models, read now. Raises ConfigurationError. The owner's folder may be new since the start."""
+        return open_registry(self.folders(), self.aliases, Path(self.weights_dir))
+
+    def folders(self) -> list[Path]:
+        """Those with manifests, as the registry reads them."""
         folders = [Path(each) for each in self.models_dirs]
         if (owned := Path(self.owned)) not in folders and owned.is_dir():
             folders.append(owned)
-        return open_registry(folders, self.aliases, Path(self.weights_dir))
+        return folders
+
+    @contextlib.contextmanager
+    def changing_manifests(self) -> Iterator[None]:
+        """This process alone changes the owner's manifests and aliases, as long as the context, which is short. Whoever
+        needs a repository's lock too (`Weights.changing`) takes that one first. Raises OSError."""
+        with changing_manifests(Path(self.owned)):
+            yield
 
     def manifest_file(self, model: str) -> Path | None:
         """The owner's own manifest with this id; None where there is none, or only a shipped one."""
@@ -78,6 +96,14 @@ class Places(Struct, frozen=True, kw_only=True):
         raise ModelNotFound(f"The manifest of '{model}' is gone.", param="model")
 
 
+@contextlib.contextmanager
+def changing_manifests(folder: Path) -> Iterator[None]:
+    """The same for those who know the folder alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / MANIFESTS_LOCK):
+        yield
+
+
 def _id_in(source: Path) -> object:
     import tomllib
 
@@ -87,14 +113,19 @@ def _id_in(source: Path) -> object:
         return None
 
 
+def places_in(manifest: ModelManifest) -> list[str]:
+    """Every file and folder that a manifest names, absolute: its own, its configurations, a small decoder, parts."""
+    named = (manifest.path, manifest.pipeline.config, manifest.lossy.vae)
+    return [*filter(None, named), *manifest.components.values()]
+
+
 def files_of(manifest: ModelManifest) -> Iterator[tuple[str, Path]]:
     """Every file that a model is made of, by a name relative to its folder, as hub.pipelines.weights names them; also
     links that lead nowhere any more. Of a single file's folder of configurations all."""
     path = Path(manifest.path)
     first = path.parent if manifest.is_single_file else path
-    places = [path, *map(Path, filter(None, (manifest.pipeline.config, manifest.lossy.vae)))]
     seen = set()
-    for place in [*places, *map(Path, manifest.components.values())]:
+    for place in map(Path, places_in(manifest)):
         found = files_below(place) if place.is_dir() else {place.name: place}
         for file in found.values():
             name = Path(os.path.relpath(file, first)).as_posix()

@@ -58,12 +58,15 @@ class Meter:
         self._all_done = 0
         self._done: dict[str, int] = {}
         self._told: dict[str, float] = {}
+        self._finished: set[str] = set()
         self._samples: deque[tuple[float, int]] = deque([(now(), 0)])
         self._moved = 0
 
     def add(self, file: str, total: int, count: int, *, moved: bool = True) -> None:
         """`count` more bytes of a file of `total` are done (or fewer, where it is negative: work was lost). `moved`:
-        they were worked on just now, and count for the speed."""
+        they were worked on just now, and count for the speed. `file`: another name for each file; of several models,
+        with the model's. The end of a file, and of all, is told at once, and once; the rest every INTERVAL at most,
+        also where somebody counts more than there is."""
         with self._lock:
             done = self._done[file] = self._done.get(file, 0) + count
             self._all_done += count
@@ -73,11 +76,18 @@ class Meter:
                 self._samples.append((now, self._moved))
                 while len(self._samples) > 2 and self._samples[0][0] < now - WINDOW:
                     self._samples.popleft()
-            if done < total and now - self._told.get(file, -INTERVAL) < INTERVAL:
+            ends = self._ends(file, done >= total) | self._ends("", self._all_done >= self._all_total)
+            if not ends and now - self._told.get(file, -INTERVAL) < INTERVAL:
                 return
             self._told[file] = now
-            told = self._progress(file, done, total, now)
+            told = self._progress(file, min(done, total), total, now)
         self._report(told)
+
+    def _ends(self, name: str, finished: bool) -> bool:
+        """Whether it is finished now and was not before; what lost work is unfinished again."""
+        was = name in self._finished
+        (self._finished.add if finished else self._finished.discard)(name)
+        return finished and not was
 
     def _progress(self, file: str, done: int, total: int, now: float) -> Progress:
         since, before = self._samples[0]
@@ -88,7 +98,7 @@ class Meter:
             file=file,
             done=done,
             total=total,
-            all_done=self._all_done,
+            all_done=min(self._all_done, self._all_total),
             all_total=self._all_total,
             speed=speed,
             seconds_left=left / speed if speed else None,

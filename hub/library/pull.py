@@ -273,7 +273,12 @@ class _Pull:
 
     def _check(self, file: Path, names: Iterable[str]) -> None:
         for name in names:
-            check_file(file, name)
+            try:
+                check_file(file, name)
+            except ModelRefused:
+                if file.exists():
+                    raise
+                raise PullFailed(f"{shown(name)} was deleted while it came. Pull it again.") from None
 
     def _sweep(self) -> None:
         """Removes what was fetched of a model that is refused, in this call or before; not what a snapshot has."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hub.errors import ModelExists
+from hub.errors import ModelExists, PullFailed
 from hub.library.orders import Made, Pull
 from hub.library.places import Places, bytes_of
 from hub.library.progress import Note, Report, as_bytes
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event | None = None) -> Made:
     """Fetches a model and writes its manifest, or mends that of a model which is here already, whose owner may have
     edited it: only where it came from and its hashes change. Raises HubError."""
-    from hub.library.describe import describe
-    from hub.library.manifests import update_manifest, write_manifest
     from hub.library.pull import Wanted, fetch, look_up, parse_repo
 
     registry = places.registry()
@@ -34,31 +33,56 @@ def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event
         wanted = parse_repo(order.repo)
         revision = order.revision or wanted.revision
         wanted = Wanted(repo=wanted.repo, revision=revision, variant=order.variant)
-        known = _named(order.id or wanted.repo, wanted.repo, registry)
+        _named(order.id or wanted.repo, wanted.repo, registry)  # before anything is fetched
     report(Note(message=f"Looking up {wanted.repo}@{wanted.revision}."))
     found = look_up(wanted, report=report, cancelled=cancelled, offline=places.offline)
     report(Note(message=_told(found)))
     digests = fetch(found, places.weights, report, cancelled=cancelled, offline=places.offline)
+    with places.weights.changing(found.source.repo, report):
+        _check_whole(found, places)
+        name, guessed = _write(order, found, digests, places, report)
+    made = places.registry().get(name).manifest
+    return Made(models=[name], bytes=bytes_of(made), guessed=guessed)
+
+
+def _check_whole(found: Found, places: Places) -> None:
+    """Raises PullFailed where somebody has deleted what has just come: a manifest would promise what is not there."""
+    snapshot = places.weights.snapshot(found.source)
+    if not all((snapshot / path).is_file() for path in found.files):
+        raise PullFailed(f"What came of {found.source.repo} was deleted at the same moment. Pull it again.")
+
+
+def _write(
+    order: Pull, found: Found, digests: Mapping[str, str], places: Places, report: Report
+) -> tuple[str, list[str]]:
+    """The manifest; of a model that is here by now, only what has changed. The model's id, and what was guessed."""
+    from hub.library.describe import describe
+    from hub.library.manifests import update_manifest, write_manifest
+
     weights = {path: digest for path, digest in digests.items() if path.endswith(".safetensors")}
-    guessed: list[str] = []
-    if known is not None and (source := places.manifest_file(known.id)) is not None:
-        update_manifest(source, source=found.source, sha256=weights, variant=wanted.variant)
-        name = known.id
-    else:
+    with places.changing_manifests():
+        known = _wanted(order, found.wanted.repo, places.registry())
+        if known is not None and (source := places.manifest_file(known.id)) is not None:
+            update_manifest(source, source=found.source, sha256=weights, variant=found.wanted.variant)
+            return known.id, []
         draft = describe(
             places.weights.snapshot(found.source),
-            id=order.id or wanted.repo,
+            id=order.id or found.wanted.repo,
             license=found.license,
             source=found.source,
-            variant=wanted.variant,
+            variant=found.wanted.variant,
             sha256=weights,
         )
         for note in draft.notes:
             report(Note(message=note))
-        write_manifest(Path(places.owned), draft.manifest, guessed=draft.guessed, made_by=_command(wanted.repo, order))
-        name, guessed = draft.manifest.id, draft.guessed
-    made = places.registry().get(name).manifest
-    return Made(models=[name], bytes=bytes_of(made), guessed=guessed)
+        made_by = _command(found.wanted.repo, order)
+        write_manifest(Path(places.owned), draft.manifest, guessed=draft.guessed, made_by=made_by)
+        return draft.manifest.id, draft.guessed
+
+
+def _wanted(order: Pull, repo: str, registry: Registry) -> ModelManifest | None:
+    """The model that is to be mended."""
+    return _known(order, registry) or _named(order.id or repo, repo, registry)
 
 
 def _known(order: Pull, registry: Registry) -> ModelManifest | None:

@@ -75,7 +75,8 @@ def _digest(file: Path, known: dict[str, str], cache: Path | None) -> str:
     if key not in known:
         with file.open("rb") as stream:
             known[key] = hashlib.file_digest(stream, "sha256").hexdigest()
-        _write(cache, known)
+        if cache is not None:  # others have found more meanwhile, or had a file forgotten that is known here
+            _write(cache, _read(cache) | {key: known[key]})
     return known[key]
 
 
@@ -102,10 +103,7 @@ def _read(cache: Path | None) -> dict[str, str]:
     return known if texts else {}
 
 
-def _write(cache: Path | None, known: dict[str, str]) -> None:
-    if cache is None:
-        return
-    known = _read(cache) | known  # other workers have found more meanwhile
+def _write(cache: Path, known: dict[str, str]) -> None:
     part = cache.with_name(f".{cache.name}-{secrets.token_hex(8)}.tmp")  # of one that is killed, Files sweeps it
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hub.manifest import SourceSection
 from hub.settings import Settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+OLD = 1_600_000_000
 
 
 def shelve(model: Path, root: Path, repo: str = "org/small", revision: str = COMMIT) -> SourceSection:
@@ -52,3 +54,22 @@ def places_in(folder: Path) -> Places:
     """Those of a hub with its models and its cache below a folder."""
     (folder / "models").mkdir(exist_ok=True)
     return Places.of(Settings(models_dir=folder / "models", cache_dir=folder / "cache"))
+
+
+def in_folder(file: Path, path: Path, *more: str) -> Path:
+    """Has a manifest's model lie in a folder of its owner's, with more lines of tables."""
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("source")]
+    file.write_text("\n".join([*lines, f'path = "{path}"', *more]) + "\n")
+    return file
+
+
+def age(folder: Path) -> None:
+    """As if all of it had been there for years."""
+    for path in folder.rglob("*"):
+        os.utime(path, (OLD, OLD), follow_symlinks=False)
+
+
+def everything(folder: Path) -> list[str]:
+    """All names below, but those of locks and of what hubs tell each other."""
+    paths = (path for path in folder.rglob("*") if not {".locks", ".hubs"} & set(path.parts))
+    return sorted(str(path.relative_to(folder)) for path in paths)

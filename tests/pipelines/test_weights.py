@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
 import pytest
 
 from hub.pipelines import Unsupported
-from hub.pipelines.weights import weights_hash
+from hub.pipelines.weights import forget, weights_hash
 
 
 @pytest.fixture
@@ -133,3 +134,13 @@ def test_where_none_can_be_written_it_is_only_slower(
     (tmp_path / "file").write_text("")
     assert weights_hash([str(model)], tmp_path / "file" / "weights.json") == weights_hash([str(model)], None)
     assert "read again at each start" in caplog.text
+
+
+def test_what_is_forgotten_is_read_again_and_all_else_is_not(model: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "weights.json"
+    weights_hash([str(model)], cache)
+    files = sorted(model.rglob("*.safetensors"))
+    known = json.loads(cache.read_bytes())
+    forget(cache, files[0])
+    left = json.loads(cache.read_bytes())
+    assert set(known) - set(left) == {key for key in known if key.startswith(f"{files[0].resolve()} ")} != set()
