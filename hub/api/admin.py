@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from hub.api.described import as_json, errors, operation, path
 from hub.api.tasks import ADMIN, json_of, shown
 from hub.api.wire import AnyRequest, read_json
-from hub.errors import ModelExists, NotFound, Offline
+from hub.errors import NotFound, Offline
 from hub.hub import Hub
 from hub.library.library import listing
 from hub.library.orders import (
@@ -35,6 +35,7 @@ from hub.library.orders import (
     Verify,
 )
 from hub.library.tasks import TaskState
+from hub.library.tidy import removable
 from hub.manifest import ModelId, Variant
 
 PATH_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,99}(/[A-Za-z0-9_][A-Za-z0-9._-]{0,99}){0,7}$(?!\n)"
@@ -145,7 +146,7 @@ def check(order: Order, hub: Hub) -> Order:
             for model in models:
                 hub.registry.get(model)
         case Remove():
-            _check_removable(order.model, hub)
+            removable(order.model, hub.places)
         case Alias(target=str() as target) | Add(config=str() as target):
             hub.registry.get(target)
     match order:
@@ -165,14 +166,6 @@ def check(order: Order, hub: Hub) -> Order:
     return order
 
 
-def _check_removable(model: str, hub: Hub) -> None:
-    listed = hub.registry.get(model)
-    if listed.is_alias:
-        raise ModelExists(f"'{model}' is an alias of '{listed.manifest.id}'; take it away as one.", param="model")
-    if hub.places.manifest_file(model) is None:
-        raise ModelExists(f"'{model}' is part of the hub and cannot be removed.", param="model")
-
-
 def _handler(name: str, body: type[Struct], order: Any, summary: str, *statuses: int) -> HTTPRouteHandler:
     """POST /v1/admin/models/NAME: begins a task."""
 
@@ -180,7 +173,7 @@ def _handler(name: str, body: type[Struct], order: Any, summary: str, *statuses:
         hub: Hub = request.app.state.hub
         read = await read_json(request, body)
         wanted: Order = order(**msgspec.structs.asdict(read))
-        return json_of(shown(hub.tasks.begin(check(wanted, hub)).state), status=202)
+        return json_of(shown(hub.tasks.begin(await asyncio.to_thread(check, wanted, hub)).state), status=202)
 
     begin.__name__ = f"order_{name}"
     begin.__doc__ = (order.__doc__ or "").strip()

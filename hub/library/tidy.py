@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from msgspec import Struct
 
-from hub.errors import InvalidRequest, ModelExists, ModelNotFound
+from hub.errors import ModelExists, ModelNotFound
 from hub.library.contents import INDEX
 from hub.library.layout import files_in, folders_in, linked, write_text
 from hub.library.orders import Gone, Renamed
@@ -33,13 +33,12 @@ _OURS = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\.incomplete")
 
 
 def remove(model: str, places: Places, report: Report) -> Gone:
-    """Deletes a model. Raises ModelNotFound; InvalidRequest for an alias and for what is part of the hub; ModelExists
-    where hub.toml names it. Nothing is deleted, then."""
-    found, _ = _removable(model, places)
+    """Deletes a model. Raises what `removable` does; nothing is deleted, then."""
+    found, _ = removable(model, places)
     weights, repo = places.weights, found.source.repo if found.source else None
     with weights.changing(repo, report) if repo else contextlib.nullcontext():
         with places.changing_manifests():
-            found, file = _removable(model, places)
+            found, file = removable(model, places)
             if (found.source.repo if found.source else None) != repo:
                 raise ModelExists(f"'{model}' was changed at the same moment. Try again.", param="model")
             others = used_by_anybody(places, but=file) if repo else Uses()
@@ -60,18 +59,19 @@ def remove(model: str, places: Places, report: Report) -> Gone:
     return Gone(models=[found.id], deleted=deleted, bytes=freed)
 
 
-def _removable(model: str, places: Places) -> tuple[ModelManifest, Path]:
-    """The model and its manifest's file; raises what `remove` does."""
+def removable(model: str, places: Places) -> tuple[ModelManifest, Path]:
+    """A model that may go, and its manifest's file. Raises ModelNotFound, or ModelExists for an alias, for what is part
+    of the hub, and for what its settings name."""
     registry = places.registry()
     listed = registry.get(model)
     found = listed.manifest
     if listed.is_alias:
         words = f"'{model}' is an alias of '{found.id}'. `hub models alias {model} --remove` takes it away."
-        raise InvalidRequest(words, param="model", code="unsupported_value")
+        raise ModelExists(words, param="model")
     source = places.manifest_file(found.id)
     if source is None:
         words = f"'{model}' is part of the hub and cannot be removed."
-        raise InvalidRequest(words, param="model", code="unsupported_value")
+        raise ModelExists(words, param="model")
     if found.id not in _ids(places, but=source):  # else the one of another folder takes its place
         _refuse_named(found.id, places, registry)
     return found, source

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from hub.errors import InvalidRequest, ModelExists, ModelNotFound
+from hub.errors import ModelExists, ModelNotFound
 from hub.library.library import Library
 from hub.library.orders import Alias, Clean, Gone, Order, Remove, Renamed, Result
 from hub.library.places import Places
@@ -66,8 +66,8 @@ def test_weights_that_another_model_uses_stay(places: Places, tmp_path: Path, sm
 @pytest.mark.parametrize(
     ("model", "error", "words"),
     [
-        ("builtin", InvalidRequest, "part of the hub"),
-        ("dall-e-2", InvalidRequest, "is an alias of 'builtin'"),
+        ("builtin", ModelExists, "part of the hub"),
+        ("dall-e-2", ModelExists, "is an alias of 'builtin'"),
         ("nobody", ModelNotFound, "does not exist"),
         ("../small", ModelNotFound, "does not exist"),
     ],
