@@ -444,7 +444,7 @@ def test_a_full_disk_is_told_once_with_the_folders_on_it(tmp_path: Path) -> None
     told = the_one(found)
     assert (code, told.area) == (1, "folders")
     assert told.subject == "disk of cache_dir, weights_dir, bundles_dir"
-    assert "it is full: 0.0 MB free of 2.1 MB" in told.message
+    assert "it is full: 0.0 kB free of 2.1 MB" in told.message
 
 
 @in_a_namespace
