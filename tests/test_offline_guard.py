@@ -366,7 +366,9 @@ def test_every_command_is_tried() -> None:
 
 def tried(folder: Path, *arguments: str, settings: str) -> tuple[list[str], str]:
     """What a command tries to reach that is not this machine, where the hub listens at a name; and what it says."""
-    folder.joinpath("hub.toml").write_text(f'host = "hub.example.invalid"\ncache_dir = "cache"\n{settings}')
+    (folder / "models").mkdir(exist_ok=True)
+    places = 'host = "hub.example.invalid"\ncache_dir = "cache"\nmodels_dir = "models"'
+    (folder / "hub.toml").write_text(f"{places}\n{settings}")
     folder.joinpath("drawn.png").write_bytes(base64.b64decode("iVBORw0KGgo="))
     trace = folder / "trace"
     alone = ["unshare", "-rn", "sh", "-c", f'{LOOPBACK_UP}; exec "$@"', "sh"] if can_make_namespaces() else []
