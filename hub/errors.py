@@ -282,3 +282,17 @@ class StorageFull(HubError):
 
     status = 507
     code = "storage_full"
+
+
+def error_from(body: ErrorBody, status: int) -> HubError:
+    """An error that another process has told of, as this one raises it."""
+    error = HubError(body.message, param=body.param, code=body.code)
+    error.status, error.type = status, body.type
+    error.final = any(kind.final for kind in _kinds(HubError) if kind.code == body.code)
+    if error.final:
+        error.headers["x-should-retry"] = "false"
+    return error
+
+
+def _kinds(kind: type[HubError]) -> list[type[HubError]]:
+    return [kind, *(inner for each in kind.__subclasses__() for inner in _kinds(each))]

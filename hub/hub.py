@@ -47,7 +47,7 @@ class Hub:
             _check_neighbours(settings)
             forbid()
         self.settings = settings
-        self._registry = LiveRegistry(settings.models_dirs, settings.aliases, settings.weights_folder)
+        self._registry = LiveRegistry(lambda: settings.models_dirs, settings.aliases, settings.weights_folder)
         try:
             self.registry.get(settings.default_model)
         except ModelNotFound as error:

@@ -16,7 +16,7 @@ import os
 import re
 import threading
 import tomllib
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -93,6 +93,13 @@ def _absolute(base: Path, place: str) -> str:
 def absence(manifest: ModelManifest) -> str | None:
     """What of a model's weights is not in its place, for the owner: field, path, and what to do; None where all is.
     Cheap: contents are not looked at. The manifest's paths are absolute."""
+    try:
+        return _absence(manifest)
+    except OSError as error:  # a folder that may not be read, a share that went away
+        return f"{'path' if manifest.source is None else 'source'}: {manifest.path} cannot be read: {error.strerror}."
+
+
+def _absence(manifest: ModelManifest) -> str | None:
     single, folder = manifest.is_single_file, Path(manifest.folder)
     if single and not Path(manifest.path).is_file():
         return f"path: there is no file {manifest.path}. Put it there, or correct `path`."
@@ -281,12 +288,16 @@ class LiveRegistry:
     """Seconds between two looks."""
 
     def __init__(
-        self, folders: Sequence[Path], owner_aliases: Mapping[str, str], weights_dir: Path | None = None
+        self,
+        folders: Callable[[], Sequence[Path]],
+        owner_aliases: Mapping[str, str],
+        weights_dir: Path | None = None,
     ) -> None:
-        """Raises ConfigurationError; later, what is wrong is logged, and what was read before stays."""
-        self._arguments = folders, owner_aliases, weights_dir
+        """folders: asked at each look, for the owner's may be made later. Raises ConfigurationError; later, what is
+        wrong is logged, and what was read before stays."""
+        self._folders, self._aliases, self._weights_dir = folders, owner_aliases, weights_dir
         self._looking = threading.Lock()
-        self.current = open_registry(*self._arguments)
+        self.current = self._open()
         """For one request: the next one may get another."""
         self._seen = self._look()
 
@@ -319,7 +330,7 @@ class LiveRegistry:
         if seen == self._seen:
             return
         try:
-            self.current = open_registry(*self._arguments)
+            self.current = self._open()
         except (ConfigurationError, OSError) as error:
             log.error("the models have changed and are not read anew: %s", error)
         else:
@@ -327,10 +338,13 @@ class LiveRegistry:
             seen = self._look()
         self._seen = seen
 
+    def _open(self) -> Registry:
+        return open_registry(self._folders(), self._aliases, self._weights_dir)
+
     def _look(self) -> list[str]:
         """Of each manifest name, size and time; and whether its weights are there, which decides what it draws."""
         lines = []
-        for folder in self._arguments[0]:
+        for folder in self._folders():
             with contextlib.suppress(OSError):
                 lines += sorted(
                     f"{entry.path}\t{status.st_size}\t{status.st_mtime_ns}\t{status.st_ino}"

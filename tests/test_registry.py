@@ -13,7 +13,7 @@ from hub import registry as registry_module
 from hub.errors import ConfigurationError, ModelNotFound
 from hub.manifest import parse_size
 from hub.pipelines.weights import weights_hash
-from hub.registry import Registry, absence, drawn_by, open_registry, read_manifest
+from hub.registry import LiveRegistry, Registry, absence, drawn_by, open_registry, read_manifest
 from hub.settings import Settings
 from hub.types import Size
 from tests.conftest import write_manifest
@@ -371,3 +371,88 @@ def test_another_small_decoder_is_another_revision(tmp_path: Path, weights: Path
     assert first.manifest.lossy.vae == str(decoder)
     (decoder / "more.safetensors").write_text("x")
     assert open_registry([folder], {}).get("small").revision != first.revision
+
+
+def live(folder: Path) -> LiveRegistry:
+    return LiveRegistry(lambda: [folder], {})
+
+
+def there(registry: LiveRegistry) -> list[str]:
+    return sorted(listed.id for listed in registry.current)
+
+
+def test_a_manifest_that_comes_changes_or_goes_counts_without_a_restart(tmp_path: Path, weights: Path) -> None:
+    folder = tmp_path / "models"
+    first = add(folder, weights, "one")
+    registry = live(folder)
+    before = registry.current
+    registry.refresh()
+    assert registry.current is before, "nothing was read where nothing has changed"
+    second = add(folder, weights, "two")
+    registry.refresh()
+    assert there(registry) == ["one", "two"]
+    first.write_text(first.read_text().replace('id = "one"', 'id = "renamed"'))
+    second.unlink()
+    registry.refresh()
+    assert there(registry) == ["renamed"]
+    (folder / "aliases.toml").write_text('other = "renamed"\n')
+    registry.refresh()
+    assert there(registry) == ["other", "renamed"]
+
+
+def test_a_manifest_that_is_broken_meanwhile_is_logged_once_and_the_others_go_on(
+    tmp_path: Path, weights: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "models"
+    add(folder, weights, "one")
+    registry = live(folder)
+    broken = folder / "broken.toml"
+    broken.write_text("id = ")
+    registry.refresh()
+    registry.refresh()
+    assert there(registry) == ["one"]
+    assert len([record for record in caplog.records if "broken.toml" in record.message]) == 1
+    broken.unlink()
+    add(folder, weights, "two")
+    registry.refresh()
+    assert there(registry) == ["one", "two"]
+
+
+def test_weights_that_go_and_come_make_other_pictures_possible(tmp_path: Path, weights: Path) -> None:
+    registry = live(add(tmp_path / "models", weights, "one").parent)
+    before = registry.current.get("one").revision
+    aside = weights.rename(weights.with_name("aside"))
+    registry.refresh()
+    without = registry.current.get("one").revision
+    aside.rename(weights)
+    registry.refresh()
+    assert without != before
+    assert registry.current.get("one").revision == before
+
+
+def test_a_place_that_cannot_be_read_is_an_absence_and_no_error(tmp_path: Path, weights: Path) -> None:
+    manifest = read_manifest(add(tmp_path / "models", weights, "one"))
+    manifest.path = str(tmp_path / ("x" * 300))  # ENAMETOOLONG stands for EACCES, EIO and a share that went away
+    found = absence(manifest)
+    assert found is not None
+    assert found.startswith("path: ")
+
+
+def test_the_folder_is_looked_at_while_the_hub_runs(tmp_path: Path, weights: Path) -> None:
+    import asyncio
+    import time
+
+    folder = tmp_path / "models"
+    add(folder, weights, "one")
+    registry = live(folder)
+    registry.INTERVAL = 0.02  # type: ignore[misc]
+
+    async def main() -> None:
+        async with registry.watching():
+            add(folder, weights, "two")
+            end = time.monotonic() + 20
+            while "two" not in there(registry):
+                assert time.monotonic() < end
+                await asyncio.sleep(0.01)
+
+    asyncio.run(main())

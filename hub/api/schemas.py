@@ -44,6 +44,9 @@ def components_of(read: set[type[Struct]], written: set[type[Struct]]) -> dict[s
             unset = {info.encode_name for info in msgspec.structs.fields(kind) if info.default is msgspec.UNSET}
             schema = components[kind.__name__]
             schema["required"] = [name for name in schema.get("properties", {}) if name not in unset]
+    for kind in read:  # a body of one kind need not say which it is
+        if kind.__struct_config__.tag is not None and "required" in components[kind.__name__]:
+            components[kind.__name__]["required"].remove(kind.__struct_config__.tag_field)
     return dict(sorted(components.items()))
 
 

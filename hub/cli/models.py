@@ -277,7 +277,7 @@ def _perform(config: Path | None, order: Callable[[Settings], Order], *, as_json
         terminal = sys.stderr.isatty()
         with JsonLines() if as_json else Bars() if terminal else Lines() as told:
             try:
-                result = Library(Places.of(settings)).perform(order(settings), told.report)
+                result = Library(Places.of(settings)).perform(_checked(order(settings)), told.report)
             except HubError as error:
                 if as_json:
                     told.failed(error)
@@ -288,6 +288,18 @@ def _perform(config: Path | None, order: Callable[[Settings], Order], *, as_json
         _say(result)
     if getattr(result, "faults", None):
         sys.exit(1)
+
+
+def _checked(order: Order) -> Order:
+    """As the admin API would take it: Structs that are made in Python are not checked. Raises InvalidRequest."""
+    import msgspec
+
+    from hub.api.refusals import invalid
+
+    try:
+        return msgspec.convert(msgspec.to_builtins(order), type(order))
+    except msgspec.ValidationError as error:
+        raise invalid(str(error), type(order)) from None
 
 
 def _say(result: Result) -> None:

@@ -136,7 +136,7 @@ def listing(registry: Registry, places: Places, *, loaded: Collection[str] | Non
     for listed in registry:
         if listed.is_alias:
             aliases.setdefault(listed.manifest.id, []).append(listed.id)
-    chosen = registry.get(default).manifest.id
+    chosen = next((listed.manifest.id for listed in registry if listed.id == default), None)
     return [
         describe_model(
             listed.manifest,

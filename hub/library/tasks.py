@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from hub.errors import ErrorBody, HubError, NotFound, QueueFull
+from hub.errors import ErrorBody, HubError, NotFound, QueueFull, error_from
 from hub.library.orders import Order, Result
 from hub.library.places import Places
 from hub.library.process import Call, Completed, Failed, LibraryEvent
@@ -25,6 +25,7 @@ from hub.library.progress import Note, Progress
 log = logging.getLogger(__name__)
 
 MAX_RUNNING = 8
+MAX_NOTES = 50
 KEPT = 100
 """Tasks that are remembered when they have ended."""
 GRACE = 3.0
@@ -68,14 +69,10 @@ class Task:
         """Whether nothing more will happen."""
         return self.state.status != "in_progress"
 
-    async def change(self, seconds: float) -> bool:
-        """Waits until something has happened, so long at most; whether it has."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
+    @property
+    def changed(self) -> asyncio.Event:
+        """Set when something has happened since it was asked for: ask first, look then, and wait last."""
+        return self._changed
 
     async def end(self) -> None:
         """Waits until it has ended, and raises its error where it failed."""
@@ -115,7 +112,7 @@ class Task:
         if isinstance(end, Completed):
             status, state.result = "completed", end.result
         elif status == "failed":
-            state.error, self.failure = end.error, _as_error(end)
+            state.error, self.failure = end.error, error_from(end.error, end.status)
         try:
             await asyncio.shield(on_end(state.result))
         except Exception:
@@ -143,7 +140,7 @@ class Task:
                 if isinstance(event, Progress):
                     self.state.progress = event
                 elif isinstance(event, Note):
-                    self.state.notes.append(event.message)
+                    self.state.notes = [*self.state.notes, event.message][-MAX_NOTES:]
                 else:
                     last = event
                 self._tell()
@@ -165,13 +162,6 @@ async def _stop(process: asyncio.subprocess.Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
         await process.wait()
-
-
-def _as_error(end: Failed) -> HubError:
-    """The process's error for those who waited for it."""
-    error = HubError(end.error.message, param=end.error.param, code=end.error.code)
-    error.status, error.type = end.status, end.error.type
-    return error
 
 
 class Tasks:
@@ -215,6 +205,10 @@ class Tasks:
         if name not in self._tasks:
             raise NotFound("There is no such task; they are forgotten when the hub ends.", param="task_id")
         return self._tasks[name]
+
+    def forget(self, name: str) -> None:
+        """Forgets one that has ended."""
+        self._tasks.pop(name, None)
 
     @property
     def all(self) -> list[Task]:

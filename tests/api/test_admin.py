@@ -119,7 +119,11 @@ def test_what_no_model_uses_is_told_and_deleted(hub: Server) -> None:
 
 def test_weights_that_are_gone_are_a_503_and_the_model_is_back_with_them(hub: Server) -> None:
     place = hub.cache / "weights" / "models--org--small"
+    assert draw(hub, "small") == 200
     aside = place.rename(place.with_name("aside"))
+    assert draw(hub, "small") == 200, "what is in memory goes on"
+    call(f"{hub.url}/v1/engine/unload", {"model": "small"})
+    wait_for(lambda: "small" not in loaded(hub))
     answer = call(f"{hub.url}/v1/images/generations", {"prompt": "x", "model": "small"})
     error = json.loads(answer.body)["error"]
     assert (answer.status, error["code"], error["param"]) == (503, "model_unusable", "model")
@@ -144,6 +148,9 @@ def test_weights_that_are_gone_are_a_503_and_the_model_is_back_with_them(hub: Se
         ("add", {"path": "nowhere"}, 404, "not_found"),
         ("add", {"path": "../outside"}, 400, "invalid_value"),
         ("add", {"path": "/etc"}, 400, "invalid_value"),
+        ("add", {"path": "x\n"}, 400, "invalid_value"),
+        ("export", {"models": ["builtin"], "bundle": "a.hubmodels\n"}, 400, "invalid_value"),
+        ("add", {"path": "x", "config": "x/../../etc"}, 404, "model_not_found"),
         ("export", {"models": ["nobody"], "bundle": "a.hubmodels"}, 404, "model_not_found"),
         ("export", {"models": ["builtin"], "bundle": "../a.hubmodels"}, 400, "invalid_value"),
         ("export", {"models": ["builtin"], "bundle": "a.tar"}, 400, "invalid_value"),

@@ -89,6 +89,9 @@ def test_a_pull_that_is_cancelled_keeps_what_has_come_and_the_next_goes_on(
         ended = json.loads(call(f"{hub.url}/v1/admin/tasks/{started['id']}", method="DELETE").body)
         assert ended["status"] == "cancelled"
         assert followed(hub, started["id"])[-1]["type"] == "task.cancelled"
+        forgotten = json.loads(call(f"{hub.url}/v1/admin/tasks/{started['id']}", method="DELETE").body)
+        assert forgotten["deleted"]
+        assert call(f"{hub.url}/v1/admin/tasks/{started['id']}").status == 404
         assert REPO not in listed(hub)
         before = hugging_face.sent
         assert order(hub, "pull", repo=REPO)["status"] == "completed"
@@ -125,14 +128,20 @@ def test_without_the_owners_word_nothing_is_fetched(tmp_path: Path, hugging_face
         assert len(hugging_face.seen) == before
 
 
-def test_a_failed_fetch_is_told_to_who_waits(tmp_path: Path, hugging_face: StandIn) -> None:
-    with run_server(tmp_path, **environment(tmp_path, hugging_face, HUB_AUTO_PULL="wait")) as hub:
-        assert order(hub, "pull", repo=REPO)["status"] == "completed"
-        forget_weights(hub)
-        hugging_face.fault(UNET, "status", at=404, times=99)
-        answer = ask(hub)
-        error: dict[str, Any] = json.loads(answer.body)["error"]
-        assert answer.status in (404, 502), answer.body
-        assert error["code"] in ("repo_not_found", "pull_failed")
-        assert "127.0.0.1" not in error["message"]
-        hugging_face._faults.clear()
+@pytest.mark.parametrize("mode", ["refuse", "wait"])
+def test_a_failed_fetch_is_told_and_not_begun_again_at_once(
+    tmp_path: Path, small_stable_diffusion: Path, mode: str
+) -> None:
+    with StandIn() as own:
+        own.add(REPO, small_stable_diffusion)
+        with run_server(tmp_path, **environment(tmp_path, own, HUB_AUTO_PULL=mode)) as hub:
+            assert order(hub, "pull", repo=REPO)["status"] == "completed"
+            forget_weights(hub)
+            own.fault(UNET, "status", at=404, times=99)
+            wait_for(lambda: ask(hub).status != 503)
+            answer = ask(hub)
+            error: dict[str, Any] = json.loads(answer.body)["error"]
+            assert (answer.status, error["code"]) == (404, "repo_not_found"), answer.body
+            assert "127.0.0.1" not in error["message"]
+            orders = json.loads(call(f"{hub.url}/v1/admin/tasks").body)["data"]
+            assert [each["status"] for each in orders] == ["failed", "completed"]

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -21,7 +22,7 @@ from PIL import Image
 
 from hub.engine.supervisor import Engine
 from hub.engine.worker_process import WorkerProcess
-from hub.errors import ConfigurationError, EngineUnavailable, GenerationFailed, InvalidRequest, ModelUnusable
+from hub.errors import EngineUnavailable, GenerationFailed, InvalidRequest, ModelUnusable
 from hub.hub import Hub
 from hub.settings import Settings
 from hub.types import Accepted, Event, ImageRequest, Progress, Size
@@ -515,11 +516,16 @@ asyncio.run(main())
     assert worker.wait(timeout=20) in (0, None)
 
 
-def test_a_missing_model_folder_is_told_at_start(settings: Settings, tmp_path: Path) -> None:
+def test_a_missing_model_folder_is_told_at_start_and_when_the_model_is_asked_for(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert settings.models_dir is not None
     write_manifest(settings.models_dir, tmp_path / "nowhere")
-    with pytest.raises(ConfigurationError, match=r"small\.toml: path: .* has no model_index\.json"):
-        Hub(settings)
+    hub = Hub(settings)
+    assert re.search(r"small cannot be used .*: path: .* has no model_index\.json", caplog.text)
+    with pytest.raises(ModelUnusable, match="weights of small are not on this machine") as caught:
+        asyncio.run(hub.generate("small", ImageRequest(prompt="x")))
+    assert str(tmp_path) not in caught.value.message
 
 
 def test_a_device_that_is_not_there_is_told_with_the_setting(settings: Settings) -> None:
