@@ -1,31 +1,26 @@
-"""The file under the store: made, opened, checked, migrated, set aside where it is damaged; and the locks between hubs.
+"""The file under the store: made, opened, checked, migrated, set aside where it is damaged.
 
-Several hubs may share one cache, and anybody may delete of it what they like, at any time. So:
-
-- a new file is put in its place whole, with its tables, and what an older one has left beside it (`-wal`, `-shm`) goes
-  first: SQLite would take the old log for the new file's, and nothing in it says whose it is;
-- making, opening, migrating and setting aside happen under a lock on the folder itself, which no deletion of its
-  files ends;
-- each running hub holds a lock on a file of its own, by which the others see that it lives.
+Several hubs may share one cache, and anybody may delete of it what they like, at any time. So a new file is put in its
+place whole, with its tables, and what an older one has left beside it (`-wal`, `-shm`) goes first: SQLite would take
+the old log for the new file's, and nothing in it says whose it is. Making, opening, migrating and setting aside happen
+while no other hub is in the folder (hub/locks.py).
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import functools
 import logging
 import os
-import re
 import secrets
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hub import migrations
 from hub.errors import ConfigurationError
+from hub.locks import alone_in, identity
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -35,8 +30,6 @@ log = logging.getLogger(__name__)
 BUSY_TIMEOUT = 15.0
 """Seconds for which a statement waits while another hub writes."""
 
-INSTANCE = re.compile(r"(?P<id>[0-9a-f]{16})\.lock")
-UNBORN = re.compile(r"[0-9a-f]{16}\.lock-[0-9a-f]{16}\.tmp")
 COMPANIONS = ("-wal", "-shm", "-journal")
 SUFFIXES = ("", *COMPANIONS[:2])
 PRAGMAS = ("journal_mode = WAL", "synchronous = NORMAL", "trusted_schema = OFF")
@@ -73,7 +66,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         """Raises sqlite3.Error, or OSError where there is no file."""
-        self._identities = {str(path): _identity(str(path))}
+        self._identities = {str(path): identity(str(path))}
         self._size = 0
         # Not opened here: closing a descriptor would end the locks that SQLite has on the file in this process.
         if path.is_file():
@@ -96,14 +89,14 @@ class Database:
         """Call when the database is ready: its log and shared memory exist then, and stay while it is open. Raises
         FileNotFoundError where the file has gone, or was replaced, since it was opened."""
         opened = dict(self._identities)
-        self._identities = {name: _identity(name) for name in (f"{self.path}{suffix}" for suffix in SUFFIXES)}
+        self._identities = {name: identity(name) for name in (f"{self.path}{suffix}" for suffix in SUFFIXES)}
         if None in self._identities.values() or opened.items() - self._identities.items():
             raise FileNotFoundError(errno.ENOENT, "deleted while it was opened", self.path.name)
         self._size = self.path.stat().st_size
 
     def in_place(self) -> bool:
         """Whether the files at the path are still the open ones, and nobody has cut the first one short."""
-        same = all(_identity(name) == identity for name, identity in self._identities.items())
+        same = all(identity(name) == known for name, known in self._identities.items())
         return same and self.path.stat().st_size >= self._size
 
     def replace_without_log(self) -> None:
@@ -111,7 +104,7 @@ class Database:
         whoever closes it last would write into it a log that it has no longer. Here is all of it still, so a whole copy
         takes its place. What was deleted with its log stays deleted."""
         with alone_in(self.path.parent) as folder:
-            if _identity(str(self.path)) == self._identities[str(self.path)] and not self.in_place():
+            if identity(str(self.path)) == self._identities[str(self.path)] and not self.in_place():
                 _put(self.path.name, folder, self.raw.serialize())
 
     def close(self) -> None:
@@ -122,43 +115,19 @@ class Database:
         self.raw.close()
 
 
-def _identity(path: str | int) -> tuple[int, int] | None:
-    """What tells a file from another one of the same name."""
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        return None
-    return status.st_dev, status.st_ino
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[int]:
-    """No other hub makes or replaces what all of them share in the folder, as long as the context.
-
-    Gives the folder's descriptor: in a folder that was deleted meanwhile nothing can be made by it, nor can anything be
-    removed in a new one of its name.
-    """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def open_database(path: Path) -> Database:
     """Opens, checks and migrates, or makes the database. A damaged one is set aside."""
     if not path.exists():
         _empty(migrations.FOLDER, migrations.HEAD)  # before the lock, since the first time takes long
     with alone_in(path.parent) as folder:
         _make(path.name, folder)
-        opened = _identity(str(path))
+        opened = identity(str(path))
         try:
             return _open_sound(path)
         except (_Damaged, sqlite3.Error) as error:
             if not isinstance(error, _Damaged) and _code(error) & 0xFF not in DAMAGED:
                 raise
-            if _identity(str(path)) != opened:
+            if identity(str(path)) != opened:
                 raise FileNotFoundError(errno.ENOENT, "deleted while it was opened", path.name) from None
             aside = _set_aside(path.name, folder)
             log.warning("%s is damaged (%s): set aside as %s; its jobs are forgotten", path.name, error, aside)
@@ -294,65 +263,3 @@ def _set_aside(name: str, folder: int) -> str:
         with contextlib.suppress(FileNotFoundError):
             os.rename(f"{name}{suffix}", f"{target}{suffix}", src_dir_fd=folder, dst_dir_fd=folder)
     return target
-
-
-class Lock:
-    """A running hub's, on a file that is made for it. It ends with the process, however that ends."""
-
-    def __init__(self, path: Path) -> None:
-        """Replaces a file that is at the path. Others never see it there without its lock."""
-        self._path = path
-        fresh = path.with_name(f"{path.name}-{secrets.token_hex(8)}.tmp")
-        self._descriptor = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
-            os.rename(fresh, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(fresh)
-            os.close(self._descriptor)
-            raise
-
-    def in_place(self) -> bool:
-        """Whether others who look at the path find this lock."""
-        return _identity(self._descriptor) == _identity(str(self._path))
-
-    def release(self, delete: bool = False) -> None:
-        """Lets go, and of the file, too, where it is to be deleted: others then know nothing of the hub."""
-        if delete and self.in_place():
-            self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-
-def told_by_locks(instances: Path) -> tuple[set[str], set[str]]:
-    """The ids of hubs that hold their lock, and of those that have died: their lock is there, and free. Its file is
-    deleted. Of a hub without a file nothing is known: it has ended in order, or somebody has deleted the file."""
-    living: set[str] = set()
-    dead: set[str] = set()
-    with os.scandir(instances) as entries:
-        found = [(entry.path, INSTANCE.fullmatch(entry.name)) for entry in entries]
-    for path, match in found:
-        if match is None and not UNBORN.fullmatch(os.path.basename(path)):
-            continue
-        try:
-            free = _delete_if_free(path)
-        except FileNotFoundError:
-            continue  # it ended meanwhile
-        if match is not None:
-            (dead if free else living).add(match["id"])
-    return living, dead
-
-
-def _delete_if_free(path: str) -> bool:
-    """Whether nobody holds the lock of this file, which is deleted then."""
-    descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _identity(descriptor) != _identity(path):
-            return False  # it has just made its file anew
-        os.unlink(path)
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(descriptor)
-    return True

@@ -25,8 +25,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from hub.database import alone_in
 from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
+from hub.locks import alone_in
 from hub.types import OutputFormat
 
 log = logging.getLogger(__name__)

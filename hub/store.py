@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import itertools
 import logging
@@ -34,14 +33,13 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub.database import Database, Lock, is_full, is_mendable, open_database, told_by_locks
+from hub.database import Database, is_full, is_mendable, open_database
 from hub.errors import ConfigurationError, StorageFull
+from hub.locks import NO_LOCKS, Lock, told_by_locks
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
 
 ATTEMPTS = 10
 """How often an operation is tried at least, however slow the machine is."""

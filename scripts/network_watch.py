@@ -24,7 +24,8 @@ NOWHERE = "192.0.2.1"
 NAME_SERVER = "192.0.2.53"
 LOOPBACK_UP = "ip link set lo up 2>/dev/null || ifconfig lo up"
 
-CALLS = "connect,sendto,sendmsg,sendmmsg,io_uring_setup"
+CALLS = "connect,sendto,sendmsg,sendmmsg,io_uring_setup,execve"
+"""The last one is no attempt, but shows which programs were watched."""
 _LINE = re.compile(r"^(\d+)\s+(\d+\.\d+) (\w+)\(")
 _ADDRESS = re.compile(r"sa_family=(AF_\w+|0x[0-9a-f]+|\d+)(?:(?!sa_family=).)*")
 _LITERAL = re.compile(r'inet_addr\("([^"]+)"\)|inet_pton\(AF_INET6, "([^"]+)"')

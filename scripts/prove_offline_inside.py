@@ -63,6 +63,7 @@ def prove_lives(table: Table, way: WayOut, folder: Path, idle: float) -> None:
         packets = f"{way.packets} packets sent" if way.kind else "no interface to count packets"
         table.add("life with HUB_OFFLINE=1", f"0 attempts, {packets}, a remote picture is 503 offline")
         table.add("life as it comes", f"0 attempts, {packets}")
+        table.add("  in both", "pictures, an admin order, `hub models`, `hub doctor`, a killed worker")
         table.add("canary as HF_ENDPOINT and proxies", "0 hits, 0 attempts")
         table.add("guard in server and worker", "both refused, 0 system calls")
         _control_planted(table, way, usual)

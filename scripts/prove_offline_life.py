@@ -120,7 +120,8 @@ class Life:
         self._edit(picture)
         self._stream()
         self._remote_picture()
-        self._list_models()
+        self._admin_order()
+        self._commands()
         self._kill_worker()
         self._draw(seed=7)
         time.sleep(idle)
@@ -157,13 +158,39 @@ class Life:
         right = (503, "offline", "image") if self.offline else (400, "image_host_not_allowed", "image")
         expect(told == right, f"{self.name}: another machine's picture was answered {told} and not {right}")
 
-    def _list_models(self) -> None:
-        self._traces.append(self._folder / "trace-models")
-        command = [*strace(self._traces[-1]), sys.executable, "-m", "hub", "models", "list"]
+    def _admin_order(self) -> None:
+        """All weights are verified, in a process of the library's, and its events followed to the end."""
+        status, answer = ask(f"{self._url}/v1/admin/models/verify", b"{}")
+        expect(status == 202, f"{self.name}: an order to verify was answered {status}: {answer[:300]!r}")
+        status, events = ask(f"{self._url}/v1/admin/tasks/{json.loads(answer)['id']}/events")
+        told = [json.loads(line[6:]) for line in events.splitlines() if line.startswith(b"data: ")]
+        result = told[-1]["task"]["result"] if told else None
+        expect(bool(result and result["models"] and not result["faults"]), f"{self.name}: verifying ended in {told}")
+        expect(b'"hub.library.process"' in self._traces[0].read_bytes(), f"{self.name}: strace saw no library process")
+
+    def _commands(self) -> None:
+        """What an owner types beside a hub that runs."""
+        bundle = str(self._folder / "all.hubmodels")
+        self._command("models", "list", says="builtin")
+        self._command("models", "verify", says=": all as it should be.")
+        self._command("models", "export", "builtin", "-o", bundle, says="all.hubmodels: builtin")
+        self._command("models", "import", bundle, "--list", says="builtin")
+        there = {"HUB_MODELS_DIR": self._folder / "there" / "models", "HUB_CACHE_DIR": self._folder / "there" / "cache"}
+        there["HUB_MODELS_DIR"].mkdir(parents=True)
+        environ = {name: str(place) for name, place in there.items()}
+        self._command("models", "import", bundle, "--replace", says="builtin is ready", **environ)
+        port = self._url.rpartition(":")[2]
+        self._command("doctor", *(["--offline"] if self.offline else []), says=" 0 problems.", HUB_PORT=port)
+
+    def _command(self, *arguments: str, says: str, **environ: str) -> None:
+        self._traces.append(self._folder / f"trace-{len(self._traces)}")
+        command = [*strace(self._traces[-1]), sys.executable, "-m", "hub", *arguments]
+        environment = self._environment | environ
         said = subprocess.run(
-            command, cwd=self._folder, env=self._environment, capture_output=True, timeout=120, check=False
+            command, cwd=self._folder, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
-        expect(b"builtin" in said.stdout, f"{self.name}: `hub models list` said {said.stderr[-500:]!r}")
+        words = f"{self.name}: `hub {' '.join(arguments)}` said {said.stdout[-500:]} {said.stderr[-500:]}"
+        expect(said.returncode == 0 and says in said.stdout, words)
 
     def _server(self) -> psutil.Process:
         """strace's child."""

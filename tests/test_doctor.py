@@ -28,6 +28,7 @@ from hub.engine.probed import Question, Seen, ask
 from hub.files import Files
 from hub.keys import hash_key
 from hub.library.layout import Weights
+from hub.library.progress import as_bytes
 from hub.manifest import repo_folder
 from hub.settings import Settings
 from tests.conftest import ROOT, Server, run_server, wait_for, write_manifest
@@ -201,6 +202,26 @@ def test_components_of_their_own_need_no_others_in_the_folder(tmp_path: Path, mo
     assert wrong(examine(settings(tmp_path), {}, seen=seen)) == []
     (tmp_path / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     assert "components.unet" in the_one(examine(settings(tmp_path), {}, seen=seen)).message
+
+
+def test_weights_are_looked_for_and_counted_in_the_variant_in_which_they_are_read(
+    tmp_path: Path, model: Path, seen: Seen
+) -> None:
+    shutil.move(model / "unet", tmp_path / "unet")
+    plain = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    half = plain.rename(plain.with_suffix(".fp16.safetensors"))
+    places = f'components = {{ unet = "{tmp_path / "unet"}" }}'
+    write_manifest(tmp_path / "models", model, components=places)
+    told = the_one(examine(settings(tmp_path), {}, seen=seen)).message
+    assert told == "components.unet has no plain weights, only the variant fp16"
+    variant = 'pipeline = { variant = "fp16" }'
+    write_manifest(tmp_path / "models", model, components=places, pipeline=variant)
+    shutil.copy(half, plain)
+    found = examine(settings(tmp_path), {}, seen=seen)
+    assert wrong(found) == []
+    told = next(each.message for each in found if (each.area, each.subject) == ("models", "small"))
+    read = [half, *model.glob("*/*.safetensors")]
+    assert told == f"all files are there; {as_bytes(sum(file.stat().st_size for file in read))} of weights"
 
 
 def test_a_file_from_the_future_tells_of_a_wrong_clock(tmp_path: Path, seen: Seen) -> None:
@@ -444,7 +465,7 @@ def test_a_full_disk_is_told_once_with_the_folders_on_it(tmp_path: Path) -> None
     told = the_one(found)
     assert (code, told.area) == (1, "folders")
     assert told.subject == "disk of cache_dir, weights_dir, bundles_dir"
-    assert "it is full: 0.0 MB free of 2.1 MB" in told.message
+    assert "it is full: 0.0 kB free of 2.1 MB" in told.message
 
 
 @in_a_namespace
@@ -453,6 +474,41 @@ def test_a_folder_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path)
     told = the_one(found)
     assert (code, told.area, told.subject) == (1, "folders", "cache_dir")
     assert "Read-only file system" in told.message
+
+
+FOLDERS = """
+import pathlib, sys, msgspec
+from hub.doctor import folders
+from hub.doctor.findings import Case
+from hub.settings import Settings
+settings = Settings(cache_dir=pathlib.Path(sys.argv[1]))
+case = Case(settings=settings, models=[], offline=False, key=None, environ={}, seen=None)
+print(msgspec.json.encode(list(folders.check(case))).decode())
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize(
+    ("refused", "problems"),
+    [
+        pytest.param("error=ENOLCK", [("folders", "cache_dir")], id="nothing"),
+        pytest.param("error=EBADF:when=1+3", [], id="folders, as on network shares, where hubs lock a file"),
+    ],
+)
+def test_a_folder_counts_as_lockable_where_a_hub_can_lock_it(
+    tmp_path: Path, refused: str, problems: list[tuple[str, str]]
+) -> None:
+    """strace has flock(2) fail: always, or the first of three times, with which the folder itself is locked."""
+    (tmp_path / "cache").mkdir()
+    before = ["strace", "-qq", "-o", "/dev/null", "-e", "trace=flock", "-e", f"inject=flock:{refused}"]
+    command = [*before, sys.executable, "-c", FOLDERS, str(tmp_path / "cache")]
+    done = subprocess.run(command, env=environment(PYTHONPATH=str(ROOT)), cwd=tmp_path, capture_output=True, check=True)
+    found = msgspec.json.decode(done.stdout, type=list[Finding])
+    assert wrong(found) == problems
+    assert all(
+        "cannot be locked there (No locks available" in each.message for each in found if each.status == "problem"
+    )
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_running_hub_whose_device_failed_is_told_with_the_reason(tmp_path: Path, seen: Seen) -> None:

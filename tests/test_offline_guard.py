@@ -6,6 +6,7 @@ Children run in a network namespace without a way out where one can be made, so 
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import shutil
@@ -15,9 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import psutil
 import pytest
 
+from hub.cli import main
 from hub.errors import InvalidRequest, Offline
 from hub.files import Files
 from hub.inputs import InputImages
@@ -323,6 +326,85 @@ with contextlib.suppress(SystemExit):
 print(offline.in_force())
 """
     assert child(code, HUB_OFFLINE="1", HUB_CACHE_DIR=str(tmp_path)).split()[-1] == "True"
+
+
+COMMANDS = {
+    "serve": [],
+    "generate": ["a star", "-m", "nope"],
+    "replay": ["drawn.png"],
+    "engine status": [],
+    "engine load": ["builtin"],
+    "engine pin": ["builtin"],
+    "engine unpin": ["builtin"],
+    "engine unload": ["--all"],
+    "models list": [],
+    "models show": ["builtin"],
+    "models pull": ["org/name"],
+    "models add": ["drawn.png"],
+    "models verify": [],
+    "models rm": ["nope"],
+    "models gc": ["--dry-run"],
+    "models alias": ["other", "builtin"],
+    "models export": ["builtin", "-o", "a.hubmodels"],
+    "models import": ["drawn.png"],
+    "loras list": [],
+    "keys new": ["alice"],
+    "doctor": [],
+}
+"""Each command, and what makes it do something."""
+
+
+def leaves(command: click.Command, *words: str) -> list[str]:
+    if isinstance(command, click.Group):
+        return [leaf for name, each in command.commands.items() for leaf in leaves(each, *words, name)]
+    return [" ".join(words)]
+
+
+def test_every_command_is_tried() -> None:
+    assert sorted(leaves(main)) == sorted(COMMANDS)
+
+
+def tried(folder: Path, *arguments: str, settings: str) -> tuple[list[str], str]:
+    """What a command tries to reach that is not this machine, where the hub listens at a name; and what it says."""
+    (folder / "models").mkdir(exist_ok=True)
+    places = 'host = "hub.example.invalid"\ncache_dir = "cache"\nmodels_dir = "models"'
+    (folder / "hub.toml").write_text(f"{places}\n{settings}")
+    folder.joinpath("drawn.png").write_bytes(base64.b64decode("iVBORw0KGgo="))
+    trace = folder / "trace"
+    alone = ["unshare", "-rn", "sh", "-c", f'{LOOPBACK_UP}; exec "$@"', "sh"] if can_make_namespaces() else []
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HUB_", "HF_"))}
+    done = subprocess.run(
+        [*alone, *strace(trace), sys.executable, "-m", "hub", *arguments],
+        cwd=folder,
+        env={**clean, "PYTHONPATH": str(ROOT), "HUB_API_KEYS": "alice:sk-0123456789"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return [each.address for each in attempts_in(trace)], done.stdout + done.stderr
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_command_of_an_offline_hub_asks_anybody_where_the_host_is_a_name(command: str, tmp_path: Path) -> None:
+    found, said = tried(tmp_path, *command.split(), *COMMANDS[command], settings="offline = true")
+    assert found == [], said
+
+
+@pytest.mark.skipif(shutil.which("strace") is None or not can_make_namespaces(), reason="needs strace and unshare")
+def test_the_doctor_asks_nobody_where_its_own_option_says_so(tmp_path: Path) -> None:
+    found, said = tried(tmp_path, "doctor", "--offline", settings="")
+    assert found == []
+    assert "http://hub.example.invalid:8000 was not asked, since that would leave the machine" in said
+    assert "refused" not in said.replace("a connection to another machine was refused", "")
+
+
+@pytest.mark.skipif(shutil.which("strace") is None or not can_make_namespaces(), reason="needs strace and unshare")
+def test_an_offline_command_says_why_it_did_not_ask_the_hub(tmp_path: Path) -> None:
+    assert "no hub answers at http://hub.example.invalid:8000" in tried(tmp_path, "engine", "status", settings="")[1]
+    _, said = tried(tmp_path, "engine", "status", settings="offline = true")
+    assert "http://hub.example.invalid:8000 was not asked" in said
 
 
 @pytest.mark.parametrize("neighbour", ["ollama:http://192.0.2.1:11434", "vllm:http://gpu.example.org:8001"])

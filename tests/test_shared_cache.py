@@ -288,12 +288,12 @@ def assert_next_hub_finds_order(cache: Path) -> None:
 
 
 def test_two_hubs_answer_all_requests_while_their_cache_is_deleted_and_one_is_killed(tmp_path: Path) -> None:
-    mixed(tmp_path, operations=500, every=0.4, restarts=2)
+    mixed(tmp_path, operations=400, every=0.4, restarts=2)
 
 
 @pytest.mark.slow
 def test_two_hubs_answer_all_of_many_requests_while_their_cache_is_deleted_and_one_is_killed(tmp_path: Path) -> None:
-    mixed(tmp_path, operations=2000, every=0.5, restarts=20)
+    mixed(tmp_path, operations=1500, every=0.5, restarts=10)
 
 
 REVISION = "0123456789abcdef" * 2 + "01234567"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import logging
 import os
 import random
@@ -18,6 +19,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ import pytest
 
 from hub import database, migrations
 from hub.errors import ConfigurationError, StorageFull
+from hub.locks import ALONE, Lock, alone_in, told_by_locks
 from hub.store import JobRow, Store
 from tests.conftest import ROOT
 
@@ -99,6 +102,7 @@ def process(cache: Path, work: str) -> Iterator[subprocess.Popen[str]]:
     """A real process with a running store. `work` is the body of a coroutine; what it prints comes line by line."""
     script = f"""
 import asyncio, random, secrets, sys, time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from hub import migrations
 from tests.test_store import NOON, RESTARTED, Store, new_job
@@ -324,8 +328,10 @@ def test_only_its_owner_may_read_the_database_and_its_log(tmp_path: Path) -> Non
 
 def test_at_the_end_the_log_is_in_the_file_and_no_lock_is_left(tmp_path: Path) -> None:
     run(tmp_path, touch)
-    assert sorted(os.listdir(tmp_path)) == ["hub.db", "instances"]
+    assert sorted(os.listdir(tmp_path)) == ["hub.db", "instances", ALONE]
     assert os.listdir(tmp_path / "instances") == []
+    with (tmp_path / ALONE).open("r+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def test_an_idle_hub_makes_no_database_and_imports_no_sqlalchemy(tmp_path: Path) -> None:
@@ -414,7 +420,7 @@ def test_the_jobs_of_a_living_sibling_go_on_and_fail_once_it_is_dead(tmp_path: P
 
 
 def locks(folder: Path) -> tuple[set[str], set[str]]:
-    return database.told_by_locks(folder)
+    return told_by_locks(folder)
 
 
 def test_a_lock_is_never_seen_without_its_holder_and_what_is_left_of_one_goes(tmp_path: Path) -> None:
@@ -423,13 +429,86 @@ def test_a_lock_is_never_seen_without_its_holder_and_what_is_left_of_one_goes(tm
     left = tmp_path / f"{name}.lock-{name}.tmp"
     left.touch()  # a hub was killed while it made its lock
     (tmp_path / "notes.txt").touch()
-    lock = database.Lock(tmp_path / f"{name}.lock")
+    lock = Lock(tmp_path / f"{name}.lock")
     assert locks(tmp_path) == ({name}, set())
     assert sorted(os.listdir(tmp_path)) == [f"{name}.lock", "notes.txt"]
     lock.release()
     assert locks(tmp_path) == (set(), {name})
     assert locks(tmp_path) == (set(), set()), "its file is gone: nothing is known any more"
     assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+COUNTER = """
+import pathlib, sys, time
+from hub.locks import alone_in
+folder, rounds = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+for _ in range(rounds):
+    with alone_in(folder):
+        count = int((folder / "count").read_text())
+        time.sleep(0.001)
+        (folder / "count").write_text(str(count + 1))
+"""
+
+
+def counted(folder: Path, *before: str, rounds: int = 100) -> int:
+    """What three processes count to, each of which reads the number and writes the next one where it is alone."""
+    (folder / "count").write_text("0")
+    command = [*before, sys.executable, "-c", COUNTER, str(folder), str(rounds)]
+    running = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(3)]
+    assert [each.wait(60) for each in running] == [0, 0, 0]
+    return int((folder / "count").read_text())
+
+
+def test_one_hub_at_a_time_is_alone_in_a_folder_although_the_file_that_it_locks_is_deleted(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        counting = pool.submit(counted, tmp_path)
+        while not counting.done():
+            (tmp_path / ALONE).unlink(missing_ok=True)
+            time.sleep(0.002)
+        assert counting.result() == 300
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+def test_one_hub_at_a_time_is_alone_where_folders_cannot_be_locked_as_on_network_shares(tmp_path: Path) -> None:
+    """strace has each flock(2) of the folder itself fail as NFS fails those of descriptors that are not written by."""
+    folder = tmp_path / "cache"
+    folder.mkdir()
+    refusing = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(folder), "-e", "trace=flock"]
+    refusing += ["-e", "inject=flock:error=EBADF"]
+    assert counted(folder, *refusing) == 300
+    work = """
+import asyncio, pathlib, sys
+from hub.store import Store
+from tests.test_store import new_job
+async def live():
+    store = Store(pathlib.Path(sys.argv[1]))
+    async with store.running(b"{}"):
+        job = new_job(status="completed")
+        await store.add(job)
+        assert await store.get(job.id) == job
+asyncio.run(live())
+"""
+    command = [*refusing, sys.executable, "-c", work, str(folder)]
+    running = [subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) for _ in range(2)]
+    assert [each.wait(60) for each in running] == [0, 0]
+    assert len(raw(folder, "SELECT id FROM jobs")) == 2
+    assert_sound(folder)
+
+
+def test_a_lock_on_a_file_that_was_deleted_while_it_was_waited_for_does_not_count(tmp_path: Path) -> None:
+    with (tmp_path / ALONE).open("w") as old, ThreadPoolExecutor(1) as pool:
+        fcntl.flock(old, fcntl.LOCK_EX)
+
+        def wait() -> int:
+            with alone_in(tmp_path):
+                return (tmp_path / ALONE).stat().st_ino
+
+        waiting = pool.submit(wait)
+        time.sleep(0.2)
+        assert not waiting.done()
+        (tmp_path / ALONE).unlink()
+        fcntl.flock(old, fcntl.LOCK_UN)
+        assert waiting.result(10) != os.fstat(old.fileno()).st_ino
 
 
 def test_while_one_looks_whether_others_live_a_new_lock_is_made_again(tmp_path: Path) -> None:
@@ -445,7 +524,7 @@ def test_while_one_looks_whether_others_live_a_new_lock_is_made_again(tmp_path: 
     made = 0
     while time.monotonic() < end:
         with contextlib.suppress(FileNotFoundError):  # the store tries again
-            lock = database.Lock(tmp_path / "0123456789abcdef.lock")
+            lock = Lock(tmp_path / "0123456789abcdef.lock")
             made += 1
             assert lock.in_place()
             lock.release(delete=True)
@@ -799,7 +878,7 @@ def test_a_file_system_without_locks_is_told_at_the_start(
     def refuse(*_: Any) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("hub.database.fcntl.flock", refuse)
+    monkeypatch.setattr("hub.locks.fcntl.flock", refuse)
     with pytest.raises(ConfigurationError, match=r"cache_dir: .* cannot lock files\. Set cache_dir to"):
         run(tmp_path, nothing)
     assert list(tmp_path.rglob("*.tmp")) == []
@@ -941,7 +1020,7 @@ def test_an_older_database_is_migrated_with_its_jobs_and_stays_as_a_copy(
     with contextlib.closing(sqlite3.connect(copy)) as before:
         assert before.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]
         assert before.execute("SELECT id FROM jobs").fetchall() == [(job.id,)]
-    assert sorted(os.listdir(cache)) == ["hub.db", f"hub.db.before-{NEXT}", "instances"]
+    assert sorted(os.listdir(cache)) == ["hub.db", f"hub.db.before-{NEXT}", "instances", ALONE]
 
 
 def test_a_migration_that_fails_changes_nothing_and_is_told(tmp_path: Path, next_version: Callable[..., Path]) -> None:

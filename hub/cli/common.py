@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub.errors import ConfigurationError, HubError
+from hub.offline import prepare
 
 if TYPE_CHECKING:
     from hub.settings import Settings
@@ -22,6 +23,10 @@ config_option = click.option(
     help="Settings file (default: HUB_CONFIG, else ./hub.toml, else hub.toml in your configuration folder, "
     "~/.config/hub on Linux).",
 )
+
+
+AT_ONCE = 0.5
+"""Seconds that a hub may take to say what is loaded, which is only one column of a list."""
 
 
 @contextlib.contextmanager
@@ -38,32 +43,27 @@ def told_plainly() -> Iterator[None]:
 
 
 def settings_from(config: Path | None, **overrides: Any) -> Settings:
-    """Of hub.toml, the environment and the command line. Raises ConfigurationError."""
+    """Of hub.toml, the environment and the command line. Where they say `offline`, nothing of this process leaves the
+    machine from here on: whoever wants settings is guarded, too. Raises ConfigurationError."""
     from hub.settings import load_settings
 
     settings = load_settings(config, **overrides)
+    prepare(offline=settings.offline)
     logging.basicConfig(level=settings.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
     for client in ("httpx2", "httpcore2"):  # they would write whole URLs, signatures and all
         logging.getLogger(client).setLevel(logging.WARNING)
     return settings
 
 
-def hub_url(settings: Settings) -> str:
-    """Where the hub of these settings listens, from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
-
-
 def loaded_models(settings: Settings) -> set[str] | None:
     """The ids of what the hub of these settings has in memory; None where none answers at once."""
-    import httpx2
+    from hub.calls import Answer, get, hub_url
 
-    key = os.environ.get("HUB_API_KEY")
+    url, key = f"{hub_url(settings)}/v1/engine", os.environ.get("HUB_API_KEY")
+    answer = get(url, key, offline=settings.offline, patience=AT_ONCE)
+    if not isinstance(answer, Answer):
+        return None
     try:
-        with httpx2.Client(trust_env=False, timeout=0.5) as client:
-            headers = {"Authorization": f"Bearer {key}"} if key else {}
-            answer = client.get(f"{hub_url(settings)}/v1/engine", headers=headers)
-            devices = answer.json()["devices"]
-        return {model["id"] for device in devices for model in device["models"]}
-    except (httpx2.HTTPError, ValueError, KeyError, TypeError):
+        return {model["id"] for device in answer.json["devices"] for model in device["models"]}
+    except (KeyError, TypeError):
         return None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from hub.cli.common import config_option
+from hub.offline import prepare
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,8 @@ STATUSES = ("ok", "warning", "problem")
 @click.option(
     "--offline",
     is_flag=True,
-    help="Look, too, at what would break the promise that nothing leaves this machine (as with offline = true).",
+    help="Leave this machine for nothing, and look at what would break the promise that the hub does not, either (as "
+    "with offline = true).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Everything that was found, as a JSON list.")
 @click.option("--quiet", is_flag=True, help="Only what is not as it should be.")
@@ -43,6 +45,7 @@ def doctor(*, config: Path | None, offline: bool, as_json: bool, quiet: bool, ke
 
     environ = dict(os.environ)
     settings, found = read_settings(config, os.environ)
+    prepare(offline=offline or settings.offline)
     found += examine(settings, environ, offline=offline, key=key)
     shown = [finding for finding in found if not (quiet and finding.status == "ok")]
     click.echo(_as_json(shown) if as_json else _as_text(shown, found))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hub.cli.common import config_option, settings_from, told_plainly
-from hub.offline import prepare
 
 if TYPE_CHECKING:
     from hub.replay import Replay
@@ -89,7 +88,6 @@ def generate(
     )
     with told_plainly():
         settings = settings_from(config, log_level="warning")
-        prepare(offline=settings.offline)
         result = asyncio.run(_generate(settings, model or settings.default_model, request))
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
@@ -205,7 +203,6 @@ def replay_command(
             raise click.BadParameter("let the name end in .png", param_hint="--output")
     with told_plainly():
         settings = settings_from(config, log_level="warning", receipts=True)
-        prepare(offline=settings.offline)
         sources = tuple(image.read_bytes() for image in images)
         try:
             made = asyncio.run(_replay(settings, file.read_bytes(), sources, mask.read_bytes() if mask else None))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import config_option, hub_url, settings_from, told_plainly
+from hub.cli.common import config_option, settings_from, told_plainly
 from hub.library.progress import as_bytes
 
 if TYPE_CHECKING:
@@ -99,8 +99,14 @@ def _call(server: dict[str, Any], method: str, path: str, body: dict[str, Any] |
     """The hub's answer. Raises ClickException with its words, or where there is none."""
     import httpx2
 
+    from hub.calls import hub_url, leads_here
+
     with told_plainly():
-        url = server["url"] or hub_url(settings_from(server["config"], log_level="warning"))
+        settings = settings_from(server["config"], log_level="warning")
+        url = server["url"] or hub_url(settings)
+    if settings.offline and not leads_here(url):
+        words = f"{url} was not asked: `offline` is set, and that would leave this machine. Give a --url at 127.0.0.1."
+        raise click.ClickException(words)
     headers = {"Authorization": f"Bearer {server['key']}"} if server["key"] else {}
     try:
         with httpx2.Client(trust_env=False, timeout=httpx2.Timeout(LOADING, connect=5)) as client:

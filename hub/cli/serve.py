@@ -11,7 +11,6 @@ import click
 
 from hub import __version__
 from hub.cli.common import config_option, settings_from, told_plainly
-from hub.offline import prepare
 
 DRAIN = 5.0
 """Seconds that running requests have to finish when the server is told to end."""
@@ -26,7 +25,6 @@ def serve(config: Path | None, host: str | None, port: int | None) -> None:
     with told_plainly():
         settings = settings_from(config, host=host, port=port)
         settings.check_bind()
-        prepare(offline=settings.offline)
         from hub.app import create_app
 
         app = create_app(settings)

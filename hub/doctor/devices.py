@@ -6,10 +6,11 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hub.doctor.findings import Case, Finding, amount, ok, problem, warning
+from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.engine.placement import ROOM, candidates
 from hub.engine.probed import Seen
 from hub.engine.protocol import DeviceMemory
+from hub.library.progress import as_bytes
 from hub.manifest import ModelManifest
 from hub.pipelines.headers import Damaged, read_safetensors
 
@@ -26,7 +27,7 @@ def check(case: Case) -> Iterator[Finding]:
         return
     yield ok("devices", "torch", f"{seen.torch}, built for {seen.built_for or 'CPUs alone'}")
     for device in seen.devices:
-        yield ok("devices", device.name, f"{amount(device.free)} free of {amount(device.total)}")
+        yield ok("devices", device.name, f"{as_bytes(device.free)} free of {as_bytes(device.total)}")
     for name, words in seen.refused.items():
         yield problem("devices", name, f"{words.partition('. ')[0]}: {_why(seen, case.environ)}", _remedy(seen))
     if case.settings.device == "auto" and _driver() and not seen.uses_gpu:
@@ -106,31 +107,28 @@ def _fit(
     if not need:
         return None
     total, free = seen.main
-    takes = f"its weights take {amount(need)} once they are loaded"
+    takes = f"its weights take {as_bytes(need)} once they are loaded"
     smaller = "Use a smaller model or dtype (`dtype`, lossy.quantization), or add memory."
     if need > total:
-        return problem("memory", model.id, f"{takes}, and main memory has {amount(total)} in all", smaller)
+        return problem("memory", model.id, f"{takes}, and main memory has {as_bytes(total)} in all", smaller)
     settings = case.settings
     limit = settings.device_memory_mb * MEGABYTE if settings.device_memory_mb else device.total
     travels = device.name != "cpu" or settings.device_memory_mb is not None
     room = max(0, min(limit, device.total) - (settings.device_reserve_mb * MEGABYTE if device.name != "cpu" else 0))
     if travels and need * ROOM > room:
+        allowed = f"{as_bytes(room)} of {device.name}"
         if (largest := _largest_tensor(model)) > room:
-            words = (
-                f"its largest tensor alone takes {amount(largest)}, and the hub may use {amount(room)} of {device.name}"
-            )
+            words = f"its largest tensor alone takes {as_bytes(largest)}, and the hub may use {allowed}"
             return problem("memory", model.id, words, smaller)
-        words = (
-            f"{takes}, and the hub may use {amount(room)} of {device.name}: it is brought there in parts, which is slow"
-        )
+        words = f"{takes}, and the hub may use {allowed}: it is brought there in parts, which is slow"
         return warning("memory", model.id, words, f"{smaller} docs/memory.md tells how it works.")
     if need * ROOM > total:
-        words = f"{takes}, which leaves little of the {amount(total)} of main memory for what is computed"
+        words = f"{takes}, which leaves little of the {as_bytes(total)} of main memory for what is computed"
         return warning("memory", model.id, words, smaller)
     if need > free:
-        words = f"{takes}, and main memory has {amount(free)} free now"
+        words = f"{takes}, and main memory has {as_bytes(free)} free now"
         return warning("memory", model.id, words, "End other programs, or unload models (`hub engine unload --all`).")
-    return ok("memory", model.id, f"{amount(need)}, for {device.name} with {amount(room)}")
+    return ok("memory", model.id, f"{as_bytes(need)}, for {device.name} with {as_bytes(room)}")
 
 
 def _largest_tensor(model: ModelManifest) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hub import __version__
-from hub.doctor.calls import Answer, get, local_url
+from hub.calls import Answer, get, hub_url
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 
 
@@ -14,8 +14,11 @@ def check(case: Case) -> Iterator[Finding]:
     """What GET /health and GET /v1/engine tell. Where none answers the links' findings say so."""
     if not case.settings.port:
         return
-    url = local_url(case.settings)
-    health = get(f"{url}/health")
+    url = hub_url(case.settings)
+    health = get(f"{url}/health", offline=case.offline)
+    if health == "elsewhere":
+        yield ok("engine", "hub", f"{url} was not asked, since that would leave the machine")
+        return
     if not isinstance(health, Answer) or not health.is_health:
         yield ok("engine", "hub", f"none runs at {url}")
         return
@@ -26,7 +29,7 @@ def check(case: Case) -> Iterator[Finding]:
         words = f"{running} runs at {url}, and this is {__version__}"
         yield warning("engine", "hub", words, "Restart it, to run what is installed.")
     devices = health.json.get("devices") or []
-    engine = get(f"{url}/v1/engine", case.key)
+    engine = get(f"{url}/v1/engine", case.key, offline=case.offline)
     if isinstance(engine, Answer) and engine.status == 200:
         devices = engine.json.get("devices") or devices
     else:

@@ -53,8 +53,3 @@ class Case(Struct, kw_only=True):
     key: str | None
     environ: Mapping[str, str]
     seen: Callable[[], Seen]
-
-
-def amount(count: float) -> str:
-    """Bytes, in words."""
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

@@ -6,14 +6,16 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import secrets
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
-from hub.doctor.findings import Case, Finding, amount, ok, problem, warning
+from hub.doctor.findings import Case, Finding, ok, problem, warning
+from hub.library.progress import as_bytes
+from hub.locks import Lock, alone_in
 from hub.manifest import ModelManifest, repo_folder
 
 LITTLE, TOO_LITTLE = 5_000_000_000, 500_000_000
@@ -80,15 +82,15 @@ def check(case: Case) -> Iterator[Finding]:
 
 
 def _try_out(place: Place) -> tuple[Finding, bool]:
-    """Writes a small file there, locks it and deletes it. The other answer: whether what is free there counts."""
+    """Writes small files there, locks and deletes them. The other answer: whether what is free there counts."""
     tell = problem if place.needed else warning
     there = f"{place.path}" if place.at == place.path else f"{place.path} (not there yet, and can be made)"
     if not place.at.is_dir():
         remedy = f"Remove the file, or set {place.setting} to a folder."
         return tell("folders", place.setting, f"{place.at} is a file, and no folder", remedy), False
-    probe = place.at / f".doctor-{secrets.token_hex(8)}.tmp"
     try:
-        locks = _write_and_lock(probe)
+        with tempfile.TemporaryDirectory(prefix=".doctor-", suffix=".tmp", dir=place.at) as probe:
+            locks = _write_and_lock(Path(probe))
     except OSError as error:
         if error.errno in FULL:  # told of the disk
             return ok("folders", place.setting, there), True
@@ -107,19 +109,20 @@ def _try_out(place: Place) -> tuple[Finding, bool]:
 
 
 def _write_and_lock(probe: Path) -> str | None:
-    """Why it cannot be locked. Raises OSError where it cannot be written."""
-    try:
-        with probe.open("xb") as file:
-            file.write(b"doctor\n" * 600)
-            file.flush()
-            os.fsync(file.fileno())
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                return os.strerror(error.errno or 0)
-    finally:
-        probe.unlink(missing_ok=True)
+    """Why nothing can be locked in this folder: by the locks that hubs have on a cache, and by SQLite's. Raises OSError
+    where nothing can be written."""
+    with (probe / "file").open("xb") as file:
+        file.write(b"doctor\n" * 600)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            with alone_in(probe):
+                Lock(probe / "hub.lock").release()
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            return os.strerror(error.errno or 0)
     return None
 
 
@@ -147,7 +150,7 @@ def _disks(written: list[Place]) -> Iterator[Finding]:
         subject, at = f"disk of {names}", there[0].at
         status = os.statvfs(at)
         free, total = status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
-        words = f"{amount(free)} free of {amount(total)} (at {at})"
+        words = f"{as_bytes(free)} free of {as_bytes(total)} (at {at})"
         remedy = "Make room (`hub models gc` removes what no model needs), or set these folders to a larger disk."
         if free < TOO_LITTLE:
             yield problem("folders", subject, f"it is full: {words}", remedy)
@@ -171,7 +174,7 @@ def _left_over(weights: Path, models: list[ModelManifest]) -> Iterator[Finding]:
         states = [file.stat() for file in files if file.is_file()]
         if not states or max(state.st_mtime for state in states) > time.time() - AT_WORK:
             continue  # somebody is at it
-        size = amount(sum(state.st_blocks * 512 for state in states))
+        size = as_bytes(sum(state.st_blocks * 512 for state in states))
         name = ids.get(folder, folder.removeprefix("models--").replace("--", "/"))
         words = f"{len(states)} unfinished downloads, {size}, in {weights / folder}"
         yield warning(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from hub.doctor.calls import Answer, get, is_loopback, local_url
+from hub.calls import Answer, get, hub_url, leads_here
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError, HubError
 from hub.files import Files
@@ -28,16 +28,16 @@ def check(case: Case) -> Iterator[Finding]:
         words = "port is 0: what links are made of is known only to the hub that runs"
         yield warning("links", "port", words, "Set a port, or public_url, and run `hub doctor` while the hub runs.")
         return
-    base, note = settings.public_url or local_url(settings), ""
-    if case.offline and settings.port and not is_loopback(base):
-        base, note = local_url(settings), f"; public_url {base} was not asked, since that would leave the machine"
+    base, note = settings.public_url or hub_url(settings), ""
+    if case.offline and settings.port and not leads_here(base):
+        base, note = hub_url(settings), f"; public_url {base} was not asked, since that would leave the machine"
     secret = settings.cache_dir / "secret"
     made = _make(settings.cache_dir, secret)
     if isinstance(made, Finding):
         yield made
         return
-    health = get(f"{base}/health")
-    answer = _follow(base, *made) if made else health
+    health = get(f"{base}/health", offline=case.offline)
+    answer = _follow(case, base, *made) if made else health
     if made and isinstance(answer, Answer):
         yield _judge(base, answer, made[1], health, note)
     elif isinstance(health, Answer) and health.is_health:
@@ -68,9 +68,9 @@ def _make(cache: Path, secret: Path) -> tuple[Files, bytes, str] | Finding | Non
         return warning("links", "cache_dir", words, "Mend what is told of the folders, and run `hub doctor` again.")
 
 
-def _follow(base: str, files: Files, _: bytes, name: str) -> Answer | str:
+def _follow(case: Case, base: str, files: Files, _: bytes, name: str) -> Answer | str:
     try:
-        return get(f"{base}{files.link(name)}")
+        return get(f"{base}{files.link(name)}", offline=case.offline)
     finally:
         asyncio.run(files.delete([name]))
 
@@ -116,6 +116,10 @@ def _silent(case: Case, base: str, why: Answer | str) -> Finding:
         return problem(
             "links", base, words, "Set public_url (or host and port) to where the hub listens; end the other."
         )
+    if why == "elsewhere":
+        words = f"no link was followed: {base} was not asked, since that would leave the machine"
+        remedy = "Open a link of the hub's from a machine that it serves; or let it listen at 0.0.0.0, too."
+        return warning("links", base, words, remedy)
     if why == "unknown name":
         words = f"links are made of {base}, and this machine does not know that name"
         return problem("links", base, words, "Correct public_url (or host), or the name service (/etc/hosts).")
@@ -123,8 +127,8 @@ def _silent(case: Case, base: str, why: Answer | str) -> Finding:
         words = f"links are made of {base}, where no TLS connection comes about (its certificate is not trusted here?)"
         return problem("links", base, words, "Mend the proxy's certificate, or trust it on this machine.")
     if base == public and case.settings.port:
-        health = get(f"{local_url(case.settings)}/health")
+        health = get(f"{hub_url(case.settings)}/health", offline=case.offline)
         if isinstance(health, Answer) and health.is_health:
-            words = f"the hub runs at {local_url(case.settings)}, but links are made of {base}, where nothing listens"
+            words = f"the hub runs at {hub_url(case.settings)}, but links are made of {base}, where nothing listens"
             return problem("links", base, words, correct)
     return warning("links", base, f"no hub listens at {base}, so no link was followed", RUN)

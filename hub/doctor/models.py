@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from hub.doctor.findings import Case, Finding, amount, ok, problem, warning
+from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError, ModelRefused
 from hub.library.contents import INDEX, check_file, is_weights, shown
 from hub.library.layout import files_below
+from hub.library.parts import Lack, lacks, missing_weights
+from hub.library.progress import as_bytes
 from hub.manifest import ModelManifest
 from hub.pipelines.headers import Damaged, read_gguf
 from hub.pipelines.weights import size_of
@@ -63,7 +64,7 @@ def check(case: Case) -> Iterator[Finding]:
             wrong = list(_looked_at(model))
             yield from (problem("models", model.id, words, _remedy(model)) for words in wrong)
             if not wrong:
-                size = amount(weights_size(model))
+                size = as_bytes(size_of(Path(model.path), model.components, model.pipeline.variant))
                 yield ok("models", model.id, f"all files are there; {size} of weights")
         if model.license.strip().lower() in UNKNOWN:
             words = f"its licence is not known (license = '{shown(model.license)}')"
@@ -105,8 +106,9 @@ def _remedy(model: ModelManifest) -> str:
 
 
 def _wrong(model: ModelManifest) -> Iterator[str]:
-    missing = [] if _refused(Path(model.folder) / INDEX, INDEX, INDEX) else _missing(model)
-    yield from (f"{name} is missing" for name in missing)
+    lacking = [] if _refused(Path(model.folder) / INDEX, INDEX, INDEX) else _missing(model)
+    yield from (lack.words for lack in lacking)
+    missing = {lack.path for lack in lacking}
     for name, place in _places(model).items():
         files = {place.name: place} if place.is_file() else files_below(place)
         for path, file in files.items():
@@ -119,35 +121,21 @@ def _wrong(model: ModelManifest) -> Iterator[str]:
             yield f"{shown(path)} is missing, which the manifest's table sha256 names"
 
 
-def _missing(model: ModelManifest) -> list[str]:
+def _missing(model: ModelManifest) -> list[Lack]:
     """Of the diffusers folder, but for what comes from elsewhere; and of components in folders of their own."""
-    from hub.library.parts import missing_parts
-
+    variant = model.pipeline.variant
     whole = {f"{name}/" for name, place in model.components.items() if Path(place).is_dir()}
     files = {f"{name}/" for name, place in model.components.items() if not Path(place).is_dir()}
     missing = []
-    for path in missing_parts(Path(model.folder), model.pipeline.variant):
-        component = f"{path.partition('/')[0]}/"
-        weights = is_weights(path) or path.endswith(".safetensors.index.json")
+    for lack in lacks(Path(model.folder), variant):
+        component = f"{lack.path.partition('/')[0]}/"
+        weights = is_weights(lack.path) or ".safetensors." in lack.path
         if component not in whole and not (weights and (model.is_single_file or component in files)):
-            missing.append(path)
+            missing.append(lack)
     for name, place in model.components.items():
         if Path(place).is_dir():
-            missing += [f"components.{name}: {path}" for path in _weights_missing(Path(place))]
+            missing += missing_weights(Path(place), f"components.{name}", variant)
     return missing
-
-
-def _weights_missing(folder: Path) -> list[str]:
-    """Of one component's folder: the shards that its index names; without one, any weights at all."""
-    named = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        try:
-            named |= set(json.loads(index.read_bytes())["weight_map"].values())
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            return [index.name]
-    if named:
-        return sorted(str(name) for name in named if not (folder / str(name)).is_file())
-    return [] if any(file.is_file() for file in folder.glob("*.safetensors")) else ["*.safetensors"]
 
 
 def _places(model: ModelManifest) -> dict[str, Path]:
@@ -184,15 +172,3 @@ def _gguf_refused(file: Path, told: str) -> str | None:
     except OSError as error:
         return f"{told} cannot be read: {os.strerror(error.errno or 0)}"
     return None
-
-
-def weights_size(model: ModelManifest) -> int:
-    """Bytes of the weights that are loaded, as they lie on the disk."""
-    size = size_of(Path(model.path), model.components)
-    if model.pipeline.variant and not model.is_single_file:
-        size += sum(
-            file.stat().st_size
-            for file in Path(model.path).glob("*/*.safetensors")
-            if f".{model.pipeline.variant}" in file.stem and file.is_file()
-        )
-    return size

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
-from hub.doctor.calls import is_loopback
+from hub.calls import leads_here
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 
 TRY_OUT = """
@@ -44,7 +44,7 @@ def check(case: Case) -> Iterator[Finding]:
         words = f"source images may be downloaded from {', '.join(settings.image_hosts)}; offline these requests fail"
         yield warning("offline", "image_hosts", words, "Set image_hosts to [].")
     for neighbour in settings.neighbours:
-        if not is_loopback(neighbour.partition(":")[2]):
+        if not leads_here(neighbour.partition(":")[2]):
             words = f"{neighbour} is another machine, or may be"
             yield warning("offline", "neighbours", words, "Take it out of the list, or name it by 127.0.0.1.")
     for name in sorted(case.environ):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 import ssl
 import time
@@ -11,13 +10,15 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from hub.offline import is_here
 from hub.settings import Settings
 
 ANSWER = 5.0
-"""Seconds for each step of an answer; twice as many for all of it."""
+"""Seconds that a hub may take for a step of its answer."""
 MAX_BYTES = 1 << 20
 
-Silence = Literal["nothing listens", "unknown name", "no TLS", "too slow", "no HTTP"]
+Silence = Literal["nothing listens", "unknown name", "no TLS", "too slow", "no HTTP", "elsewhere"]
+"""`elsewhere`: not asked, since that would leave this machine."""
 
 
 class Answer(NamedTuple):
@@ -47,31 +48,33 @@ class Answer(NamedTuple):
         return self.status == 200 and self.json.get("status") == "ok" and "version" in self.json
 
 
-def local_url(settings: Settings) -> str:
-    """Where the hub listens, as this machine reaches it."""
+def hub_url(settings: Settings) -> str:
+    """Where the hub of these settings listens, as this machine reaches it."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
 
-def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine, and no name service has to be asked to know it."""
-    host = urlsplit(url).hostname or ""
+def leads_here(url: str) -> bool:
+    """Whether a URL leads to this machine, and no name service has to be asked to know it."""
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+        return is_here(urlsplit(url).hostname)
     except ValueError:
         return False
 
 
-def get(url: str, key: str | None = None) -> Answer | Silence:
-    """Asks without proxies and redirects; never raises."""
+def get(url: str, key: str | None = None, *, offline: bool, patience: float = ANSWER) -> Answer | Silence:
+    """Asks without proxies and redirects; never raises. `offline`: nobody but this machine. `patience`: seconds for
+    each step of an answer; twice as many for all of it."""
+    if offline and not leads_here(url):
+        return "elsewhere"
     import httpx2
 
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    end = time.monotonic() + 2 * ANSWER
+    end = time.monotonic() + 2 * patience
     body = b""
     try:
         with (
-            httpx2.Client(trust_env=False, timeout=ANSWER, follow_redirects=False) as client,
+            httpx2.Client(trust_env=False, timeout=patience, follow_redirects=False) as client,
             client.stream("GET", url, headers=headers) as answer,
         ):
             for chunk in answer.iter_bytes():
