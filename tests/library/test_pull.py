@@ -805,7 +805,7 @@ def test_a_token_goes_to_hugging_face_alone_and_is_never_told(
     patient = Patience(stall=0.5, wait=0.01, longest=0.2, tries=9)
     fetch(look_up(WANTED, patience=patient, report=told.append), weights, told.append, patience=patient)
     said = [str(each) for each in told if isinstance(each, Note)]
-    assert len(said) == 5
+    assert len(said) == 6 and "org/name is gated" in said[1]
     for status in (400, 403, 404, 500, 503):
         there.fault("api", "status", status, times=3)
         with pytest.raises(HubError) as failed:
