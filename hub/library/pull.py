@@ -149,7 +149,11 @@ def _notes(found: Found) -> Iterator[str]:
     seen = [path for path in found.skipped if not path.rpartition("/")[2].startswith(".")]
     if seen:
         kinds = sorted({PurePosixPath(path).suffix for path in seen} - {""})
-        files = "1 file of another kind or variant is" if len(seen) == 1 else f"{len(seen)} files of other kinds are"
+        files = (
+            "1 file of another kind or variant is"
+            if len(seen) == 1
+            else f"{len(seen)} files of other kinds or variants are"
+        )
         named = shown(", ".join(kinds[:MOST_KINDS])) + (" …" if len(kinds) > MOST_KINDS else "")
         yield f"{files} left out{f' ({named})' if named else ''}."
     if found.gated:

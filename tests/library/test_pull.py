@@ -212,7 +212,9 @@ def test_what_a_pull_would_bring_is_told_before_it(there: StandIn) -> None:
     more = {"unet/diffusion_pytorch_model.fp16.safetensors": safetensors(1_000_000, 2)}
     more |= {"sd.safetensors": safetensors(10), "unet/diffusion_pytorch_model.bin": b"x", "unet/x.py": b"boom()"}
     commit = there.add("org/name", model() | more, licence="openrail++", gated=False)
-    found = find()
+    told: list[Progress | Note] = []
+    found = find(report=told.append)
+    assert told == [Note(message="4 files of other kinds or variants are left out (.bin, .py, .safetensors).")]
     assert found.source.revision == commit
     assert set(found.files) == KEPT
     assert found.license == "openrail++"
