@@ -11,13 +11,14 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from hub.errors import ConfigurationError, ModelExists, ModelRefused, StorageFull
+from hub.errors import ConfigurationError, ModelExists, ModelRefused
 from hub.library.copying import copied, hashed
 from hub.library.describe import Draft, cleaned, describe, id_of
-from hub.library.layout import Weights
-from hub.library.manifests import write_manifest
+from hub.library.layout import Weights, local_source
+from hub.library.manifests import check_free, check_id, check_writable, write_manifest
 from hub.library.progress import Report
 from hub.library.whole import Whole, look_at_file, look_at_folder, refuse_place
+from hub.library.writing import unwritable
 from hub.manifest import ModelManifest
 from hub.registry import ListedModel, read_manifest
 
@@ -46,15 +47,17 @@ def add(
     report: Report,
 ) -> Added:
     """Writes the manifest of a folder or file. `models`: those that are known; `config`: for a single file, a folder
-    of configurations or the id of one of them.
+    of configurations or the id of one of them. All that can be refused is, before the weights are read.
 
-    Raises ModelRefused for what no model may have or what is incomplete, ModelExists, StorageFull.
+    Raises ModelRefused for what no model may have or what is incomplete, InvalidRequest, ModelExists, StorageFull.
     """
     place = Path(os.path.normpath(path.expanduser().absolute()))
     known = {each.id: each.manifest if isinstance(each, ListedModel) else each for each in models}
-    chosen = id or id_of(place.name)
+    chosen = id_of(place.name) if id is None else id
+    check_id(chosen)
     if chosen in known:
         raise ModelExists(f"There is a model '{chosen}' already. Choose another id with --id.", param="id")
+    check_free(manifests_dir, chosen)
     refuse_place(place, weights)
     if config is not None and place.is_dir():
         raise ModelRefused("config: it is for a single file; a diffusers folder has its own.", param="config")
@@ -68,6 +71,8 @@ def add(
         config=str(whole.config) if whole.config else None,
         variant=whole.variant,
     )
+    described(source=local_source(chosen, {}) if copy else None)  # a trial, with what does not hang on the weights
+    check_writable(manifests_dir)
     made_by = f"hub models add {cleaned(place.name)}{' --copy' if copy else ''}"
     if copy:
         with copied(whole, place, chosen, weights, report) as (source, table):
@@ -85,7 +90,7 @@ def _write(draft: Draft, whole: Whole, folder: Path, weights: Weights, made_by: 
     try:
         file = write_manifest(folder, draft.manifest, guessed=draft.guessed, notes=notes, made_by=made_by)
     except OSError as error:
-        raise StorageFull(f"The manifest cannot be written: {error.strerror}.") from None
+        raise unwritable(error, "The manifest") from None
     try:
         read_manifest(file, weights.root)
     except ConfigurationError:

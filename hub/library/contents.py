@@ -17,6 +17,8 @@ from hub.pipelines.foreign import refuse_code
 from hub.pipelines.headers import Damaged, read_safetensors
 
 WEIGHTS = (".safetensors",)
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+"""Never read, whatever is in them."""
 CONFIGS = (".json", ".txt", ".model", ".jinja")
 PAPERS = re.compile(r"(LICEN[CS]E|NOTICE|COPYING|README|USE_POLICY)[A-Za-z0-9._-]{0,40}", re.IGNORECASE)
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import secrets
@@ -11,36 +10,20 @@ import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from hub.errors import ModelRefused, StorageFull
+from hub.errors import ModelRefused
 from hub.library.contents import check_path, shown
 from hub.library.layout import Weights, local_source
 from hub.library.progress import Meter, Report
 from hub.library.whole import Whole
+from hub.library.writing import digest_of, unwritable
 from hub.manifest import SourceSection
-
-CHUNK = 4 << 20
 
 
 def hashed(weights: Mapping[str, Path], report: Report) -> dict[str, str]:
     """SHA-256 of each file, by name."""
     sizes = {name: file.stat().st_size for name, file in weights.items()}
     meter = Meter("verify", sum(sizes.values()), report)
-    return {name: read(file, name, sizes[name], meter) for name, file in weights.items()}
-
-
-def read(file: Path, name: str, size: int, meter: Meter, into: Path | None = None) -> str:
-    """A file's SHA-256; `into`: where to copy it meanwhile, down to the disk."""
-    digest = hashlib.sha256()
-    with file.open("rb", buffering=0) as stream, into.open("xb") if into else contextlib.nullcontext() as out:
-        while chunk := stream.read(CHUNK):
-            digest.update(chunk)
-            if out is not None:
-                out.write(chunk)
-            meter.add(name, size, len(chunk))
-        if out is not None:
-            out.flush()
-            os.fsync(out.fileno())
-    return digest.hexdigest()
+    return {name: digest_of(file, name, sizes[name], meter) for name, file in weights.items()}
 
 
 @contextlib.contextmanager
@@ -70,8 +53,8 @@ def copied(
             yield source, table
         except BaseException as error:
             copier.clear()
-            if isinstance(error, OSError):
-                raise StorageFull(f"The model could not be copied: {error.strerror}.") from None
+            if isinstance(error, OSError) and not isinstance(error, ConnectionError):  # of whoever is reported to
+                raise unwritable(error, "The copy in weights_dir") from None
             raise
 
 
@@ -87,7 +70,7 @@ class Copier:
         part = self._weights.blob(self._repo, f".{secrets.token_hex(8)}.tmp")
         part.parent.mkdir(parents=True, exist_ok=True)
         self._fresh.append(part)
-        digest = read(file, path, size, self._meter, into=part)
+        digest = digest_of(file, path, size, self._meter, into=part)
         blob = self._weights.blob(self._repo, digest)
         if not blob.exists():
             self._fresh.append(blob)

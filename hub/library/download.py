@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 from collections.abc import Callable, Iterable
@@ -16,9 +15,9 @@ from hub.errors import PullFailed, StorageFull
 from hub.library.contents import shown
 from hub.library.hugging_face import KEPT, HuggingFace, Trouble
 from hub.library.progress import Meter, Note, Report
+from hub.library.writing import FULL
 
 CHUNK = 1 << 20
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class RemoteFile(Struct, frozen=True):
@@ -76,15 +75,6 @@ def verified(file: Path, remote: RemoteFile, look: Callable[[], None]) -> str | 
 def part_of(blob: Path) -> Path:
     """Where a blob is while it comes."""
     return blob.with_name(f"{blob.name}.incomplete")
-
-
-def sync_folder(folder: Path) -> None:
-    """A rename in it outlives a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Download:

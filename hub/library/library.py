@@ -127,12 +127,13 @@ class Library:
             Path(places.owned),
             report,
             trust=trust,
-            require_signature=trust is not None,
+            known=places.registry(),
+            decided=places.aliases,
             replace=order.replace,
         )
         registry = places.registry()
         total = sum(bytes_of(self._one(registry, name)) for name in done.models)
-        return Made(models=list(done.models), bytes=total, guessed=[])
+        return Made(models=list(done.models), bytes=total, guessed=[], signed_by=done.signer)
 
     @staticmethod
     def _one(registry: Registry, name: str) -> ModelManifest:

@@ -5,7 +5,7 @@ wrote into them.
 from __future__ import annotations
 
 import contextlib
-import os
+import re
 import secrets
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -17,18 +17,63 @@ import tomlkit
 from msgspec import NODEFAULT, Struct
 from tomlkit.items import Table
 
-from hub.errors import ConfigurationError, ModelExists
-from hub.manifest import ModelManifest, SourceSection
-from hub.registry import manifests_in, read_manifest
+from hub.errors import ConfigurationError, InvalidRequest, ModelExists
+from hub.library.contents import shown
+from hub.library.writing import unwritable, write_text
+from hub.manifest import ID_PATTERN, ModelManifest, SourceSection
+from hub.registry import ALIASES, manifests_in, read_manifest
 
 GUESSED = "guessed: check it"
 ORDER = ("id", "name", "description", "license", "created", "path", "source", "tasks")
 """First in a file, where they are there; plain fields come before tables anyhow."""
 
 
+OTHER_FILES = ("hub.toml", ALIASES)
+"""What else lies in a folder of manifests, and is none."""
+
+
 def file_for(folder: Path, model: str) -> Path:
-    """The file of a model's manifest. No id can hold what leads out of the folder: `/` becomes `--`."""
-    return folder / f"{model.replace('/', '--')}.toml"
+    """The file of a model's manifest. No id can hold what leads out of the folder: `/` becomes `--`. Where a file of
+    that name is something else, a model `hub` gets hub-model.toml; case does not count on every disk."""
+    stem = model.replace("/", "--")
+    return folder / (f"{stem}-model.toml" if f"{stem}.toml".casefold() in OTHER_FILES else f"{stem}.toml")
+
+
+def check_id(model: str) -> None:
+    """Raises InvalidRequest for what cannot be a model's id."""
+    if not re.fullmatch(ID_PATTERN, model):
+        raise InvalidRequest(
+            f"'{shown(model)}' cannot be a model's id, which has up to 128 letters, digits, '.', '_', '-' and '/' and "
+            "begins with a letter or digit.",
+            param="id",
+        )
+
+
+def check_free(folder: Path, model: str) -> None:
+    """Raises ModelExists where the folder has the id, or the file that its manifest would have."""
+    if manifest_of(folder, model) is not None:
+        raise ModelExists(
+            f"There is a model '{model}' already. Choose another id, or remove that one first.", param="id"
+        )
+    if (file := file_for(folder, model)).exists():
+        raise ModelExists(f"The manifest {file.name} exists, of another model. Choose another id.", param="id")
+
+
+def check_writable(folder: Path) -> None:
+    """Raises HubError, or StorageFull, where no manifest could be written into the folder: better before gigabytes are
+    fetched than after. It need not be there, and nothing of the trial stays."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    trial = folder / ".trial.tmp"  # always the same: what a run leaves that is killed goes away with the next one
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with trial.open("w"):
+            trial.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(error, "The folder of manifests") from None
+    finally:
+        for each in made:
+            with contextlib.suppress(OSError):  # another process has put something there
+                each.rmdir()
 
 
 def manifest_of(folder: Path, model: str) -> Path | None:
@@ -52,15 +97,18 @@ def write_manifest(
 ) -> Path:
     """Writes a manifest's file, of which all or nothing is there. `made_by`: the command, for the comment on top.
 
-    Raises ModelExists where the folder has the id, unless it is to be replaced, and OSError.
+    Raises ModelExists where the folder has the id, unless it is to be replaced, and OSError. Of two that write the same
+    id at once, one gets ModelExists.
     """
-    existing, file = manifest_of(folder, manifest.id), file_for(folder, manifest.id)
-    if existing is not None and not replace:
-        raise ModelExists(f"There is a model '{manifest.id}' already. Choose another id, or remove that one first.")
-    if existing is None and file.exists() and not replace:
-        raise ModelExists(f"The manifest {file.name} exists, of another model. Choose another id.")
-    target = existing or file
-    write_text(target, text_of(manifest, guessed, notes, made_by))
+    target = (replace and manifest_of(folder, manifest.id)) or file_for(folder, manifest.id)
+    if not replace:
+        check_free(folder, manifest.id)
+    try:
+        write_text(target, text_of(manifest, guessed, notes, made_by), exclusive=not replace)
+    except FileExistsError:
+        if replace or not target.exists():  # it is the folder that is something else
+            raise
+        raise ModelExists(f"The manifest {target.name} has just been written. Choose another id.", param="id") from None
     return target
 
 
@@ -118,27 +166,6 @@ def update_manifest(
     finally:
         trial.unlink(missing_ok=True)
     write_text(file, text)
-
-
-def write_text(file: Path, text: str) -> None:
-    """All of a small file, or what was there before."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    fresh = file.with_name(f".{file.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with fresh.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        fresh.replace(file)
-    except BaseException:
-        fresh.unlink(missing_ok=True)
-        raise
-    with contextlib.suppress(OSError):  # some file systems do not open folders
-        descriptor = os.open(file.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _given(struct: Struct) -> dict[str, Any]:

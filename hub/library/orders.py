@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 from hub.manifest import ModelId, SourceSection, Variant
 from hub.types import Task
 
-REVISION_PATTERN = r"^[A-Za-z0-9](?!.*\.\.)[A-Za-z0-9._/-]{0,99}$(?!\n)"
+REVISION_PATTERN = r"^[A-Za-z0-9_](?!.*(\.\.|//|/$))[A-Za-z0-9._/-]{0,127}$(?!\n)"
 BUNDLE_SUFFIX = ".hubmodels"
 
 Revision = Annotated[str, Meta(pattern=REVISION_PATTERN)]
@@ -93,11 +93,14 @@ Order = Pull | Add | Verify | Remove | Clean | Alias | Export | Import
 
 
 class Made(Struct, frozen=True, kw_only=True, tag_field="object", tag="models.changed"):
-    """Models that were pulled, added or imported, their bytes, and what of their manifests was guessed."""
+    """Models that were pulled, added or imported, their bytes, and what of their manifests was guessed. `signed_by`: of
+    those that came in a bundle, the fingerprint of the key that signed it; whether it is trusted was asked before,
+    where the order told who is."""
 
     models: list[str]
     bytes: int
     guessed: list[str]
+    signed_by: str | None = None
 
 
 Problem = Literal["damaged", "missing"]

@@ -15,11 +15,10 @@ from typing import Any
 from msgspec import Struct
 
 from hub.errors import ModelRefused
-from hub.library.contents import INDEX, read_config, shown
+from hub.library.contents import INDEX, PICKLES, read_config, shown
 from hub.pipelines.kinds import is_held
 from hub.pipelines.variants import indices_in, variant_of, weights_in
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 LIBRARIES = ("diffusers", "transformers")
 WHOLE = ("tokenizer.json",)
 TOKENIZERS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -69,7 +68,7 @@ def components_in(folder: Path, shown_as: str = "") -> dict[str, tuple[str, str]
             continue
         if not (part.isidentifier() and part.isascii()):
             raise ModelRefused(f"{path} has a component without a proper name.")
-        if len(value) != 2 or not isinstance(cls, str) or not cls.isidentifier() or not _is_known(library):
+        if len(value) != 2 or not isinstance(cls, str) or not cls.isidentifier() or not is_known(library):
             words = "of a class that neither diffusers nor transformers has, and no other code is run"
             raise ModelRefused(f"{path} has '{shown(part)}' {words}.")
         found[part] = (library, cls)
@@ -224,8 +223,9 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, list) and len(value) > 0 and all(each is None or isinstance(each, str) for each in value)
 
 
-def _is_known(library: str) -> bool:
-    """Safety checkers and their kind lie in the folder of a pipeline, whose name is the library's."""
+def is_known(library: str) -> bool:
+    """Whether an index of components may name it: no code but that of diffusers and transformers is run. Safety
+    checkers and their kind lie in the folder of a pipeline, whose name is the library's."""
     return library in LIBRARIES or library in _pipeline_folders()
 
 

@@ -1,8 +1,11 @@
 """`python -m hub.library.process`: does one order in a process of its own, for the admin API.
 
 A pull is threads that wait on sockets, a verification reads gigabytes: neither belongs into the process that answers
-requests, and a process can be ended. Standard input has the order as JSON; each line of standard output is an event:
-progress, a note, and last of all what came of it.
+requests, and a process can be ended. The first line of standard input is the order as JSON; each line of standard
+output is an event: progress, a note, and last of all what came of it.
+
+Standard input stays open for as long as somebody wants that: its end is the end of who began this, and interrupts the
+order as SIGTERM does. What has come stays then, and the same order goes on from there.
 """
 
 from __future__ import annotations
@@ -12,6 +15,8 @@ import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
@@ -46,6 +51,14 @@ class Failed(Struct, frozen=True, kw_only=True, tag_field="type", tag="failed"):
     status: int
 
 
+GRACE = 3.0
+"""Seconds in which an order has to end when nobody waits for it any more."""
+
+
+class Unheard(BaseException):
+    """Nobody listens any more. No Exception: it is no failure of the order, after which its work would be undone."""
+
+
 LibraryEvent = Progress | Note | Completed | Failed
 
 
@@ -64,12 +77,23 @@ def main() -> None:
             raise KeyboardInterrupt
 
     def tell(event: LibraryEvent) -> None:
-        with lock:
-            output.write(msgspec.json.encode(event) + b"\n")
+        try:
+            with lock:
+                output.write(msgspec.json.encode(event) + b"\n")
+        except BrokenPipeError:
+            raise Unheard from None
 
-    call = msgspec.json.decode(sys.stdin.buffer.read(), type=Call)
+    call = msgspec.json.decode(_read_line(), type=Call)
     signal.signal(signal.SIGTERM, stop)
+    threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
     prepare(offline=call.places.offline)
+    try:
+        _perform(call, tell, cancelled)
+    except (KeyboardInterrupt, Unheard):
+        sys.exit(1)
+
+
+def _perform(call: Call, tell: Callable[[LibraryEvent], None], cancelled: threading.Event) -> None:
     try:
         result = Library(call.places, cancelled).perform(call.order, tell)
     except HubError as error:
@@ -78,13 +102,32 @@ def main() -> None:
         log.error("%s", error)
         words = "The hub's models cannot be read as they are; its log says which and why."
         tell(Failed(error=HubError(words).body, status=500))
-    except KeyboardInterrupt:
-        sys.exit(1)
     except Exception:
         log.exception("an order failed")
         tell(Failed(error=HubError("The hub failed on this; its log says why.").body, status=500))
     else:
         tell(Completed(result=result))
+
+
+def _read_line() -> bytes:
+    """The order. Without a buffer, whose lock the thread that waits for the end would hold as the interpreter ends."""
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = os.read(0, 1 << 16)
+        if not chunk:
+            sys.exit(1)
+        line += chunk
+    return line
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of standard input, which comes however the parent ends, and ends this process. A pipe, since it
+    works on every system; also where the order waits for a lock or computes, and tells nothing."""
+    while os.read(0, 1 << 16):
+        pass
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)  # wakes it where it waits
+    time.sleep(GRACE)
+    os._exit(1)
 
 
 if __name__ == "__main__":

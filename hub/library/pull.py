@@ -15,7 +15,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from msgspec import Struct
@@ -23,14 +23,16 @@ from msgspec import Struct
 from hub.errors import InvalidRequest, ModelRefused, PullFailed
 from hub.library import selection
 from hub.library.contents import INDEX, check_file, is_weights, read_config, shown
-from hub.library.download import Download, RemoteFile, of_disk, part_of, present, sync_folder, verified
+from hub.library.download import Download, RemoteFile, of_disk, part_of, present, verified
 from hub.library.hugging_face import HuggingFace, Patience, Stop
 from hub.library.layout import Weights
+from hub.library.orders import REVISION_PATTERN
 from hub.library.progress import Meter, Note, Report, silent
+from hub.library.writing import sync_folder
 from hub.manifest import COMMIT_PATTERN, REPO_PATTERN, VARIANT_PATTERN, SourceSection
 
-REVISION = re.compile(r"[A-Za-z0-9_](?!.*(\.\.|//|/$))[A-Za-z0-9._/-]{0,127}")
 MAX_INDEX = 1 << 20
+MOST_KINDS = 6
 USUAL = Patience()
 
 
@@ -93,7 +95,7 @@ def check_wanted(wanted: Wanted) -> None:
             f"'{shown(wanted.repo)}' is not a repository's name: ORG/NAME, of letters, digits, '-', '_' and '.'.",
             param="repo",
         )
-    if not REVISION.fullmatch(wanted.revision):
+    if not re.fullmatch(REVISION_PATTERN, wanted.revision):
         raise InvalidRequest(f"'{shown(wanted.revision)}' is not a branch, tag or commit.", param="revision")
     if wanted.variant is not None and not re.fullmatch(VARIANT_PATTERN, wanted.variant):
         raise InvalidRequest(f"'{shown(wanted.variant)}' is not a variant, as fp16 is one.", param="variant")
@@ -125,7 +127,7 @@ def look_up(
     chosen = selection.choose(components, listed, wanted.variant)
     files = {path: _remote(listed[path]) for path in chosen}
     selection.check_sizes({path: file.size for path, file in files.items()})
-    return Found(
+    found = Found(
         wanted=wanted,
         source=source,
         files=files,
@@ -137,6 +139,25 @@ def look_up(
         },
         skipped=sorted(set(listed) - set(chosen)),
     )
+    for words in _notes(found):
+        report(Note(message=words))
+    return found
+
+
+def _notes(found: Found) -> Iterator[str]:
+    """What its owner should know beside its size."""
+    seen = [path for path in found.skipped if not path.rpartition("/")[2].startswith(".")]
+    if seen:
+        kinds = sorted({PurePosixPath(path).suffix for path in seen} - {""})
+        files = (
+            "1 file of another kind or variant is"
+            if len(seen) == 1
+            else f"{len(seen)} files of other kinds or variants are"
+        )
+        named = shown(", ".join(kinds[:MOST_KINDS])) + (" …" if len(kinds) > MOST_KINDS else "")
+        yield f"{files} left out{f' ({named})' if named else ''}."
+    if found.gated:
+        yield f"{found.source.repo} is gated: whoever gets the model from you has to accept its terms, too."
 
 
 def _commit(sha: Any) -> str:

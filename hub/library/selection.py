@@ -20,22 +20,14 @@ from typing import Any
 from msgspec import Struct
 
 from hub.errors import InvalidRequest, ModelRefused
-from hub.library.contents import INDEX, MAX_CONFIG, PAPERS, check_path, is_kept, is_weights, shown
+from hub.library.contents import INDEX, MAX_CONFIG, PAPERS, PICKLES, check_path, is_kept, is_weights, shown
+from hub.library.parts import has_weights, is_known
 
 MAX_TOTAL = 2 << 40
 """Bytes: more than any model of pictures; a list that says so is a mistake or an attack."""
 MAX_FILES = 1000
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack", ".onnx", ".h5")
-LIBRARIES = frozenset({"diffusers", "transformers"})
-OWN_FOLDERS = frozenset({
-    "audioldm2", "deepfloyd_if", "flux", "kandinsky", "kolors", "latent_diffusion", "ltx2", "paint_by_example",
-    "stable_audio", "stable_cascade", "stable_diffusion", "stable_diffusion_safe", "unclip",
-    "unidiffuser", "wuerstchen",
-})  # fmt: skip
-"""diffusers' folders of pipelines with classes of their own (safety checkers, projections), by which its indices call
-them."""
-NO_WEIGHTS = ("Tokenizer", "TokenizerFast", "Processor", "FeatureExtractor", "Scheduler")
-"""How the classes end whose folders hold configurations alone, even where one is called config.json."""
+OTHER_WEIGHTS = (*PICKLES, ".msgpack", ".onnx", ".h5")
+"""Weights that are not read here."""
 
 _BASE = r"(?:diffusion_pytorch_model|model)"
 _VARIANT = r"(?P<variant>[A-Za-z0-9_-]{1,32}?)"
@@ -112,7 +104,7 @@ def read_components(index: Any, paths: Collection[str]) -> list[Component]:
                 raise ModelRefused(f"{INDEX}: `{shown(name)}` is not a library and a class.")
             continue  # an option of the pipeline's, or a part that is left out
         library, class_name = value
-        if library not in LIBRARIES | OWN_FOLDERS:
+        if not is_known(library):
             raise ModelRefused(
                 f"{INDEX}: `{shown(name)}` needs code of its own (library `{shown(library)}`), and none is run."
             )
@@ -136,7 +128,7 @@ def _component(name: str, class_name: str, paths: list[str]) -> Component:
             plain.append(path)
     # An index without files that it could tell of is none.
     weights = {variant: files for variant, files in weights.items() if any(map(is_weights, files))}
-    return Component(name, class_name, plain, weights, [path for path in paths if path.endswith(PICKLES)])
+    return Component(name, class_name, plain, weights, [path for path in paths if path.endswith(OTHER_WEIGHTS)])
 
 
 def choose(components: Iterable[Component], paths: Iterable[str], variant: str | None) -> list[str]:
@@ -162,7 +154,7 @@ def choose(components: Iterable[Component], paths: Iterable[str], variant: str |
 
 def is_paper(path: str) -> bool:
     """Of what is called like one: a README.py is code, a README.bin whatever it likes."""
-    return not path.endswith((*PICKLES, ".py", ".safetensors"))
+    return not path.endswith((*OTHER_WEIGHTS, ".py", ".safetensors"))
 
 
 def _weights_of(component: Component, variant: str | None) -> list[str]:
@@ -184,7 +176,7 @@ def _weights_of(component: Component, variant: str | None) -> list[str]:
         )
     if not component.plain:
         raise ModelRefused(f"{INDEX} names the component {name}, and the repository has no files of it.")
-    if f"{name}/config.json" in component.plain and not component.class_name.endswith(NO_WEIGHTS):
+    if f"{name}/config.json" in component.plain and has_weights(component.class_name):
         raise ModelRefused(f"The component {name} has no weights in the repository.")
     return []
 

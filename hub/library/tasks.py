@@ -132,8 +132,8 @@ class Task:
         )
         try:
             assert process.stdin is not None and process.stdout is not None  # noqa: S101
-            process.stdin.write(msgspec.json.encode(Call(places=places, order=self.state.order)))
-            process.stdin.close()
+            # It stays open: its end would tell the process that nobody waits for it any more.
+            process.stdin.write(msgspec.json.encode(Call(places=places, order=self.state.order)) + b"\n")
             last = None
             async for line in process.stdout:
                 event = _event.decode(line)

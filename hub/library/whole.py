@@ -11,9 +11,9 @@ from pathlib import Path
 from msgspec import Struct
 
 from hub.errors import HubError, ModelRefused
-from hub.library.contents import INDEX, check_file, shown
+from hub.library.contents import INDEX, PICKLES, check_file, shown
 from hub.library.layout import Weights, files_below
-from hub.library.parts import PICKLES, Lack, components_in, has_weights, lacks, lacks_beside
+from hub.library.parts import Lack, components_in, has_weights, lacks, lacks_beside
 from hub.manifest import ModelManifest
 from hub.pipelines.headers import Damaged, Tensor, read_safetensors
 from hub.pipelines.kinds import family_by_name, family_of_file, is_held, is_lora, misfit

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,8 +18,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hub.errors import ConfigurationError, ModelExists, ModelRefused, StorageFull
-from hub.library import copying
+from hub.errors import HubError, InvalidRequest, ModelExists, ModelRefused, StorageFull
 from hub.library.add import Added, add
 from hub.library.layout import Weights
 from hub.library.progress import Note, Progress, silent
@@ -436,16 +436,36 @@ def test_a_full_disk_and_an_interruption_leave_nothing(
     with pytest.raises(Stopped):
         adding(model, copy=True, report=stop)
     assert left(tmp_path / "weights") == [] and not (tmp_path / "models").exists()
-    with monkeypatch.context() as patch:
-        patch.setattr(copying, "read", _no_space)
-        with pytest.raises(StorageFull, match="No space left"):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+        with pytest.raises(StorageFull, match="The copy in weights_dir cannot be written"):
             adding(model, copy=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert left(tmp_path / "weights") == []
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_what_can_be_known_is_refused_before_the_weights_are_read(
+    model: Path, tmp_path: Path, adding: Callable[..., Added], copy: bool
+) -> None:
+    told: list[Progress | Note] = []
+    for bad in ("bad id", "", "../up"):
+        with pytest.raises(InvalidRequest, match="cannot be a model's id"):
+            adding(model, id=bad, copy=copy, report=told.append)
+    adding(model, id="a/b")
+    with pytest.raises(ModelExists, match="of another model"):
+        adding(model, id="a--b", copy=copy, report=told.append)
+    shutil.rmtree(tmp_path / "models")
     (tmp_path / "models").write_text("a file where the folder should be")
-    with pytest.raises((StorageFull, ConfigurationError)):
-        adding(model, copy=True)
-    assert left(tmp_path / "weights") == []
+    with pytest.raises(HubError, match="The folder of manifests cannot be written"):
+        adding(model, copy=copy, report=told.append)
+    assert told == [] and left(tmp_path / "weights") == []
 
 
-def _no_space(*_: Any, **__: Any) -> str:
-    raise OSError(28, "No space left on device")
+def test_a_model_called_aliases_takes_no_other_files_place(
+    model: Path, tmp_path: Path, adding: Callable[..., Added]
+) -> None:
+    assert adding(model, id="aliases").file.name == "aliases-model.toml"
+    assert [listed.id for listed in open_registry([tmp_path / "models"], {})] == ["aliases"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,16 @@ import tomlkit
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub.errors import ConfigurationError, ModelExists
-from hub.library.manifests import file_for, text_of, update_manifest, write_manifest
+from hub.errors import ConfigurationError, HubError, InvalidRequest, ModelExists
+from hub.library.manifests import (
+    check_free,
+    check_id,
+    check_writable,
+    file_for,
+    text_of,
+    update_manifest,
+    write_manifest,
+)
 from hub.manifest import (
     DefaultsSection,
     LossySection,
@@ -22,7 +31,7 @@ from hub.manifest import (
     SizeSection,
     SourceSection,
 )
-from hub.registry import read_manifest
+from hub.registry import manifests_in, open_registry, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,6 +122,52 @@ def test_a_second_model_of_an_id_is_refused_whatever_its_file_is_called(tmp_path
     with pytest.raises(ModelExists, match="of another model"):
         write_manifest(tmp_path, manifest(id="a--b"))
     assert [each.name for each in tmp_path.iterdir() if each.name.endswith(".tmp")] == []
+
+
+@pytest.mark.parametrize("model", ["aliases", "hub", "Aliases", "HUB"])
+def test_a_model_may_be_called_as_another_file_of_the_folder(tmp_path: Path, model: str) -> None:
+    file = write_manifest(tmp_path, manifest(id=model))
+    assert file.name == f"{model}-model.toml" and manifests_in(tmp_path) == [file]
+    assert [listed.id for listed in open_registry([tmp_path], {})] == [model]
+
+
+def test_of_two_that_write_one_id_at_once_one_is_told(tmp_path: Path) -> None:
+    def write(name: int) -> str | None:
+        try:
+            return read_manifest(write_manifest(tmp_path / str(name // 8), manifest(name=str(name)))).name
+        except ModelExists:
+            return None
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(write, range(80)))
+    for at in range(0, 80, 8):
+        (kept,) = filter(None, found[at : at + 8])
+        assert read_manifest(file_for(tmp_path / str(at // 8), "org/model")).name == kept
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_what_would_be_refused_at_the_end_can_be_asked_before(tmp_path: Path) -> None:
+    for bad in ("", "bad id", "-a", "a" * 129, "a\n", "../a"):
+        with pytest.raises(InvalidRequest, match="cannot be a model's id") as error:
+            check_id(bad)
+        assert error.value.message.isprintable()
+    check_id("org/model")
+    write_manifest(tmp_path, manifest(id="a/b"))
+    check_free(tmp_path, "a")
+    for taken in ("a/b", "a--b"):
+        with pytest.raises(ModelExists):
+            check_free(tmp_path, taken)
+
+
+def test_a_folder_that_takes_no_manifests_is_told_and_the_trial_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "a", Path("/proc/none")):
+        with pytest.raises(HubError, match="The folder of manifests cannot be written") as error:
+            check_writable(folder)
+        assert str(folder) not in error.value.message
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_manifest_that_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:

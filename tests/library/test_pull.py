@@ -212,7 +212,9 @@ def test_what_a_pull_would_bring_is_told_before_it(there: StandIn) -> None:
     more = {"unet/diffusion_pytorch_model.fp16.safetensors": safetensors(1_000_000, 2)}
     more |= {"sd.safetensors": safetensors(10), "unet/diffusion_pytorch_model.bin": b"x", "unet/x.py": b"boom()"}
     commit = there.add("org/name", model() | more, licence="openrail++", gated=False)
-    found = find()
+    told: list[Progress | Note] = []
+    found = find(report=told.append)
+    assert told == [Note(message="4 files of other kinds or variants are left out (.bin, .py, .safetensors).")]
     assert found.source.revision == commit
     assert set(found.files) == KEPT
     assert found.license == "openrail++"
@@ -805,7 +807,7 @@ def test_a_token_goes_to_hugging_face_alone_and_is_never_told(
     patient = Patience(stall=0.5, wait=0.01, longest=0.2, tries=9)
     fetch(look_up(WANTED, patience=patient, report=told.append), weights, told.append, patience=patient)
     said = [str(each) for each in told if isinstance(each, Note)]
-    assert len(said) == 5
+    assert len(said) == 6 and "org/name is gated" in said[1]
     for status in (400, 403, 404, 500, 503):
         there.fault("api", "status", status, times=3)
         with pytest.raises(HubError) as failed:

@@ -19,8 +19,11 @@ from cryptography.hazmat.primitives.serialization import (
 from hub.errors import HubError, InvalidRequest, ModelRefused
 from hub.library import signing
 from hub.library.bundles import export, read_bundle
+from hub.library.library import Library
+from hub.library.orders import Import, Made
 from hub.library.progress import Note, Progress, silent
 from tests.library.bundling import FILES, Machine, good, members_in, tar_of
+from tests.library.shelves import places_in
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +70,8 @@ def test_a_bundle_that_is_signed_by_a_key_that_is_trusted_is_taken(
     bundle = signed(here, tmp_path / "b", keys / "ours")
     trust = tmp_path / "trusted"
     trust.write_text(f"# keys of ours\n\n{(keys / 'other.pub').read_text()}{(keys / 'ours.pub').read_text()}")
-    result = there.take(bundle, trust=trust, require_signature=True)
-    assert result.trusted and result.signer == shown_fingerprint(keys / "ours.pub") == read_bundle(bundle).signer
+    result = there.take(bundle, trust=trust)
+    assert result.signer == shown_fingerprint(keys / "ours.pub") == read_bundle(bundle).signer
 
 
 def test_a_bundle_that_is_signed_by_another_key_is_refused_with_its_fingerprint(
@@ -84,15 +87,13 @@ def test_a_bundle_without_a_signature_is_refused_where_one_is_wanted(
 ) -> None:
     bundle = signed(here, tmp_path / "b", None)
     refused(there, bundle, "is not signed", trust=keys / "ours.pub")
-    refused(there, bundle, "is not signed", require_signature=True)
-    assert not there.take(bundle).trusted
+    assert there.take(bundle).signer is None
 
 
 def test_without_trusted_keys_the_signer_is_told(here: Machine, there: Machine, keys: Path, tmp_path: Path) -> None:
     bundle = signed(here, tmp_path / "b", keys / "ours")
-    refused(there, bundle, "no file says which keys are trusted", require_signature=True)
     notes: list[Progress | Note] = []
-    assert not there.take(bundle, report=notes.append).trusted
+    assert there.take(bundle, report=notes.append).signer == shown_fingerprint(keys / "ours.pub")
     name = shown_fingerprint(keys / "ours.pub")
     assert Note(message=f"The bundle is signed by {name} (not checked: no --trust).") in notes
 
@@ -193,7 +194,7 @@ def test_a_key_in_pem_signs_and_is_trusted_with_a_passphrase_and_without(
     assert signing.public_bytes(signing.load_private(tmp_path / "plain")) == signing.public_bytes(key)
     monkeypatch.setenv("HUB_SIGNING_PASSPHRASE", "secret")
     bundle = signed(here, tmp_path / "b", tmp_path / "locked")
-    assert there.take(bundle, trust=tmp_path / "pub").trusted
+    there.take(bundle, trust=tmp_path / "pub")
 
 
 def test_a_key_of_openssh_with_a_passphrase_needs_it_and_a_library(keys: Path) -> None:
@@ -225,3 +226,13 @@ def test_keys_that_are_none_are_refused_without_their_contents(keys: Path, tmp_p
     both.write_text((keys / "ours.pub").read_text() + "ssh-ed25519 AAAAbroken\n")
     with pytest.raises(InvalidRequest, match="no Ed25519 public key"):
         signing.read_trusted(both)
+
+
+def test_an_import_tells_who_signed_its_models(here: Machine, keys: Path, tmp_path: Path) -> None:
+    bundle = signed(here, tmp_path / "b", keys / "ours")
+    for trust in (None, str(keys / "ours.pub")):
+        result = Library(places_in(tmp_path)).perform(Import(bundle=str(bundle), trust=trust, replace=True), silent)
+        assert isinstance(result, Made) and result.signed_by == shown_fingerprint(keys / "ours.pub")
+    bundle.unlink()
+    result = Library(places_in(tmp_path)).perform(Import(bundle=str(signed(here, bundle, None)), replace=True), silent)
+    assert isinstance(result, Made) and result.signed_by is None

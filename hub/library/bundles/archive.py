@@ -6,22 +6,20 @@ files, long names and extended headers are refused by their names before a byte 
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import BinaryIO
 
 from msgspec import Struct
 
 from hub.errors import ModelRefused
 from hub.library.contents import shown
+from hub.library.writing import CHUNK
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
 MAX_TAIL = 1 << 20
 """Bytes of zeros that may stand after the end: other programs fill up their records."""
-CHUNK = 4 << 20
 KINDS = {
     b"1": "a hard link", b"2": "a symbolic link", b"3": "a device", b"4": "a device", b"5": "a folder", b"6": "a FIFO",
     b"S": "a sparse file", b"x": "an extended header", b"g": "an extended header", b"L": "a long name",
@@ -151,12 +149,3 @@ def _octal(field: bytes) -> int | None:
     """As all write it: digits, and blanks or NULs around them."""
     digits = field.strip(b" \0")
     return int(digits, 8) if digits and not digits.strip(b"01234567") else None
-
-
-def sync_folder(folder: Path) -> None:
-    """Names that were changed in it survive a power failure from here on."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import errno
 import fcntl
 import hashlib
 import os
@@ -20,13 +19,14 @@ from msgspec import Struct
 from hub import __version__
 from hub.errors import HubError, InvalidRequest, ModelRefused, StorageFull
 from hub.library import signing
-from hub.library.bundles.archive import CHUNK, END, Reader, header_of, padding_of, space_of, sync_folder
+from hub.library.bundles.archive import END, Reader, header_of, padding_of, space_of
 from hub.library.bundles.index import FORMAT, BundledFile, BundledModel, Index, check_content, check_names, read_index
 from hub.library.bundles.reading import INDEX_NAME, MAX_INDEX, SIGNATURE_NAME
 from hub.library.bundles.tree import Tree, tree_of
 from hub.library.contents import shown
 from hub.library.layout import MARGIN, Weights
 from hub.library.progress import Meter, Report
+from hub.library.writing import CHUNK, sync_folder, unwritable
 from hub.manifest import ModelManifest
 from hub.registry import absence
 
@@ -178,10 +178,10 @@ def _part_of(target: Path) -> Iterator[tuple[BinaryIO, Path]]:
             finally:
                 if os.fstat(descriptor).st_size == 0:  # nothing that could be gone on with
                     part.unlink()
+    except ConnectionError:  # of whoever is reported to: an interruption
+        raise
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull(f"The disk has no room for {target.name}, or takes no file of its size.") from None
-        raise HubError(f"{target.name} cannot be written: {error.strerror}.") from None
+        raise unwritable(error, target.name) from None
 
 
 def _continued(stream: BinaryIO, index: Index) -> Index:

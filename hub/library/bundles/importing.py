@@ -8,36 +8,34 @@ bundle that is refused has brought is taken away again, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from msgspec import Struct
 
-from hub.errors import HubError, ModelRefused, StorageFull
+from hub.errors import ModelRefused
 from hub.library import signing
-from hub.library.bundles.archive import CHUNK, Reader, sync_folder
-from hub.library.bundles.index import BundledModel, check_content
+from hub.library.bundles.archive import Reader
+from hub.library.bundles.index import check_content
 from hub.library.bundles.manifests import Shelf
 from hub.library.bundles.reading import Bundle, Opened, open_bundle
-from hub.library.contents import shown
+from hub.library.contents import INDEX, shown
 from hub.library.layout import Weights
 from hub.library.progress import Meter, Note, Report
+from hub.library.writing import digest_of, sync_folder, unwritable
 from hub.manifest import SourceSection
+from hub.registry import ListedModel, absence
 
 
 class ImportResult(Struct, frozen=True):
-    """`copied`: bytes that came out of the bundle; `kept`: bytes that were there before; `signer`: the fingerprint of
-    the key that signed it, `trusted` whether it was among those that are."""
+    """`signer`: the fingerprint of the key that signed the bundle; where it was told which keys are trusted, one of
+    these."""
 
     models: tuple[str, ...]
-    copied: int
-    kept: int
     signer: str | None
-    trusted: bool
 
 
 def import_bundle(
@@ -47,26 +45,30 @@ def import_bundle(
     report: Report,
     *,
     trust: Path | None = None,
-    require_signature: bool = False,
+    known: Iterable[ListedModel] = (),
+    decided: Collection[str] = (),
     replace: bool = False,
 ) -> ImportResult:
-    """Reads a bundle in. `trust`: public keys, one of which must have signed it; `require_signature` refuses what is
-    not signed, and what is signed by a key of which nothing is known. `replace`: models with the same ids are replaced.
+    """Reads a bundle in. `trust`: public keys, one of which must have signed it. `known`: all models of the hub by all
+    their names; `decided`: aliases of which hub.toml says whose they are. `replace`: models with the same ids are
+    replaced.
 
     Raises ModelRefused for whatever is wrong with it, ModelExists, StorageFull and NotFound. A run that was killed goes
     on where it was when it is called again."""
     with open_bundle(path) as opened:
-        trusted = _check_signer(opened.key, trust, require_signature, report)
-        bundle = opened.read()
-        shelf = Shelf(manifests_dir, replace)
+        _check_signer(opened.key, trust, report)
+        bundle, known = opened.read(), list(known)
+        shelf = Shelf(manifests_dir, known, decided, replace=replace)
         shelf.check(bundle)
         with contextlib.ExitStack() as locks:
             try:
                 for repo in sorted({model.source.repo for model in bundle.index.models}):
                     locks.enter_context(weights.changing(repo, report))
+            except ConnectionError:  # of whoever is reported to
+                raise
             except OSError as error:
-                raise HubError(f"The folder of weights cannot be written: {error.strerror}.") from None
-            run = _Run(bundle, weights, report)
+                raise unwritable(error, "The folder of weights") from None
+            run = _Run(bundle, weights, known, report)
             with run.undone_if_refused():
                 run.look()
                 run.copy(opened)
@@ -74,32 +76,29 @@ def import_bundle(
                 shelf.prepare(bundle, weights.root)
             shelf.publish()
     models = tuple(model.id for model in bundle.index.models)
-    return ImportResult(models, run.copied, run.kept, bundle.signer, trusted)
+    return ImportResult(models, bundle.signer)
 
 
-def _check_signer(key: bytes | None, trust: Path | None, required: bool, report: Report) -> bool:
-    """Whether the signature, which is right, is by a key that is trusted; raises ModelRefused where it must be."""
-    known = signing.read_trusted(trust) if trust is not None else None
+def _check_signer(key: bytes | None, trust: Path | None, report: Report) -> None:
+    """Raises ModelRefused where the signature, which is right, must be by a key that is trusted, and is not."""
+    trusted = signing.read_trusted(trust) if trust is not None else None
     if key is None:
-        if required or known is not None:
+        if trusted is not None:
             raise ModelRefused("The bundle is not signed, and only signed ones are taken.")
-        return False
+        return
     name = signing.fingerprint(key)
-    if known is None:
-        if required:
-            raise ModelRefused(f"The bundle is signed by {name}, and no file says which keys are trusted.")
+    if trusted is None:
         report(Note(message=f"The bundle is signed by {name} (not checked: no --trust)."))
-        return False
-    if key not in known:
+    elif key not in trusted:
         raise ModelRefused(f"The bundle is signed by {name}, which is none of the keys that are trusted.")
-    return True
 
 
 class _Run:
     """One import's work on weights_dir, and what must be taken away again if it fails."""
 
-    def __init__(self, bundle: Bundle, weights: Weights, report: Report) -> None:
+    def __init__(self, bundle: Bundle, weights: Weights, known: Iterable[ListedModel], report: Report) -> None:
         self._weights, self._report = weights, report
+        self._known = known
         self._models = bundle.index.models
         self._sizes = bundle.index.blobs
         self._names: dict[str, list[str]] = {}
@@ -112,11 +111,10 @@ class _Run:
                 if model.source.repo not in self._repos.setdefault(file.sha256, []):
                     self._repos[file.sha256].append(model.source.repo)
         self._lacking: dict[str, list[str]] = {}
-        self._new_links: list[tuple[BundledModel, dict[str, str]]] = []
+        self._new_links: list[tuple[SourceSection, dict[str, str]]] = []
         self._made: list[Path] = []
         self._replaced: dict[Path, Path] = {}
         self._folders = self._folders_before()
-        self.copied = self.kept = 0
 
     def _folders_before(self) -> dict[Path, bool]:
         """Whether the folders that the import needs were there."""
@@ -136,8 +134,9 @@ class _Run:
         self._lacking = {
             digest: [repo for repo in repos if (repo, digest) not in right] for digest, repos in self._repos.items()
         }
-        for model in self._models:
-            self._new_links.append((model, self._links_needed(model)))
+        used = self._used_places()
+        for source, files in self._snapshots():
+            self._new_links.append((source, self._links_needed(source, files, used)))
         new = [digest for digest, repos in self._lacking.items() if len(repos) == len(self._repos[digest])]
         needed = sum(self._sizes[digest] for digest in new)  # what repositories share takes no more, nearly everywhere
         self._weights.check_room(needed, "The bundle")
@@ -147,32 +146,62 @@ class _Run:
         return blob.is_file() and not blob.is_symlink() and blob.stat().st_size == self._sizes[digest]
 
     def _is_right(self, repo: str, digest: str, meter: Meter) -> bool:
-        return self._hash(self._weights.blob(repo, digest), digest, meter) == digest
+        blob = self._weights.blob(repo, digest)
+        return digest_of(blob, self._names[digest][0], self._sizes[digest], meter) == digest
 
-    def _hash(self, file: Path, digest: str, meter: Meter) -> str:
-        found = hashlib.sha256()
-        with file.open("rb") as stream:
-            while chunk := stream.read(CHUNK):
-                found.update(chunk)
-                meter.add(self._names[digest][0], self._sizes[digest], len(chunk))
-        return found.hexdigest()
+    def _snapshots(self) -> list[tuple[SourceSection, dict[str, str]]]:
+        """Every folder with all its files, whichever models of the bundle they are of."""
+        found: dict[tuple[str, str], tuple[SourceSection, dict[str, str]]] = {}
+        for model in self._models:
+            key = model.source.repo, model.source.revision
+            found.setdefault(key, (model.source, {}))[1].update(model.digests)
+        return list(found.values())
 
-    def _links_needed(self, model: BundledModel) -> dict[str, str]:
+    def _used_places(self) -> list[Path]:
+        """Where the files lie of the models that are here and can be loaded."""
+        places: list[str | None] = []
+        for each in {listed.manifest.id: listed.manifest for listed in self._known}.values():
+            if absence(each) is None:
+                places += [each.path, each.pipeline.config, each.lossy.vae, *each.components.values()]
+        # The last name's own link is not followed: it leads among the blobs.
+        named = [Path(place) for place in places if place is not None]
+        return [Path(os.path.realpath(place.parent), place.name) for place in named]
+
+    def _links_needed(self, source: SourceSection, files: dict[str, str], used: list[Path]) -> dict[str, str]:
         """Files of the snapshot that are not there yet. One that is there with other contents belongs to a model that
-        somebody has: a bundle may not change it by claiming the same source."""
+        somebody has: a bundle may not change it by claiming the same source.
+
+        Nor may it add files to one: what is read of a component is found by its files' names, and a table sha256 has to
+        name all weights there are. That also refuses an honest bundle with another variant of the same revision. It is
+        not put under a name of its own instead (kind local): its manifest would not be the one that was signed, the
+        model could never be fetched again, and the next import would not find it. What is missing of a snapshot that
+        was never whole, or that `verify` has taken apart, may come.
+        """
         needed = {}
-        for file in model.files:
-            place, blob = self._place(model.source, file.path), self._weights.blob(model.source.repo, file.sha256)
+        for path, digest in files.items():
+            place, blob = self._place(source, path), self._weights.blob(source.repo, digest)
             if place.is_symlink() and os.path.realpath(place) == os.path.realpath(blob):
                 continue
             if not place.exists():
-                needed[file.path] = file.sha256
-            elif not place.is_file() or _sha256(place) != file.sha256:
+                needed[path] = digest
+            elif not place.is_file() or _sha256(place) != digest:
                 raise ModelRefused(
-                    f"{model.source.repo} is here already, and has another {shown(file.path)} than the bundle's at "
+                    f"{source.repo} is here already, and has another {shown(path)} than the bundle's at "
                     "the same revision. Remove that model first if it is the bundle's that you want."
                 )
+        # The revision of a local one is made of all its files' names and digests, which was checked.
+        if needed and source.kind != "local" and self._is_somebodys(source, used):
+            raise ModelRefused(
+                f"{source.repo} is here already, without the bundle's {shown(min(needed))} at the same revision, and "
+                "an import adds nothing to it. Remove that model first if it is the bundle's that you want."
+            )
         return needed
+
+    def _is_somebodys(self, source: SourceSection, used: list[Path]) -> bool:
+        """Whether a snapshot is whole, or has something that a model of this hub is made of."""
+        snapshot = self._weights.snapshot(source)
+        real = os.path.realpath(snapshot)
+        return os.path.lexists(snapshot / INDEX) or any(place.is_relative_to(real) for place in used)
 
     def copy(self, opened: Opened) -> None:
         """All blobs that are lacking, in the bundle's order."""
@@ -182,10 +211,8 @@ class _Run:
             if len(self._lacking[digest]) < len(self._repos[digest]):
                 reader.skip()
                 self._check(next(self._places_with(digest)), digest)
-                self.kept += self._sizes[digest]
             else:
                 self._receive(digest, reader, meter)
-                self.copied += self._sizes[digest]
             self._share(digest)
 
     def _places_with(self, digest: str) -> Iterator[Path]:
@@ -245,27 +272,28 @@ class _Run:
         """Every file under its name, when what it leads to is on the disk for good."""
         for repo in {model.source.repo for model in self._models}:
             sync_folder(self._weights.repo(repo) / "blobs")
-        for model, needed in self._new_links:
+        for source, needed in self._new_links:
             for path in needed:
-                place = self._place(model.source, path)
+                place = self._place(source, path)
                 if place.is_symlink():  # it led nowhere
                     self._replaced[place] = place.readlink()
                 self._made.append(place)
-            self._weights.link_all(model.source, needed)
+            self._weights.link_all(source, needed)
 
     @contextlib.contextmanager
     def undone_if_refused(self) -> Iterator[None]:
         """Takes away what was made where the context ends in an error. Not where it is interrupted: what has come then
-        is right, and the next run need not read it again."""
+        is right, and the next run need not read it again. That nobody listens any more is an interruption, too."""
         try:
             yield
-        except Exception as error:
+        except ConnectionError:
+            raise
+        except OSError as error:
             self._undo()
-            if not isinstance(error, OSError):
-                raise
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise StorageFull("The disk with weights_dir has no room for the bundle's files.") from None
-            raise HubError(f"The bundle's files cannot be written: {error.strerror}.") from None
+            raise unwritable(error, "The bundle's files in weights_dir") from None
+        except Exception:
+            self._undo()
+            raise
 
     def _undo(self) -> None:
         for place in reversed(self._made):

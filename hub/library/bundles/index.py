@@ -95,7 +95,19 @@ def read_index(raw: bytes) -> tuple[Index, dict[str, ModelManifest]]:
             if sizes.setdefault(file.sha256, file.size) != file.size:
                 raise ModelRefused(f"'{shown(file.path)}' of '{model.id}' has two sizes in bundle.json.")
         manifests[model.id] = _check_model(model)
+    _check_shared(index)
     return index, manifests
+
+
+def _check_shared(index: Index) -> None:
+    """Models of one source have one folder: what each has in it is the same for all."""
+    seen: dict[tuple[str, str], dict[str, str]] = {}
+    for model in index.models:
+        files = seen.setdefault((model.source.repo, model.source.revision), {})
+        for path, digest in model.digests.items():
+            if files.setdefault(path, digest) != digest:
+                raise ModelRefused(f"Two models of the bundle have one source, and two different {shown(path)} in it.")
+        check_names(files, [path for path in files if path.endswith(GGUF)])
 
 
 def _check_texts(index: Index) -> None:

@@ -3,53 +3,67 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from hub.errors import ConfigurationError, HubError, ModelExists, ModelRefused
-from hub.library.bundles.archive import sync_folder
+from hub.errors import ConfigurationError, ModelExists, ModelRefused
 from hub.library.bundles.index import BundledModel
 from hub.library.bundles.reading import Bundle
-from hub.registry import ALIASES, absence, manifests_in, read_aliases, read_manifest
-
-
-def manifest_name(model: str) -> str:
-    """The file of a model's manifest; two files in the folder are something else."""
-    name = f"{model.replace('/', '--')}.toml"
-    return f"{model}-model.toml" if name in ("hub.toml", ALIASES) else name
+from hub.library.manifests import check_writable, file_for
+from hub.library.writing import publish, sync_folder, unwritable
+from hub.registry import ListedModel, absence, manifests_in, read_aliases, read_manifest
 
 
 class Shelf:
-    """The folder of manifests; it need not be there. `replace`: models with the same ids are replaced."""
+    """The folder of manifests; it need not be there. `known`: all names that the hub has, also those of models in other
+    folders, as the shipped ones; `decided`: aliases of hub.toml, whose owner has said what they mean. `replace`: models
+    with the same ids are replaced."""
 
-    def __init__(self, folder: Path, replace: bool) -> None:
+    def __init__(
+        self, folder: Path, known: Iterable[ListedModel] = (), decided: Collection[str] = (), *, replace: bool = False
+    ) -> None:
         self._folder, self._replace = folder, replace
+        self._known = {listed.id: listed.manifest.id for listed in known}
+        self._decided = {*decided, *_aliases_in(folder)}
         self._places: dict[str, Path] = {}
+        self._there: set[Path] = set()
         self._fresh: dict[Path, Path] = {}
 
     def check(self, bundle: Bundle) -> None:
-        """Raises ModelExists where a bundle's model has a name that another one has: the hub would refuse to start."""
+        """Raises ModelExists where a bundle's model has a name that another one has: the hub would refuse to start, or
+        give its clients another model than they ask for. HubError where the folder cannot be written."""
         claimed, files = self._claimed()
-        decided = self._decided()
         for model in bundle.index.models:
-            place = files.get(model.id, self._folder / manifest_name(model.id))
-            if place.exists() and not self._replace and not _is(place, model):
+            place = files.get(model.id, file_for(self._folder, model.id))
+            is_taken = place.exists() or claimed.get(model.id) == model.id
+            if is_taken and not self._replace and not _is(place, model):
                 raise ModelExists(f"There is a model '{model.id}' already. Remove it first, or have it replaced.")
             if place in self._places.values():
                 raise ModelRefused(f"The bundle has two models whose manifests would be {place.name}.")
             self._places[model.id] = place
+            if place.exists():
+                self._there.add(place)
         for model in bundle.index.models:
             for name in (model.id, *bundle.manifests[model.id].aliases):
-                owner = claimed.setdefault(name, model.id)
-                if owner != model.id and name not in decided:
-                    raise ModelExists(
-                        f"'{name}' of the model '{model.id}' is a name of '{owner}' already. Decide first whose it is, "
-                        "with `hub models alias`."
-                    )
+                self._check_name(name, model.id, claimed.setdefault(name, model.id))
+        check_writable(self._folder)
+
+    def _check_name(self, name: str, model: str, owner: str) -> None:
+        """An alias that is decided means what it was decided to; an id would be stronger than an alias, and is not
+        given to another model."""
+        if owner == model or (name != model and name in self._decided):
+            return
+        advice = "Take that name away first" if name == model else "Decide first whose it is"
+        raise ModelExists(
+            f"'{name}' of the model '{model}' is a name of '{owner}' already. {advice}, with `hub models alias`."
+        )
 
     def _claimed(self) -> tuple[dict[str, str], dict[str, Path]]:
-        """Whose an id or alias is, and the file of each model. A broken manifest claims nothing but its file."""
-        claimed: dict[str, str] = {}
+        """Whose an id or alias is, and the file of each model in the folder. A broken manifest claims nothing but its
+        file."""
+        claimed = dict(self._known)
         files: dict[str, Path] = {}
         for file in manifests_in(self._folder):
             with contextlib.suppress(ConfigurationError):
@@ -57,12 +71,6 @@ class Shelf:
                 files[found.id] = file
                 claimed |= dict.fromkeys((found.id, *found.aliases), found.id)
         return claimed, files
-
-    def _decided(self) -> set[str]:
-        try:
-            return set(read_aliases(self._folder))
-        except ConfigurationError:
-            return set()
 
     def prepare(self, bundle: Bundle, weights_dir: Path) -> None:
         """Writes all manifests under names that nobody reads yet, each once it has been read as the hub will read it
@@ -72,26 +80,46 @@ class Shelf:
             self._folder.mkdir(parents=True, exist_ok=True)
             for model in bundle.index.models:
                 place = self._places[model.id]
+                part = _part_of(place, model)
+                part.unlink(missing_ok=True)  # of a run that was killed
                 if not _is(place, model):
-                    self._fresh[place] = place.with_name(f".{place.name}.tmp")
-                    _write(self._fresh[place], model.manifest)
+                    self._fresh[place] = part
+                    _write(part, model.manifest)
                 _check(self._fresh.get(place, place), model, weights_dir)
         except BaseException:
-            for part in self._fresh.values():
-                part.unlink(missing_ok=True)
+            self._clear()
             if not was:
                 with contextlib.suppress(OSError):
                     self._folder.rmdir()
             raise
 
     def publish(self) -> None:
-        """Makes them models, one after another; from the first on there is no way back, and a next run goes on."""
+        """Makes them models, one after another; from the first on there is no way back, and a next run goes on. Raises
+        ModelExists where somebody has taken a name meanwhile."""
         try:
             for place, part in self._fresh.items():
-                part.replace(place)
+                publish(part, place, exclusive=place not in self._there)
             sync_folder(self._folder)
+        except FileExistsError:
+            raise ModelExists(
+                "A model with the same id has come meanwhile. Remove it first, or have it replaced."
+            ) from None
         except OSError as error:
-            raise HubError(f"The manifests cannot be written: {error.strerror}. Import the bundle again.") from None
+            raise unwritable(error, "The manifest") from None
+        finally:
+            self._clear()
+
+    def _clear(self) -> None:
+        for part in self._fresh.values():
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def _aliases_in(folder: Path) -> set[str]:
+    try:
+        return set(read_aliases(folder))
+    except ConfigurationError:
+        return set()
 
 
 def _is(place: Path, model: BundledModel) -> bool:
@@ -102,8 +130,13 @@ def _is(place: Path, model: BundledModel) -> bool:
         return False
 
 
+def _part_of(place: Path, model: BundledModel) -> Path:
+    """The same for the same manifest, so that what a run leaves that is killed goes away with the next one; another one
+    for another manifest, whose import may go on at the same time."""
+    return place.with_name(f".{place.name[:100]}.{hashlib.sha256(model.manifest.encode()).hexdigest()[:8]}.tmp")
+
+
 def _write(part: Path, text: str) -> None:
-    part.unlink(missing_ok=True)  # of a run that was killed
     with part.open("xb") as stream:
         stream.write(text.encode())
         stream.flush()

@@ -21,10 +21,10 @@ from hub.library.layout import Weights, local_source
 from hub.library.progress import Note, Report
 from hub.manifest import COMPONENT_FILES, ModelManifest, SourceSection
 from hub.pipelines.headers import Damaged, read_safetensors
+from hub.pipelines.kinds import VAE
 
 DENOISERS = ("unet", "transformer", "transformer_2", "prior", "prior_prior", "decoder")
 """Always in a single file; a test holds this and hub.pipelines.auto together."""
-VAE = ("first_stage_model.", "vae.")
 ENCODERS = ("cond_stage_model.", "conditioner.", "text_encoders.", "text_encoder", "text_model.")
 """How tensors of a single file begin that has text encoders in it."""
 
