@@ -3,7 +3,6 @@ that were cut off have left."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import tempfile
@@ -15,6 +14,7 @@ from msgspec import Struct
 
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.library.progress import as_bytes
+from hub.library.writing import FULL
 from hub.locks import Lock, alone_in
 from hub.manifest import ModelManifest, repo_folder
 
@@ -23,7 +23,6 @@ LITTLE, TOO_LITTLE = 5_000_000_000, 500_000_000
 FEW = 1000
 """Inodes, likewise: each picture is a file."""
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs"}
-FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 AT_WORK = 60.0
 """Seconds since a left-over was written last, within which somebody may be writing it still."""
 MOUNTS = Path("/proc/self/mountinfo")

@@ -11,7 +11,6 @@ snapshot that has one is whole. So several processes may use one folder, and be 
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import secrets
@@ -21,28 +20,13 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from hub.errors import HubError, StorageFull
+from hub.errors import StorageFull
 from hub.library.contents import INDEX, is_kept
 from hub.library.progress import Note, Report
 from hub.manifest import SourceSection, repo_folder
 
 MARGIN = 256 << 20
 """Bytes of the disk that stay free."""
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Has errors of the file system become words that anybody may read. `what` begins them: the folders at work."""
-    try:
-        yield
-    except ConnectionError:  # of whoever is reported to
-        raise
-    except OSError as error:
-        if error.errno in FULL:
-            raise StorageFull(f"{what} cannot be written: the disk is full. Make room first.") from None
-        words = os.strerror(error.errno) if error.errno else "it failed"
-        raise HubError(f"{what} cannot be written: {words}.") from error
 
 
 class Weights:
@@ -156,16 +140,3 @@ def files_in(folder: Path) -> list[Path]:
         return sorted(each for each in folder.iterdir() if each.is_file())
     except OSError:
         return []
-
-
-def write_text(path: Path, text: str) -> None:
-    """The whole file or none, down to the disk."""
-    part = path.with_name(f".{path.name[:100]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with part.open("w", encoding="utf-8") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

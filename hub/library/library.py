@@ -7,7 +7,6 @@ import threading
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from hub.library.layout import told
 from hub.library.orders import (
     Add,
     Alias,
@@ -27,6 +26,7 @@ from hub.library.orders import (
 )
 from hub.library.places import Marks, Places, bytes_of
 from hub.library.progress import Note, Report
+from hub.library.writing import told
 from hub.manifest import ModelManifest
 from hub.registry import Registry, absence
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event | None = None) -> Made:
     """Fetches a model and writes its manifest, or mends that of a model which is here already, whose owner may have
     edited it: only where it came from and its hashes change. Raises HubError."""
+    from hub.library.manifests import check_writable
     from hub.library.pull import Wanted, fetch, look_up, parse_repo
 
     registry = places.registry()
@@ -34,6 +35,7 @@ def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event
         revision = order.revision or wanted.revision
         wanted = Wanted(repo=wanted.repo, revision=revision, variant=order.variant)
         _named(order.id or wanted.repo, wanted.repo, registry)  # before anything is fetched
+    check_writable(Path(places.owned))
     report(Note(message=f"Looking up {wanted.repo}@{wanted.revision}."))
     found = look_up(wanted, report=report, cancelled=cancelled, offline=places.offline)
     report(Note(message=_told(found)))

@@ -15,12 +15,13 @@ from msgspec import Struct
 
 from hub.errors import ModelExists, ModelNotFound
 from hub.library.contents import INDEX
-from hub.library.layout import files_in, folders_in, linked, write_text
+from hub.library.layout import files_in, folders_in, linked
 from hub.library.orders import Gone, Renamed
 from hub.library.places import Places
 from hub.library.progress import Note, Report
 from hub.library.uses import Uses, read_models, used_by_anybody, used_by_this_hub
 from hub.library.verify import QUARANTINED
+from hub.library.writing import write_text
 from hub.manifest import ModelManifest
 from hub.registry import ALIASES, Registry, read_aliases
 

@@ -18,9 +18,10 @@ import msgspec
 from msgspec import Struct
 
 from hub.errors import ConfigurationError, HubError
-from hub.library.layout import Weights, files_in, folders_in, linked, write_text
+from hub.library.layout import Weights, files_in, folders_in, linked
 from hub.library.places import Places, places_in
 from hub.library.progress import Note, Report
+from hub.library.writing import write_text
 from hub.manifest import ModelManifest
 from hub.registry import manifests_in, read_manifest
 

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 from hub.errors import HubError, StorageFull
@@ -86,3 +87,14 @@ def unwritable(error: OSError, what: str) -> HubError:
         return StorageFull(f"{what} cannot be written: its disk has no room, or takes no file of this size.")
     words = os.strerror(error.errno) if error.errno else "it failed"
     return HubError(f"{what} cannot be written: {words}. Check the folder and its owner.")
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Has errors of the file system become words that anybody may read; see `unwritable`."""
+    try:
+        yield
+    except ConnectionError:  # of whoever is reported to
+        raise
+    except OSError as error:
+        raise unwritable(error, what) from error

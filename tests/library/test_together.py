@@ -15,11 +15,11 @@ import huggingface_hub
 import pytest
 
 from hub.errors import HubError, PullFailed, StorageFull
-from hub.library.layout import told
 from hub.library.library import Library
 from hub.library.orders import Alias, Clean, Order, Pull, Remove, Verify
 from hub.library.places import Places
 from hub.library.progress import Note, Progress, silent
+from hub.library.writing import told
 from tests.hugging_face import StandIn
 from tests.library.shelves import everything, places_in, shelve, write_shelved
 
