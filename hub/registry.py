@@ -138,7 +138,9 @@ def _class_in(folder: Path) -> object:
 def revision_of(source: Path, manifest: ModelManifest) -> str:
     """A digest of the manifest's bytes, the names, sizes and times of all files of the model's folders, and what draws
     with them. Cheap: the weights themselves are not read."""
-    digest = hashlib.sha256(drawn_by().encode() + source.read_bytes())
+    digest = hashlib.sha256(drawn_by().encode())
+    with contextlib.suppress(FileNotFoundError):  # removed just now: the next look will tell
+        digest.update(source.read_bytes())
     further = (manifest.pipeline.config, manifest.lossy.vae, *manifest.components.values())
     for place in filter(None, (manifest.path, *further)):
         for line in _files_of(Path(place)):
@@ -254,7 +256,12 @@ def open_registry(
         claimed: dict[str, Path] = {}
         own = read_aliases(folder)
         for source in manifests_in(folder):
-            manifest = read_manifest(source, weights_dir)
+            try:
+                manifest = read_manifest(source, weights_dir)
+            except ConfigurationError:
+                if not source.exists():  # it was removed since the folder was read
+                    continue
+                raise
             for name in (manifest.id, *manifest.aliases):
                 if name in claimed and name not in owner_aliases and name not in own:
                     raise ConfigurationError(

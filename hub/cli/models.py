@@ -268,12 +268,10 @@ def _perform(config: Path | None, order: Callable[[Settings], Order], *, as_json
 
     with told_plainly():
         settings = settings_from(config)
-        from hub.errors import HubError
+        from hub.errors import HubError, JobCancelled
         from hub.library.library import Library
         from hub.library.places import Places
-        from hub.offline import prepare
 
-        prepare(offline=settings.offline)
         terminal = sys.stderr.isatty()
         with JsonLines() if as_json else Bars() if terminal else Lines() as told:
             try:
@@ -283,6 +281,10 @@ def _perform(config: Path | None, order: Callable[[Settings], Order], *, as_json
                     told.failed(error)
                     sys.exit(1)
                 raise
+            except KeyboardInterrupt:
+                told.failed(JobCancelled())
+                click.echo("Interrupted. Run it again, and it goes on from there.", err=True)
+                sys.exit(130)
             told.completed(result)
     if not as_json:
         _say(result)
@@ -307,8 +309,9 @@ def _say(result: Result) -> None:
 
     match result:
         case Made():
-            for model in result.models:
-                click.echo(f"{model} is ready ({as_bytes(result.bytes)}).")
+            click.echo(f"{', '.join(result.models)}: ready ({as_bytes(result.bytes)}).")
+            if result.signed_by:
+                click.echo(f"Signed by {result.signed_by}.")
             if result.guessed:
                 words = (
                     f"Guessed, so check it (`hub models show` says where the manifest is): {', '.join(result.guessed)}"

@@ -154,7 +154,8 @@ def load(model: EngineModel, device: torch.device, hashes: Path | None, known: K
     """Loads what the frame says into main memory, once the files have been found to be what they should be. `known`:
     modules that are loaded, by identity."""
     places = places_of(model.path, model.config, dict(model.components), model.decoder, model.variant)
-    weights = weights_hash(places, hashes, dict(model.sha256))
+    replaced = [name for name, _ in model.components]
+    weights = weights_hash(places, hashes, dict(model.sha256), variant=model.variant, replaced=replaced)
     pipeline = load_pipeline(
         model.path,
         model.dtype,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hub.errors import ModelExists, PullFailed
+from hub.errors import ModelExists, ModelRefused, PullFailed
 from hub.library.orders import Made, Pull
 from hub.library.places import Places, bytes_of
 from hub.library.progress import Note, Report, as_bytes
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event | None = None) -> Made:
     """Fetches a model and writes its manifest, or mends that of a model which is here already, whose owner may have
     edited it: only where it came from and its hashes change. Raises HubError."""
-    from hub.library.manifests import check_writable
+    from hub.library.manifests import check_id, check_writable
     from hub.library.pull import Wanted, fetch, look_up, parse_repo
 
     registry = places.registry()
@@ -34,17 +34,32 @@ def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event
         wanted = parse_repo(order.repo)
         revision = order.revision or wanted.revision
         wanted = Wanted(repo=wanted.repo, revision=revision, variant=order.variant)
-        _named(order.id or wanted.repo, wanted.repo, registry)  # before anything is fetched
+        check_id(order.id or wanted.repo)
+        known = _named(order.id or wanted.repo, wanted.repo, registry)
     check_writable(Path(places.owned))
     report(Note(message=f"Looking up {wanted.repo}@{wanted.revision}."))
     found = look_up(wanted, report=report, cancelled=cancelled, offline=places.offline)
     report(Note(message=_told(found)))
+    if known is not None:
+        _check_pinned(known, found)
     digests = fetch(found, places.weights, report, cancelled=cancelled, offline=places.offline)
     with places.weights.changing(found.source.repo, report):
         _check_whole(found, places)
         name, guessed = _write(order, found, digests, places, report)
     made = places.registry().get(name).manifest
     return Made(models=[name], bytes=bytes_of(made), guessed=guessed)
+
+
+def _check_pinned(known: ModelManifest, found: Found) -> None:
+    """Raises ModelRefused where the same revision has other weights than the manifest says: a mirror may lie, and the
+    owner's table is not overwritten unasked."""
+    if known.source is None or known.source.revision != found.source.revision:
+        return
+    for path, file in sorted(found.files.items()):
+        pinned = known.sha256.get(path)
+        if pinned is not None and file.sha256 is not None and pinned != file.sha256:
+            words = f"{path} there is not what the table sha256 of the manifest of '{known.id}' says."
+            raise ModelRefused(f"{words} Nothing was fetched; if the table is wrong, take that line out.")
 
 
 def _check_whole(found: Found, places: Places) -> None:
@@ -99,9 +114,13 @@ def _known(order: Pull, registry: Registry) -> ModelManifest | None:
 
 def _named(name: str, repo: str, registry: Registry) -> ModelManifest | None:
     """The model that has the name already; raises ModelExists where it comes from elsewhere."""
-    found = next((each.manifest for each in registry if each.id == name and not each.is_alias), None)
-    if found is None:
+    listed = next((each for each in registry if each.id == name), None)
+    if listed is None:
         return None
+    found = listed.manifest
+    if listed.is_alias:
+        words = f"'{name}' is an alias of '{found.id}'. Give this model another name with --id, and that name to it"
+        raise ModelExists(f"{words} with `hub models alias`.", param="id")
     if found.source is None or found.source.kind != "huggingface" or found.source.repo != repo:
         raise ModelExists(f"There is a model '{name}' already. Give this one another name with --id.", param="id")
     return found

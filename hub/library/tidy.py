@@ -13,7 +13,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from msgspec import Struct
 
-from hub.errors import ModelExists, ModelNotFound
+from hub.errors import ConfigurationError, ModelExists, ModelNotFound
 from hub.library.contents import INDEX
 from hub.library.layout import files_in, folders_in, linked
 from hub.library.orders import Gone, Renamed
@@ -270,7 +270,14 @@ def _alias(name: str, target: str | None, places: Places, report: Report) -> Ren
                 tomlkit.comment('Further names of models: "NAME" = "MODEL". Those in hub.toml count for more.')
             )
         document[name] = target
+    before = source.read_text(encoding="utf-8") if source.is_file() else None
     write_text(source, tomlkit.dumps(document))
+    try:
+        places.registry()
+    except ConfigurationError as error:  # without it two models claim the name, and nothing would start
+        if before is not None:
+            write_text(source, before)
+        raise ModelExists(f"'{name}' stays as it is: {str(error).partition(': ')[2]}", param="name") from None
     return Renamed(name=name, target=target)
 
 

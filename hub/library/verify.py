@@ -19,7 +19,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from hub.errors import ModelRefused
-from hub.library.contents import INDEX
+from hub.library.contents import INDEX, PAPERS
 from hub.library.layout import Weights, folders_in, linked
 from hub.library.orders import Fault, Problem, Verified
 from hub.library.parts import missing_parts
@@ -69,6 +69,8 @@ def verify(models: Iterable[ModelManifest], weights: Weights, hashes: Path, repo
             problem = _problem(each, found, functools.partial(meter.add, name, sizes[each.file]))
             if problem is None or any(known.model == model.id and known.file == each.name for known in faults):
                 continue
+            if each.name == INDEX and problem == "missing" and any(known.quarantined for known in faults):
+                continue  # it was taken away just now, with what was set aside
             forget(hashes, each.file)
             aside = False
             if problem == "damaged" and not _is_itself(each, found[each.file]):
@@ -154,15 +156,16 @@ def _look_again(
             found |= again
             if problem != "damaged" or _is_itself(each, found[each.file]):
                 return problem, False
-            return problem, _set_aside(each.file.resolve())
+            return problem, _set_aside(each.file.resolve(), needed=PAPERS.fullmatch(each.name) is None)
     except OSError:  # a folder that may only be read
         return "damaged", False
 
 
-def _set_aside(blob: Path) -> bool:
-    """Takes a blob, and what says that a snapshot with it is whole, out of the way; whether it could."""
+def _set_aside(blob: Path, *, needed: bool) -> bool:
+    """Takes a blob out of the way, and, where a model cannot do without it, what says that a snapshot with it is
+    whole; whether it could."""
     try:
-        for snapshot in folders_in(blob.parent.parent / "snapshots"):
+        for snapshot in folders_in(blob.parent.parent / "snapshots") if needed else ():
             if blob.name in linked(snapshot):
                 (snapshot / INDEX).unlink(missing_ok=True)
         blob.rename(blob.with_name(blob.name + QUARANTINED))

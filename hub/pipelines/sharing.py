@@ -27,7 +27,7 @@ def identities(
         folder = Path(path, name)
         if not any(folder.glob("*.safetensors")):
             continue
-        told = (library, class_name, dtype, uses.get(name, ""), weights_hash((str(folder),), hashes))
+        told = (library, class_name, dtype, uses.get(name, ""), weights_hash((str(folder),), hashes, variant=variant))
         digest = hashlib.sha256(f"{told} {read_variant(folder, variant) or ''}\n".encode())
         digest.update((folder / "config.json").read_bytes())
         if name == "vae":  # some pipelines have it kept in float32

@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from hub.pipelines import Unsupported
@@ -23,8 +23,17 @@ log = logging.getLogger("hub.worker")
 DAMAGED = "it was damaged or exchanged; fetch it again"
 
 
-def weights_hash(places: Iterable[str], cache: Path | None, wanted: Mapping[str, str] | None = None) -> str:
-    """SHA-256 in hexadecimal over names and SHA-256s of all safetensors in the folders; a place may also be a file.
+def weights_hash(
+    places: Iterable[str],
+    cache: Path | None,
+    wanted: Mapping[str, str] | None = None,
+    *,
+    variant: str | None = None,
+    replaced: Collection[str] = (),
+) -> str:
+    """SHA-256 in hexadecimal over names and SHA-256s of all safetensors that are read of the folders; a place may also
+    be a file. Of a component those of the `variant` count, where it has any, else the plain ones; of the first folder
+    not the components that are `replaced`.
 
     Reading them takes about as long as loading them. What was found is kept in the file `cache`, and counts as long as
     a file has the same size, inode and times (one of which nobody can set back). `wanted`: SHA-256s by names relative
@@ -34,11 +43,12 @@ def weights_hash(places: Iterable[str], cache: Path | None, wanted: Mapping[str,
     known = _read(cache)
     total = hashlib.sha256()
     named: set[str] = set()
-    first: Path | None = None
-    for place in map(Path, places):
+    found_places = [Path(place) for place in places]
+    first = next((place if place.is_dir() else place.parent for place in found_places), Path())
+    for place in found_places:
         folder = place if place.is_dir() else place.parent
-        first = first or folder
-        for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
+        skipped = [first / name for name in replaced] + found_places[1:] if place is found_places[0] else []
+        for file in _read_of(place, variant, skipped) if place.is_dir() else [place]:
             shown = Path(os.path.relpath(file, first)).as_posix()
             try:
                 found = _digest(file, known, cache)
@@ -52,9 +62,21 @@ def weights_hash(places: Iterable[str], cache: Path | None, wanted: Mapping[str,
                 raise Unsupported(f"{shown} is not what Hugging Face's cache calls it: {DAMAGED}")
             named.add(shown)
             total.update(f"{file.relative_to(folder)} {found}\n".encode())
-    if missing := set(wanted or ()) - named:
+    if missing := {name for name in set(wanted or ()) - named if not (first / name).is_file()}:
         raise Unsupported(f"{min(missing)} is missing, which the manifest's table sha256 names")
     return total.hexdigest()
+
+
+def _read_of(folder: Path, variant: str | None, skipped: Collection[Path]) -> list[Path]:
+    """The safetensors of a folder that are read, by name: not other variants of them, nor checkpoints with all in one
+    that lie beside a model_index.json."""
+    inner = {file.parent for file in folder.rglob("*.safetensors")}
+    read = []
+    for part in inner:
+        beside = (part / "model_index.json").is_file()
+        if not beside and not any(part.is_relative_to(each) for each in skipped):
+            read += weights_in(part, variant)
+    return sorted(read)
 
 
 def size_of(path: Path, components: Mapping[str, str] | None = None, variant: str | None = None) -> int:

@@ -856,3 +856,31 @@ def test_offline_nothing_is_asked(
     with pytest.raises(Offline):
         fetch(found, weights, silent, offline=variable is None)
     assert not there.seen
+
+
+def test_a_mirror_with_other_weights_than_the_manifest_says_is_refused_and_its_table_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_stable_diffusion: Path
+) -> None:
+    from hub.errors import ModelExists, ModelRefused
+    from hub.library.library import Library
+    from hub.library.orders import Pull
+    from hub.library.progress import silent
+    from tests.hugging_face import StandIn
+    from tests.library.shelves import places_in
+
+    places = places_in(tmp_path)
+    library = Library(places)
+    with StandIn() as stand_in:
+        monkeypatch.setenv("HF_ENDPOINT", stand_in.url)
+        stand_in.add("org/pinned", small_stable_diffusion)
+        library.perform(Pull(repo="org/pinned"), silent)
+        source = tmp_path / "models" / "org--pinned.toml"
+        name, digest = next(iter(places.registry().get("org/pinned").manifest.sha256.items()))
+        source.write_text(source.read_text().replace(digest, "0" * 64))
+        before, sent = source.read_text(), stand_in.sent
+        with pytest.raises(ModelRefused, match=f"{name} there is not what the table sha256"):
+            library.perform(Pull(repo="org/pinned"), silent)
+        assert source.read_text() == before
+        assert stand_in.sent - sent < 10_000
+        with pytest.raises(ModelExists, match="'dall-e-3' is an alias of 'builtin'"):
+            library.perform(Pull(repo="org/pinned", id="dall-e-3"), silent)

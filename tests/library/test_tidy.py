@@ -283,3 +283,14 @@ def test_to_tell_what_would_go_nothing_is_written_and_nobody_waited_for(
     (root / ".locks").mkdir()
     with FileLock(root / ".locks" / "models--org--other.lock"):
         assert len(gone(do(places, Clean(dry_run=True))).deleted) > 1
+
+
+def test_an_alias_without_which_nothing_would_start_stays(places: Places, tmp_path: Path) -> None:
+    source = places.registry().get("small").manifest.source
+    assert source is not None
+    for name in ("one", "two"):
+        write_shelved(tmp_path / "models", source, name, aliases='aliases = ["both"]')
+        do(places, Alias(name="both", target="one")) if name == "one" else None
+    with pytest.raises(ModelExists, match=r"stays as it is: 'both' is claimed by one\.toml too"):
+        do(places, Alias(name="both", target=None))
+    assert places.registry().get("both").manifest.id == "one"

@@ -210,3 +210,18 @@ def test_what_is_damaged_and_has_kept_its_times_is_not_loaded_after_it_was_found
     assert verify(places, "small")[0].faults == [Fault(model="small", file=UNET, problem="damaged", quarantined=False)]
     with pytest.raises(Unsupported, match=f"{UNET} is not what the manifest's table sha256 says"):
         weights_hash([str(own)], hashes, table)
+
+
+def test_a_damaged_model_card_is_set_aside_and_the_model_goes_on(tmp_path: Path, small_stable_diffusion: Path) -> None:
+    import shutil
+
+    own = tmp_path / "own"
+    shutil.copytree(small_stable_diffusion, own)
+    (own / "README.md").write_text("# A model\n" * 20)
+    places = places_in(tmp_path)
+    write_shelved(tmp_path / "models", shelve(own, Path(places.weights_dir)))
+    card = Path(places.registry().get("small").manifest.path) / "README.md"
+    flip(card.resolve(), 30)
+    result, _ = verify(places, "small")
+    assert result.faults == [Fault(model="small", file="README.md", problem="damaged", quarantined=True)]
+    assert absence(places.registry().get("small").manifest) is None
