@@ -652,6 +652,23 @@ def test_weights_of_a_variant_that_is_not_read_need_no_hash(tmp_path: Path, mode
     assert told.message.startswith("unet/diffusion_pytorch_model.fp16.safetensors is not in")
 
 
+def test_beside_a_single_file_only_weights_that_it_lacks_need_a_hash(tmp_path: Path, model: Path, seen: Seen) -> None:
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import load_file
+
+    from tests.pipelines.checkpoints import write_ldm
+
+    pipe = DiffusionPipeline.from_pretrained(model, local_files_only=True)
+    file = write_ldm(pipe, tmp_path / "one.safetensors")
+    lines = {"pipeline": f'pipeline = {{ config = "{model}" }}', "sha256": table(["one.safetensors"])}
+    write_manifest(tmp_path / "models", file, **lines)
+    assert wrong(examine(settings(tmp_path), {}, seen=seen)) == []
+    encoder = [name for name in load_file(file) if name.startswith("cond_stage_model.")]
+    write_ldm(pipe, file, **dict.fromkeys(encoder))
+    told = the_one(examine(settings(tmp_path), {}, seen=seen))
+    assert told.message.startswith("model/text_encoder/model.safetensors is not in the manifest's table sha256")
+
+
 @pytest.mark.parametrize("dead_link", [True, False])
 def test_a_dead_link_or_a_file_in_place_of_the_folder_of_pictures_is_a_problem(
     tmp_path: Path, seen: Seen, dead_link: bool

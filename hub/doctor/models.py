@@ -144,7 +144,11 @@ def _unnamed(model: ModelManifest) -> Iterator[str]:
     """Weights that are read, and that the manifest's table of hashes, where it has one, leaves out: the engine refuses
     such a model. By names alone."""
     first = Path(model.path).parent if model.is_single_file else Path(model.path)
-    for file in _weights_of(model) if model.sha256 else ():
+    try:
+        files = list(_weights_of(model)) if model.sha256 else []
+    except (HubError, Damaged, OSError):  # told with the files
+        return
+    for file in files:
         name = Path(os.path.relpath(file, first)).as_posix()
         if name not in model.sha256:
             yield f"{shown(name)} is not in the manifest's table sha256, which must name all weights"
