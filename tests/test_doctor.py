@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import http.server
 import importlib.util
@@ -16,16 +17,19 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+from filelock import FileLock
 
 from hub.doctor import Finding, examine, read_settings
 from hub.engine.probed import Question, Seen, ask
+from hub.errors import ConfigurationError
 from hub.files import Files
+from hub.hub import Hub
 from hub.keys import hash_key
 from hub.library.layout import Weights
 from hub.library.progress import as_bytes
@@ -117,7 +121,7 @@ def test_missing_weights_are_a_problem_unless_the_first_request_fetches_them(tmp
     assert ("models", "small") in wrong(fetched, "warning")
     offline = examine(settings(tmp_path), {}, offline=True, seen=seen)
     words = [finding.remedy for finding in offline if finding.subject == "small"]
-    assert words and "hub models import" in str(words[0])
+    assert words and "hub models import" in str(words[0]) and "docs/air-gap.md" in str(words[0])
 
 
 def test_a_folder_that_is_not_there_is_named_with_the_field_that_names_it(tmp_path: Path, seen: Seen) -> None:
@@ -309,12 +313,12 @@ def test_a_settings_file_that_cannot_be_read_is_told_and_the_rest_is_looked_at(t
     (tmp_path / "hub.toml").write_text('prot = 1\nmodels_dir = "mine"\ncache_dir = "c"\n')
     write_manifest(tmp_path / "mine", tmp_path / "nowhere")
     chosen, found = read_settings(tmp_path / "hub.toml", {"HUB_PORT": "x", "HUB_API_KEYS": "alice:secret"})
-    assert wrong(found) == [("settings", "settings")]
-    assert "prot" in found[0].message and "port" in found[0].message
+    assert wrong(found) == [("settings", "settings")] * 2, "the file, and the variable"
+    assert "prot" in found[0].message and found[1].message.startswith("HUB_PORT: 'x'")
     assert (chosen.models_dir, chosen.cache_dir, chosen.port) == (tmp_path / "mine", tmp_path / "c", 8000)
     assert chosen.api_keys == {"alice": hash_key("secret")}
     found += examine(msgspec.structs.replace(chosen, port=free_port()), {}, seen=seen)
-    assert wrong(found) == [("settings", "settings"), ("models", "small")]
+    assert wrong(found) == [*[("settings", "settings")] * 2, ("models", "small")]
     (tmp_path / "hub.toml").write_text("port = [")
     assert wrong(read_settings(tmp_path / "hub.toml", {})[1]) == [("settings", "settings")]
     assert wrong(read_settings(tmp_path / "absent.toml", {})[1]) == [("settings", "settings")]
@@ -343,10 +347,19 @@ def test_downloads_that_were_cut_off_are_told_with_their_model(tmp_path: Path, s
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(b"x" * 3_000_000)
     assert ("folders", "small") not in wrong(examine(chosen, {}, seen=seen), "warning"), "somebody may be at it"
-    os.utime(blobs / "abc.incomplete", (time.time() - 3600,) * 2)
+    os.utime(blobs / "abc.incomplete", (time.time() - 15,) * 2)
+    locks = Weights(chosen.weights_folder).root / ".locks"
+    for lock in (locks / f"{repo_folder('org/name')}.lock", locks / repo_folder("org/name") / "abc.lock"):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(lock):
+            assert ("folders", "small") not in wrong(examine(chosen, {}, seen=seen), "warning"), "somebody is at it"
     told = next(f for f in examine(chosen, {}, seen=seen) if (f.area, f.subject) == ("folders", "small"))
     assert told.status == "warning" and "1 unfinished" in told.message and "3.0 MB" in told.message
     assert repo_folder("org/name") in told.message
+    assert "`hub models pull small`" in str(told.remedy)
+    offline = examine(msgspec.structs.replace(chosen, offline=True), {}, seen=seen)
+    told = next(f for f in offline if (f.area, f.subject) == ("folders", "small"))
+    assert "pull" not in str(told.remedy) and "docs/air-gap.md" in str(told.remedy)
 
 
 def test_what_would_break_the_offline_promise_is_told(tmp_path: Path, seen: Seen) -> None:
@@ -360,11 +373,11 @@ def test_what_would_break_the_offline_promise_is_told(tmp_path: Path, seen: Seen
     assert not [finding for finding in examine(chosen, variables, seen=seen) if finding.area == "offline"]
     found = [finding for finding in examine(chosen, variables, offline=True, seen=seen) if finding.area == "offline"]
     warned = [subject for _, subject in wrong(found, "warning")]
-    assert warned == ["image_hosts", "neighbours", "HF_ENDPOINT", "HTTPS_PROXY"]
+    assert warned == ["image_hosts", "HF_ENDPOINT", "HTTPS_PROXY"]
     assert found[0].subject == "guard"
     there = importlib.util.find_spec("hub.offline") is not None
     assert found[0].status == ("ok" if there else "problem"), found[0].message
-    assert ("offline", "auto_pull") in wrong(found)
+    assert {("offline", "auto_pull"), ("offline", "neighbours")} <= set(wrong(found))
 
 
 def test_models_are_measured_against_the_memory_that_there_is(tmp_path: Path, model: Path) -> None:
@@ -531,6 +544,19 @@ def test_a_running_hub_whose_device_failed_is_told_with_the_reason(tmp_path: Pat
         without = examine(chosen, {}, seen=seen)
         assert wrong(without) == [("engine", "cuda:77")]
         assert wrong(without, "warning") == [("engine", "hub")]
+        assert "it wants a key" in the_one(without, "warning").message
+        rejected = the_one(examine(chosen, {}, key="another", seen=seen), "warning")
+        assert rejected.message.startswith("the key is not accepted, so the engine was not asked")
+
+
+def test_with_a_key_that_is_not_accepted_nothing_is_said_of_what_is_loaded(tmp_path: Path, seen: Seen) -> None:
+    with run_server(tmp_path, HUB_API_KEYS="alice:secret") as server:
+        chosen = Settings(cache_dir=server.cache, port=int(server.url.rpartition(":")[2]))
+        for key, known in (("secret", True), ("another", False), (None, False)):
+            found = [each for each in examine(chosen, {}, key=key, seen=seen) if each.area == "engine"]
+            words = [each.message for each in found if each.subject != "hub"]
+            assert words and all(message.endswith("is loaded") == known for message in words), words
+            assert all(message.endswith("is not known") != known for message in words), words
 
 
 def test_a_broken_index_ends_no_other_check(tmp_path: Path, model: Path, seen: Seen) -> None:
@@ -539,3 +565,167 @@ def test_a_broken_index_ends_no_other_check(tmp_path: Path, model: Path, seen: S
     told = the_one(found)
     assert told.subject == "small" and "model_index.json is missing or broken" in told.message
     assert {"builtin", "clock"} <= {finding.subject for finding in found if finding.status == "ok"}
+
+
+def does_not_start(chosen: Settings, words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        Hub(chosen)
+
+
+def test_a_neighbour_elsewhere_with_which_an_offline_hub_does_not_start_is_a_problem(
+    tmp_path: Path, seen: Seen
+) -> None:
+    chosen = settings(tmp_path, offline=True, neighbours=["ollama:http://192.0.2.7:11434"])
+    does_not_start(chosen, "neighbours: ollama")
+    told = the_one(examine(chosen, {}, seen=seen))
+    assert (told.area, told.subject) == ("offline", "neighbours")
+    assert "does not start" in told.message and "127.0.0.1" in str(told.remedy)
+
+
+def test_a_file_of_bundle_signers_without_a_usable_key_is_a_problem(tmp_path: Path, seen: Seen) -> None:
+    signers = tmp_path / "signers"
+    chosen = settings(tmp_path, bundle_signers=signers)
+    for content, words in (
+        (None, "cannot be read"),
+        ("# none\n", "has no key"),
+        ("ssh-ed25519 AAAA me\n", "no Ed25519"),
+    ):
+        if content is not None:
+            signers.write_text(content)
+        told = the_one(examine(chosen, {}, seen=seen))
+        assert (told.area, told.subject) == ("settings", "bundle_signers")
+        assert words in told.message and told.message.endswith("every import is refused")
+    key = base64.b64encode(b"".join(len(each).to_bytes(4, "big") + each for each in (b"ssh-ed25519", bytes(32))))
+    signers.write_text(f"ssh-ed25519 {key.decode()} me\n")
+    assert wrong(examine(chosen, {}, seen=seen)) == []
+
+
+def test_a_noise_scheduler_that_diffusers_does_not_have_is_named_with_manifest_and_field(
+    tmp_path: Path, model: Path
+) -> None:
+    write_manifest(tmp_path / "models", model, pipeline='pipeline = { scheduler = "EulerDiscretScheduler" }')
+    told = the_one(examine(settings(tmp_path), {}))
+    assert (told.area, told.subject) == ("models", "small")
+    assert "EulerDiscretScheduler (`pipeline.scheduler`)" in told.message and "EulerDiscreteScheduler" in told.message
+    write_manifest(tmp_path / "models", model, pipeline='pipeline = { scheduler = "UNet2DConditionModel" }')
+    assert the_one(examine(settings(tmp_path), {})).subject == "small"
+    write_manifest(tmp_path / "models", model, pipeline='pipeline = { scheduler = "EulerDiscreteScheduler" }')
+    assert wrong(examine(settings(tmp_path), {})) == []
+
+
+def table(names: Iterable[str]) -> str:
+    zeros = 64 * "0"
+    lines = [f'"{name}" = "{zeros}"' for name in names]
+    return f"sha256 = {{ {', '.join(lines)} }}"
+
+
+def test_a_table_of_hashes_that_leaves_out_weights_or_names_what_is_not_there_is_told(
+    tmp_path: Path, model: Path, seen: Seen
+) -> None:
+    shutil.move(model / "unet", tmp_path / "unet")
+    own = f'components = {{ unet = "{tmp_path / "unet"}" }}'
+    shutil.copy(model / "vae" / "diffusion_pytorch_model.safetensors", model / "beside.safetensors")
+    names = [f"{part.name}/{file.name}" for part in model.iterdir() for file in part.glob("*.safetensors")]
+    names.append("../unet/diffusion_pytorch_model.safetensors")
+    write_manifest(tmp_path / "models", model, components=own, sha256=table(names))
+    assert wrong(examine(settings(tmp_path), {}, seen=seen)) == []
+    for left_out in names:
+        rest = [name for name in names if name != left_out]
+        write_manifest(tmp_path / "models", model, components=own, sha256=table(rest))
+        told = the_one(examine(settings(tmp_path), {}, seen=seen))
+        assert (told.area, told.subject) == ("models", "small")
+        assert told.message.startswith(f"{left_out} is not in the manifest's table sha256")
+        assert "sha256sum" in str(told.remedy)
+    write_manifest(tmp_path / "models", model, components=own, sha256=table([*names, "unet/gone.safetensors"]))
+    told = the_one(examine(settings(tmp_path), {}, seen=seen))
+    assert told.message == "unet/gone.safetensors is missing, which the manifest's table sha256 names"
+
+
+def test_weights_of_a_variant_that_is_not_read_need_no_hash(tmp_path: Path, model: Path, seen: Seen) -> None:
+    names = [f"{part.name}/{file.name}" for part in model.iterdir() for file in part.glob("*.safetensors")]
+    plain = model / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(plain, plain.with_suffix(".fp16.safetensors"))
+    write_manifest(tmp_path / "models", model, sha256=table(names))
+    assert wrong(examine(settings(tmp_path), {}, seen=seen)) == []
+    write_manifest(tmp_path / "models", model, sha256=table(names), pipeline='pipeline = { variant = "fp16" }')
+    told = the_one(examine(settings(tmp_path), {}, seen=seen))
+    assert told.message.startswith("unet/diffusion_pytorch_model.fp16.safetensors is not in")
+
+
+def test_beside_a_single_file_only_weights_that_it_lacks_need_a_hash(tmp_path: Path, model: Path, seen: Seen) -> None:
+    from diffusers import DiffusionPipeline
+    from safetensors.torch import load_file
+
+    from tests.pipelines.checkpoints import write_ldm
+
+    pipe = DiffusionPipeline.from_pretrained(model, local_files_only=True)
+    file = write_ldm(pipe, tmp_path / "one.safetensors")
+    lines = {"pipeline": f'pipeline = {{ config = "{model}" }}', "sha256": table(["one.safetensors"])}
+    write_manifest(tmp_path / "models", file, **lines)
+    assert wrong(examine(settings(tmp_path), {}, seen=seen)) == []
+    encoder = [name for name in load_file(file) if name.startswith("cond_stage_model.")]
+    write_ldm(pipe, file, **dict.fromkeys(encoder))
+    told = the_one(examine(settings(tmp_path), {}, seen=seen))
+    assert told.message.startswith("model/text_encoder/model.safetensors is not in the manifest's table sha256")
+
+
+@pytest.mark.parametrize("dead_link", [True, False])
+def test_a_dead_link_or_a_file_in_place_of_the_folder_of_pictures_is_a_problem(
+    tmp_path: Path, seen: Seen, dead_link: bool
+) -> None:
+    chosen = settings(tmp_path)
+    files = chosen.cache_dir / "files"
+    files.parent.mkdir()
+    if dead_link:
+        files.symlink_to(tmp_path / "gone")
+    else:
+        files.touch()
+    does_not_start(chosen, "cannot be used")
+    told = the_one(examine(chosen, {}, seen=seen))
+    assert (told.area, told.subject) == ("folders", "cache_dir")
+    assert (
+        told.message
+        == f"{files} is {'a link that leads nowhere' if dead_link else 'no folder'}, and the hub does not start"
+    )
+    files.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    files.symlink_to(tmp_path / "elsewhere")
+    assert wrong(examine(chosen, {}, seen=seen)) == []
+
+
+def test_every_variable_that_is_wrong_is_named(tmp_path: Path) -> None:
+    variables = {
+        "HUB_PORT": "x",
+        "HUB_KEEP_ALIVE": "long",
+        "HUB_PUBLIC_URL": "ftp://x",
+        "HUB_FILE_TTL": "60",
+        "HUB_API_KEYS": "alice:secret",
+        "HUB_ADMIN_KEYS": "alice",
+    }
+    empty = tmp_path / "hub.toml"
+    empty.touch()
+    chosen, found = read_settings(empty, dict(variables))
+    assert [each.message.partition(":")[0] for each in found] == ["HUB_PORT", "HUB_KEEP_ALIVE", "HUB_PUBLIC_URL"]
+    assert wrong(found) == [("settings", "settings")] * 3
+    assert (chosen.file_ttl, chosen.admin_keys) == (60, ["alice"])
+    told = read_settings(empty, {**variables, "HUB_ADMIN_KEYS": "bob"})[1]
+    assert [each.message.partition(":")[0] for each in told][-1] == "HUB_ADMIN_KEYS"
+
+
+def test_a_model_that_is_refused_is_told_in_the_refusal_s_own_words(tmp_path: Path, model: Path, seen: Seen) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    (model / "model_index.json").write_text(json.dumps({**index, "unet": ["evil", "Model"]}))
+    told = the_one(examine(settings(tmp_path), {}, seen=seen))
+    assert told.message.startswith("model_index.json has 'unet' of a class that neither diffusers nor transformers has")
+
+
+def test_a_remedy_offline_is_a_bundle_and_no_pull(tmp_path: Path, small_stable_diffusion: Path, seen: Seen) -> None:
+    source = f'source = {{ repo = "org/name", revision = "{COMMIT}" }}'
+    write_manifest(tmp_path / "models", tmp_path, path=source)
+    chosen = settings(tmp_path)
+    snapshot = chosen.weights_folder / repo_folder("org/name") / "snapshots" / COMMIT
+    shutil.copytree(small_stable_diffusion, snapshot)
+    (snapshot / "unet" / "config.json").unlink()
+    assert "`hub models pull small`" in str(the_one(examine(chosen, {}, seen=seen)).remedy)
+    remedy = str(the_one(examine(chosen, {}, offline=True, seen=seen)).remedy)
+    assert "`hub models import`" in remedy and "docs/air-gap.md" in remedy and "pull small" not in remedy

@@ -32,6 +32,7 @@ CHECKS: tuple[tuple[Area, Callable[[Case], Iterable[Finding]]], ...] = (
     ("links", links.check),
     ("offline", offline.check),
     ("engine", engine.check),
+    ("models", models.check_schedulers),
     ("devices", devices.check),
     ("memory", devices.check_memory),
 )
@@ -51,16 +52,18 @@ def examine(
     `offline`: look, too, at what would break the promise that nothing leaves the machine; as the settings may say
     themselves. `key`: for the running hub, where it has any. `seen`: what a process with torch has told already.
     """
+    offline = offline or settings.offline
     found: list[Finding] = []
-    readable = _guarded("models", partial(models.read, settings, found), found)
+    readable = _guarded("models", partial(models.read, settings, found, offline=offline), found)
     there = [model for model in readable if absence(model) is None]
-    question = Question(settings.devices, settings.device, [engine_model(model) for model in there])
+    schedulers = sorted({model.pipeline.scheduler for model in readable if model.pipeline.scheduler})
+    question = Question(settings.devices, settings.device, [engine_model(model) for model in there], schedulers)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(lambda: seen or ask(question))
         case = Case(
             settings=settings,
             models=readable,
-            offline=offline or settings.offline,
+            offline=offline,
             key=key,
             environ=environ,
             seen=asked.result,

@@ -30,21 +30,34 @@ def check(case: Case) -> Iterator[Finding]:
         yield warning("engine", "hub", words, "Restart it, to run what is installed.")
     devices = health.json.get("devices") or []
     engine = get(f"{url}/v1/engine", case.key, offline=case.offline)
-    if isinstance(engine, Answer) and engine.status == 200:
+    asked = isinstance(engine, Answer) and engine.status == 200
+    if isinstance(engine, Answer) and asked:
         devices = engine.json.get("devices") or devices
     else:
-        told = f" ({engine.status} {engine.code})" if isinstance(engine, Answer) else ""
-        words = f"it does not tell what is in memory{told}"
-        yield warning("engine", "hub", words, "Give a key of the hub's: HUB_API_KEY, or --key.")
+        yield _silent(engine, case.key)
     for device in devices:
         if isinstance(device, dict):
-            yield _device(device)
+            yield _device(device, asked=asked)
 
 
-def _device(device: dict[str, Any]) -> Finding:
+def _silent(engine: Answer | str, key: str | None) -> Finding:
+    """Of a hub that does not tell of its engine."""
+    remedy = "Give a key of the hub's: HUB_API_KEY, or --key."
+    if isinstance(engine, Answer) and engine.code == "invalid_api_key":
+        words = "the key is not accepted" if key else "it wants a key"
+        return warning("engine", "hub", f"{words}, so the engine was not asked what is in memory", remedy)
+    told = f" ({engine.status} {engine.code})" if isinstance(engine, Answer) else f" ({engine})"
+    words = f"it does not tell what is in memory{told}"
+    return warning("engine", "hub", words, "Its log tells why; run `hub doctor` again.")
+
+
+def _device(device: dict[str, Any], *, asked: bool) -> Finding:
+    """asked: whether what is loaded is known."""
     name, status = str(device.get("device")), str(device.get("status"))
     if status == "failed":
         remedy = "Mend that (see devices); the hub tries again with the next request. Its log tells more."
         return problem("engine", name, f"its engine could not start: {device.get('reason')}", remedy)
+    if not asked:
+        return ok("engine", name, f"{status}; what is loaded there is not known")
     loaded = [str(model.get("id")) for model in device.get("models") or []]
     return ok("engine", name, f"{status}; {', '.join(loaded) or 'no model'} is loaded")

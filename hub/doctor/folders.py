@@ -13,18 +13,20 @@ from pathlib import Path
 from msgspec import Struct
 
 from hub.doctor.findings import Case, Finding, ok, problem, warning
+from hub.library.layout import Weights
 from hub.library.progress import as_bytes
 from hub.library.writing import FULL
 from hub.locks import Lock, alone_in
-from hub.manifest import ModelManifest, repo_folder
+from hub.manifest import repo_folder
 
 LITTLE, TOO_LITTLE = 5_000_000_000, 500_000_000
 """Bytes that should be free on a disk, and without which it is as good as full."""
 FEW = 1000
 """Inodes, likewise: each picture is a file."""
 NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs"}
-AT_WORK = 60.0
-"""Seconds since a left-over was written last, within which somebody may be writing it still."""
+QUIET, AT_WORK = 10.0, 60.0
+"""Seconds since a left-over was written last, within which somebody may be writing it still: where nobody holds the
+repository's lock, and where that cannot be told."""
 MOUNTS = Path("/proc/self/mountinfo")
 
 
@@ -77,7 +79,8 @@ def check(case: Case) -> Iterator[Finding]:
         if usable:
             writable.append(place)
     yield from _disks([place for place in writable if place.setting in ("cache_dir", "weights_dir", "bundles_dir")])
-    yield from _left_over(case.settings.weights_folder, case.models)
+    yield from _files(case.settings.cache_dir / "files")
+    yield from _left_over(case)
 
 
 def _try_out(place: Place) -> tuple[Finding, bool]:
@@ -163,19 +166,53 @@ def _disks(written: list[Place]) -> Iterator[Finding]:
             yield tell("folders", subject, words, "Delete many small files there, or set these folders elsewhere.")
 
 
-def _left_over(weights: Path, models: list[ModelManifest]) -> Iterator[Finding]:
+def _files(folder: Path) -> Iterator[Finding]:
+    """Where the pictures lie, within cache_dir: the hub makes it, where nothing is in the way."""
+    if folder.is_dir():
+        if not os.access(folder, os.W_OK | os.X_OK):
+            words = f"{folder} cannot be written, and the hub does not start"
+            yield problem("folders", "cache_dir", words, f"Let this user write there (`ls -ld {folder}`).")
+    elif os.path.lexists(folder):
+        what = "a link that leads nowhere" if folder.is_symlink() and not folder.exists() else "no folder"
+        words = f"{folder} is {what}, and the hub does not start"
+        yield problem("folders", "cache_dir", words, f"Remove it (`rm {folder}`), or make what it should lead to.")
+
+
+def _left_over(case: Case) -> Iterator[Finding]:
     """Downloads that were cut off, by repository."""
+    weights, models = case.settings.weights_folder, case.models
     found: dict[str, list[Path]] = {}
     for file in weights.glob("models--*/**/*.incomplete"):
         found.setdefault(file.relative_to(weights).parts[0], []).append(file)
     ids = {repo_folder(model.source.repo): model.id for model in models if model.source}
     for folder, files in sorted(found.items()):
+        held = _is_locked(weights, folder)
         states = [file.stat() for file in files if file.is_file()]
-        if not states or max(state.st_mtime for state in states) > time.time() - AT_WORK:
+        quiet = time.time() - max((state.st_mtime for state in states), default=time.time())
+        if held or quiet < (AT_WORK if held is None else QUIET):
             continue  # somebody is at it
         size = as_bytes(sum(state.st_blocks * 512 for state in states))
         name = ids.get(folder, folder.removeprefix("models--").replace("--", "/"))
         words = f"{len(states)} unfinished downloads, {size}, in {weights / folder}"
-        yield warning(
-            "folders", name, words, f"`hub models pull {name}` goes on with them; `hub models gc` removes them."
+        remedy = (
+            "`hub models gc` removes them. This hub is offline: import the model from a bundle (docs/air-gap.md)."
+            if case.offline
+            else f"`hub models pull {name}` goes on with them; `hub models gc` removes them."
         )
+        yield warning("folders", name, words, remedy)
+
+
+def _is_locked(weights: Path, folder: str) -> bool | None:
+    """Whether somebody changes a repository now: a hub, or another program that shares the folder and locks each file.
+    None where that cannot be told. What is locked here to see it is let go at once, and stands beside other such looks.
+    """
+    place = Weights(weights).lock_file(folder)
+    try:
+        for file in [*([place] if place.exists() else []), *(place.parent / folder).glob("*.lock")]:
+            with file.open("rb") as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    return False

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from hub.doctor.findings import Case, Finding, ok, problem, warning
-from hub.errors import ConfigurationError, ModelRefused
+from hub.errors import ConfigurationError, HubError, ModelRefused
 from hub.library.contents import INDEX, check_file, is_weights, shown
 from hub.library.layout import files_below
-from hub.library.parts import Lack, lacks, missing_weights
+from hub.library.parts import Lack, components_in, has_weights, lacks, missing_weights
 from hub.library.progress import as_bytes
 from hub.manifest import ModelManifest
-from hub.pipelines.headers import Damaged, read_gguf
+from hub.pipelines.headers import Damaged, read_gguf, read_safetensors
+from hub.pipelines.kinds import is_held
+from hub.pipelines.variants import weights_in
 from hub.pipelines.weights import size_of
 from hub.registry import absence, manifests_in, open_registry, read_manifest
 from hub.settings import Settings
@@ -21,9 +23,14 @@ from hub.settings import Settings
 UNKNOWN = {"", "?", "-", "none", "unknown", "other", "unlicensed", "tbd"}
 """What stands for a licence that nobody has looked up."""
 NO_START = "The hub does not start with it, nor take in other changes."
+IMPORT = (
+    "This hub is offline: on a machine with a network, `hub models pull` and `hub models export`; here, "
+    "`hub models import` (docs/air-gap.md)."
+)
+TABLE = "Write its SHA-256 into the table (`sha256sum` tells it), or remove the table."
 
 
-def read(settings: Settings, found: list[Finding]) -> list[ModelManifest]:
+def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[ModelManifest]:
     """All manifests that can be read, of two with one id the later folder's. What is wrong goes to `found`."""
     manifests: dict[str, ModelManifest] = {}
     before = len(found)
@@ -41,7 +48,8 @@ def read(settings: Settings, found: list[Finding]) -> list[ModelManifest]:
                 found.append(problem("models", source.name, str(error), remedy))
     if not manifests and len(found) == before:
         words = f"there is no manifest in {', '.join(map(str, settings.models_dirs))}"
-        found.append(problem("models", "manifests", words, "Add a model: `hub models pull`, or docs/models.md."))
+        remedy = IMPORT if offline else "Add a model: `hub models pull`, or docs/models.md."
+        found.append(problem("models", "manifests", words, remedy))
     elif len(found) == before:
         try:  # what concerns several of them; the owner's aliases are looked at with the settings
             open_registry(settings.models_dirs, _leading(settings, manifests), settings.weights_folder)
@@ -61,8 +69,9 @@ def check(case: Case) -> Iterator[Finding]:
         if missing := absence(model):
             yield _absent(case, model, missing)
         else:
-            wrong = list(_looked_at(model))
-            yield from (problem("models", model.id, words, _remedy(model)) for words in wrong)
+            wrong = [problem("models", model.id, words, _remedy(case, model)) for words in _looked_at(model, _wrong)]
+            wrong += [problem("models", model.id, words, TABLE) for words in _looked_at(model, _unnamed)]
+            yield from wrong
             if not wrong:
                 size = as_bytes(size_of(Path(model.path), model.components, model.pipeline.variant))
                 yield ok("models", model.id, f"all files are there; {size} of weights")
@@ -72,10 +81,21 @@ def check(case: Case) -> Iterator[Finding]:
             yield warning("models", model.id, words, remedy)
 
 
-def _looked_at(model: ModelManifest) -> Iterator[str]:
+def check_schedulers(case: Case) -> Iterator[Finding]:
+    """Whether diffusers, as a process with torch sees it, has the noise schedulers that manifests name."""
+    for model in case.models:
+        name = model.pipeline.scheduler
+        if name and (why := case.seen().schedulers.get(name)):
+            words = f"its manifest names {name} (`pipeline.scheduler`), and {why}: it cannot be loaded"
+            yield problem("models", model.id, words, "Correct the field in the manifest, or remove it.")
+
+
+def _looked_at(model: ModelManifest, look: Callable[[ModelManifest], Iterator[str]]) -> Iterator[str]:
     """What is wrong with the files of a model whose folders are there; each once."""
     try:
-        yield from dict.fromkeys(_wrong(model))
+        yield from dict.fromkeys(look(model))
+    except HubError as error:
+        yield error.message.rstrip(".")
     except Exception as error:  # one model's files are no reason to leave out the others
         yield f"its files could not be looked at: {type(error).__name__}: {error}"
 
@@ -86,20 +106,19 @@ def _absent(case: Case, model: ModelManifest, missing: str) -> Finding:
     message, _, remedy = missing.partition(". ")
     if model.source is not None and model.source.kind == "huggingface":
         if case.offline:
-            remedy = (
-                "This hub is offline: on a machine with a network, `hub models pull` and `hub models export`; here, "
-                "`hub models import`."
-            )
+            remedy = IMPORT
         elif case.settings.auto_pull != "off":
             return warning("models", model.id, f"{message}; its first request fetches them", remedy)
     return problem("models", model.id, message, remedy)
 
 
-def _remedy(model: ModelManifest) -> str:
+def _remedy(case: Case, model: ModelManifest) -> str:
     if model.source is None:
         return "Copy the file anew from where the model came from."
     if model.source.kind == "local":
         return "Import or add the model again."
+    if case.offline:
+        return f"{IMPORT} `hub models verify {model.id}` looks closer."
     return (
         f"`hub models pull {model.id}` fetches what is missing or damaged; `hub models verify {model.id}` looks closer."
     )
@@ -119,6 +138,45 @@ def _wrong(model: ModelManifest) -> Iterator[str]:
     for path in sorted(model.sha256):
         if path not in missing and not (base / path).is_file():
             yield f"{shown(path)} is missing, which the manifest's table sha256 names"
+
+
+def _unnamed(model: ModelManifest) -> Iterator[str]:
+    """Weights that are read, and that the manifest's table of hashes, where it has one, leaves out: the engine refuses
+    such a model. By names alone."""
+    first = Path(model.path).parent if model.is_single_file else Path(model.path)
+    try:
+        files = list(_weights_of(model)) if model.sha256 else []
+    except (HubError, Damaged, OSError):  # told with the files
+        return
+    for file in files:
+        name = Path(os.path.relpath(file, first)).as_posix()
+        if name not in model.sha256:
+            yield f"{shown(name)} is not in the manifest's table sha256, which must name all weights"
+
+
+def _weights_of(model: ModelManifest) -> Iterator[Path]:
+    """The files of weights that are read, as the loader takes them: of a diffusers folder those of its components,
+    beside a single file those that it lacks, and what the manifest names of its own."""
+    place, variant = Path(model.path), model.pipeline.variant
+    own = [Path(each) for each in filter(None, [*model.components.values(), model.lossy.vae])]
+    if model.is_single_file:
+        yield place
+        folder, tensors = Path(model.folder), read_safetensors(place)
+        for name, (_, cls) in components_in(folder).items():
+            replaced = name in model.components or (name == "vae" and model.lossy.vae)
+            if has_weights(cls) and not replaced and not is_held(name, cls, tensors):
+                yield from weights_in(folder / name, variant)
+    else:
+        yield from _weights_below(place, variant, [*(place / name for name in model.components), *own])
+    for each in own:
+        yield from _weights_below(each, variant) if each.is_dir() else [each]
+
+
+def _weights_below(folder: Path, variant: str | None, but: Collection[Path] = ()) -> Iterator[Path]:
+    """Without checkpoints with all in one, which may lie beside a model_index.json."""
+    for part in sorted({file.parent for file in folder.rglob("*.safetensors")}):
+        if not (part / INDEX).is_file() and not any(part.is_relative_to(each) for each in but):
+            yield from weights_in(part, variant)
 
 
 def _missing(model: ModelManifest) -> list[Lack]:

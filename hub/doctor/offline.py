@@ -45,8 +45,8 @@ def check(case: Case) -> Iterator[Finding]:
         yield warning("offline", "image_hosts", words, "Set image_hosts to [].")
     for neighbour in settings.neighbours:
         if not leads_here(neighbour.partition(":")[2]):
-            words = f"{neighbour} is another machine, or may be"
-            yield warning("offline", "neighbours", words, "Take it out of the list, or name it by 127.0.0.1.")
+            words = f"{neighbour} is another machine, or may be: offline the hub does not start with it"
+            yield problem("offline", "neighbours", words, "Take it out of the list, or name it by 127.0.0.1.")
     for name in sorted(case.environ):
         if case.environ[name] and (name.lower() in PROXIES or name == "HF_ENDPOINT"):
             words = "it is set: programs beside the hub, and libraries, may send what they are asked to there"

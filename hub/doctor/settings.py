@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, MutableMapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import msgspec
 
 from hub.doctor.findings import Case, Finding, ok, problem, warning
-from hub.errors import ConfigurationError
+from hub.errors import ConfigurationError, HubError
+from hub.library.signing import read_trusted
 from hub.registry import read_aliases
 from hub.settings import NOT_SETTINGS, OPTIONAL_PLACES, Settings, find_config, load_settings
 
@@ -29,14 +31,38 @@ def read_settings(config: Path | None, environ: MutableMapping[str, str]) -> tup
         settings = load_settings(config, environ)
         where = f"read from {source}" if source else "no hub.toml: defaults, and what the environment says"
         return settings, [ok("settings", "settings", where)]
-    except ConfigurationError as error:
-        found = [problem("settings", "settings", str(error), f"Correct it: the hub does not start. {READ}")]
+    except ConfigurationError:
+        remedy = f"Correct it: the hub does not start. {READ}"
+        found = [problem("settings", "settings", words, remedy) for words in _all_wrong(config, told)]
     try:
         source = find_config(config, told)
     except ConfigurationError:
         source = None
     environ.pop("HUB_API_KEYS", None)  # as load_settings does: no child inherits it
     return _good_ones(source, told), found
+
+
+def _all_wrong(config: Path | None, environ: Mapping[str, str]) -> list[str]:
+    """What is wrong with the settings, which are refused for the first of it: of the file that, and every variable. One
+    that was named is left out, and all are read again; where the file was named, without it."""
+    words: list[str] = []
+    left = dict(environ)
+    with tempfile.NamedTemporaryFile(suffix=".toml") as nothing:
+        while True:
+            try:
+                load_settings(config, dict(left))  # it takes out what no child may inherit
+                return words
+            except ConfigurationError as error:
+                told = str(error)
+            named = re.match("HUB_[A-Z_]+(?=[:.])", told)
+            if named and named[0] in left:
+                del left[named[0]]
+            elif config == Path(nothing.name) or (named and words):  # it follows from what was left out
+                return words
+            else:
+                config = Path(nothing.name)
+                left.pop("HUB_ADMIN_KEYS", None)  # it goes by keys that the file may have
+            words.append(told)
 
 
 def _good_ones(source: Path | None, environ: Mapping[str, str]) -> Settings:
@@ -90,7 +116,23 @@ def check(case: Case) -> Iterator[Finding]:
         yield problem("settings", "host", words, "`hub keys new NAME`, and set it as that says; or host = '127.0.0.1'.")
     if settings.admin_keys:
         yield ok("settings", "admin_keys", ", ".join(settings.admin_keys))
+    if settings.bundle_signers is not None:
+        yield from _signers(settings.bundle_signers)
     yield from _names(case)
+
+
+def _signers(file: Path) -> Iterator[Finding]:
+    """Of bundles: whether there is anybody who may have signed one."""
+    try:
+        keys = read_trusted(file)
+    except ImportError:  # told among the libraries
+        return
+    except HubError as error:
+        words = f"{file}: {error.message.rstrip('.')}: every import is refused"
+        remedy = "Let it be a file with Ed25519 public keys, one a line (docs/air-gap.md), or take the setting out."
+        yield problem("settings", "bundle_signers", words, remedy)
+    else:
+        yield ok("settings", "bundle_signers", f"{len(keys)} keys, in {file}")
 
 
 def _unknown(environ: Mapping[str, str]) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from difflib import get_close_matches
 
 import msgspec
 import torch
@@ -41,7 +42,24 @@ def look(question: Question) -> Seen:
         refused=refused,
         main=main_memory(),
         sizes=sizes,
+        schedulers={name: words for name in question.schedulers if (words := _no_scheduler(name))},
     )
+
+
+def _no_scheduler(name: str) -> str | None:
+    """Why there is no noise scheduler of that name here. Whether a model can draw with it shows when it is loaded."""
+    import diffusers
+
+    try:
+        cls = getattr(diffusers, name, None)
+    except (ImportError, RuntimeError) as error:  # it is imported only now
+        return f"diffusers cannot import it: {str(error).strip()[:200]}"
+    if not isinstance(cls, type) or not name.endswith("Scheduler"):
+        near = get_close_matches(name, [each for each in dir(diffusers) if each.endswith("Scheduler")], n=1)
+        return f"diffusers has no noise scheduler of this name{f' (but {near[0]})' if near else ''}"
+    if hasattr(cls, "_backends"):  # diffusers' stand-in
+        return f"diffusers needs {', '.join(cls._backends)} for it, which are not all installed"
+    return None
 
 
 def _built_for() -> str | None:

@@ -19,17 +19,20 @@ PATIENCE = 120.0
 
 
 class Question(Struct):
-    """The devices as the settings name them, the owner's own word for them, and the models whose weights are there."""
+    """The devices as the settings name them, the owner's own word for them, the models whose weights are there, and the
+    noise schedulers that manifests name."""
 
     devices: list[str]
     setting: str
     models: list[EngineModel]
+    schedulers: list[str] = []
 
 
 class Seen(Struct, kw_only=True):
     """What torch sees: its version, what it was built for (`CUDA 13.0`; None for a CPU alone), its `warnings`, the
     `devices` that can be used, why the others cannot (by their names), main memory in all and available, and the bytes
-    that each model takes once it is loaded (by id and device). `failure`: why nothing is known."""
+    that each model takes once it is loaded (by id and device); and why noise schedulers cannot be used (by name).
+    `failure`: why nothing is known."""
 
     torch: str = ""
     built_for: str | None = None
@@ -38,6 +41,7 @@ class Seen(Struct, kw_only=True):
     refused: dict[str, str] = {}
     main: tuple[int, int] = (0, 0)
     sizes: dict[str, dict[str, int]] = {}
+    schedulers: dict[str, str] = {}
     failure: str | None = None
 
     @property
