@@ -33,10 +33,15 @@ def shown(text: str) -> str:
     return re.sub(r"[^ -~]", "?", text[:100])
 
 
+def is_plain_path(path: str) -> bool:
+    """Whether a name is a plain relative one, as those of all files that are kept."""
+    parts = path.split("/")
+    return len(parts) <= MAX_DEPTH and all(NAME.fullmatch(part) and ".." not in part for part in parts)
+
+
 def check_path(path: str) -> None:
     """Raises ModelRefused for a name that is not a plain relative one: `..`, absolute, hidden, odd letters."""
-    parts = path.split("/")
-    if len(parts) > MAX_DEPTH or not all(NAME.fullmatch(part) and ".." not in part for part in parts):
+    if not is_plain_path(path):
         raise ModelRefused(f"'{shown(path)}' is not a file name that a model may have.")
 
 
@@ -60,7 +65,10 @@ def read_config(file: Path, path: str) -> Any:
         if file.stat().st_size > MAX_CONFIG:
             raise ModelRefused(f"{shown(path)} is too large for a configuration.")
         config = json.loads(file.read_bytes())
-        if PurePosixPath(path).name in ("config.json", INDEX):
+        name = PurePosixPath(path).name
+        if not isinstance(config, dict) and (name in ("config.json", INDEX) or name.endswith("_config.json")):
+            raise ModelRefused(f"{shown(path)} is no configuration: it is not an object of JSON.")
+        if name in ("config.json", INDEX):
             refuse_code(config, shown(path))
     except Unsupported as error:
         raise ModelRefused(f"{error}.") from None

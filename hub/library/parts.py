@@ -49,6 +49,8 @@ OPTIONAL = ("safety_checker", "image_encoder")
 """Modules without which a pipeline draws all the same."""
 PICTURES = ("preprocessor_config.json", "processor_config.json")
 DEPTH = 3
+MOST_TOLD = 5
+"""Of what is missing."""
 
 
 def components_in(folder: Path, shown_as: str = "") -> dict[str, tuple[str, str]]:
@@ -56,7 +58,7 @@ def components_in(folder: Path, shown_as: str = "") -> dict[str, tuple[str, str]
     missing, broken, or names what would run code of its own."""
     path = f"{shown_as}{INDEX}"
     index = read_config(folder / INDEX, path)
-    name = index.get("_class_name") if isinstance(index, dict) else None
+    name = index.get("_class_name")
     if not isinstance(name, str) or not name.isidentifier():
         raise ModelRefused(f"{path} names no pipeline of diffusers (`_class_name`), and no other code is run.")
     found = {}
@@ -80,6 +82,12 @@ class Lack(Struct, frozen=True):
 
     path: str
     words: str
+
+
+def told(words: str, missing: list[Lack]) -> str:
+    """A sentence about what is missing, of which the first are named."""
+    more = f"; and {len(missing) - MOST_TOLD} more" if len(missing) > MOST_TOLD else ""
+    return f"{words}: {'; '.join(each.words for each in missing[:MOST_TOLD])}{more}."
 
 
 def missing_parts(folder: Path, variant: str | None = None) -> list[str]:
@@ -176,7 +184,7 @@ def missing_weights(part: Path, path: str, variant: str | None) -> Iterator[Lack
             continue
         named |= shards
         gone = [f"{path}/{name}" for name in sorted(shards - _names(part))]
-        yield from (Lack(name, f"{name} is missing, a part of the weights") for name in gone)
+        yield from (Lack(name, f"{shown(name)} is missing, a part of the weights") for name in gone)
     if not files and not named:
         yield Lack(f"{path}/{usual_weights(part)}", _no_weights(part, path))
     elif not named and all("-of-" in file.name for file in files):

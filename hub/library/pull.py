@@ -8,12 +8,13 @@ the next pull goes on from there, in whatever process.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,12 +23,13 @@ from msgspec import Struct
 
 from hub.errors import InvalidRequest, ModelRefused, PullFailed
 from hub.library import selection
-from hub.library.contents import INDEX, check_file, is_weights, read_config, shown
+from hub.library.contents import INDEX, check_file, is_kept, is_plain_path, is_weights, read_config, shown
 from hub.library.download import Download, RemoteFile, of_disk, part_of, present, verified
 from hub.library.hugging_face import HuggingFace, Patience, Stop
 from hub.library.layout import Weights
 from hub.library.orders import REVISION_PATTERN
 from hub.library.progress import Meter, Note, Report, silent
+from hub.library.views import check_complete
 from hub.library.writing import sync_folder
 from hub.manifest import COMMIT_PATTERN, REPO_PATTERN, VARIANT_PATTERN, SourceSection
 
@@ -123,8 +125,10 @@ def look_up(
         raise ModelRefused(f"{wanted.repo} is not in diffusers' layout (it has no {INDEX}); {look}.", param="repo")
     source = SourceSection(repo=wanted.repo, revision=_commit(info.sha))
     there.revision = source.revision
-    components = selection.read_components(_read_index(there, _remote(listed[INDEX])), listed)
+    index = _read_index(there, _remote(listed[INDEX]))
+    components = selection.read_components(index, listed)
     chosen = selection.choose(components, listed, wanted.variant)
+    check_complete({**dict.fromkeys(chosen), INDEX: json.dumps(index).encode()}, wanted.variant)
     files = {path: _remote(listed[path]) for path in chosen}
     selection.check_sizes({path: file.size for path, file in files.items()})
     found = Found(
@@ -156,6 +160,10 @@ def _notes(found: Found) -> Iterator[str]:
         )
         named = shown(", ".join(kinds[:MOST_KINDS])) + (" …" if len(kinds) > MOST_KINDS else "")
         yield f"{files} left out{f' ({named})' if named else ''}."
+    odd = [path for path in seen if is_kept(path) and not is_plain_path(path)]
+    if odd:
+        more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
+        yield f"Left out for its name, which a file of a model may not have: '{shown(odd[0])}'{more}."
     if found.gated:
         yield f"{found.source.repo} is gated: whoever gets the model from you has to accept its terms, too."
 
@@ -253,6 +261,7 @@ class _Pull:
         heavy = {digest for digest, names in self._names.items() if any(map(is_weights, names))}
         try:
             sha256 = self._bring(sorted(set(self._names) - heavy), workers)
+            self._check_complete(heavy)
             sha256 |= self._bring(sorted(heavy, key=lambda digest: self._names[digest]), workers)
         except ModelRefused:
             self._sweep()
@@ -260,6 +269,15 @@ class _Pull:
         weights.link_all(found.source, {path: remote.digest for path, remote in found.files.items()})
         self._name_revision()
         return {path: sha256[remote.digest] for path, remote in sorted(found.files.items())}
+
+    def _check_complete(self, heavy: Collection[str]) -> None:
+        """What `look_up` could tell by names alone, now that configurations and indices of shards are there. All of the
+        weights comes before anything is linked."""
+        files = self._found.files
+        check_complete(
+            {path: None if each.digest in heavy else self._blob(each.digest) for path, each in files.items()},
+            self._found.wanted.variant,
+        )
 
     def _blob(self, digest: str) -> Path:
         return self._weights.blob(self._found.source.repo, digest)

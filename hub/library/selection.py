@@ -13,6 +13,7 @@ Of a component's safetensors those of one variant are taken, as diffusers and tr
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -20,12 +21,24 @@ from typing import Any
 from msgspec import Struct
 
 from hub.errors import InvalidRequest, ModelRefused
-from hub.library.contents import INDEX, MAX_CONFIG, PAPERS, PICKLES, check_path, is_kept, is_weights, shown
+from hub.library.contents import (
+    INDEX,
+    MAX_CONFIG,
+    PAPERS,
+    PICKLES,
+    check_path,
+    is_kept,
+    is_plain_path,
+    is_weights,
+    shown,
+)
 from hub.library.parts import has_weights, is_known
 
 MAX_TOTAL = 2 << 40
 """Bytes: more than any model of pictures; a list that says so is a mistake or an attack."""
 MAX_FILES = 1000
+CONTROL = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Kinds of letters that are none: they change what is shown, or cannot be written."""
 OTHER_WEIGHTS = (*PICKLES, ".msgpack", ".onnx", ".h5")
 """Weights that are not read here."""
 
@@ -58,12 +71,13 @@ def _form(path: str) -> re.Match[str] | None:
 
 
 def check_names(paths: Iterable[str]) -> None:
-    """Raises ModelRefused for a repository with a name that would lead out of a folder, whatever it is for."""
+    """Raises ModelRefused for a repository with a name that would lead out of a folder, whatever it is for; odd ones
+    that do not are no fault of the model's, and are left where they are."""
     for count, path in enumerate(paths):
         if count >= 100 * MAX_FILES:
             raise ModelRefused("The repository has absurdly many files.")
-        parts = path.split("/")
-        if ".." in parts or "" in parts or "\\" in path or not path.isprintable():
+        leads_out = not {"", ".", ".."}.isdisjoint(path.split("/")) or "\\" in path
+        if leads_out or any(unicodedata.category(letter) in CONTROL for letter in path):
             raise ModelRefused(f"'{shown(path)}' is not a file name that a model may have.")
 
 
@@ -124,7 +138,7 @@ def _component(name: str, class_name: str, paths: list[str]) -> Component:
         form = _form(path) if path.count("/") == 1 else None
         if form is not None:
             weights.setdefault(form.groupdict().get("variant"), []).append(path)
-        elif is_kept(path) and not is_weights(path) and ".index." not in path:
+        elif is_kept(path) and is_plain_path(path) and not is_weights(path) and ".index." not in path:
             plain.append(path)
     # An index without files that it could tell of is none.
     weights = {variant: files for variant, files in weights.items() if any(map(is_weights, files))}

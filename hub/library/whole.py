@@ -13,15 +13,12 @@ from msgspec import Struct
 from hub.errors import HubError, ModelRefused
 from hub.library.contents import INDEX, PICKLES, check_file, shown
 from hub.library.layout import Weights, files_below
-from hub.library.parts import Lack, components_in, has_weights, lacks, lacks_beside
+from hub.library.parts import components_in, has_weights, lacks, lacks_beside, told
 from hub.manifest import ModelManifest
 from hub.pipelines.headers import Damaged, Tensor, read_safetensors
 from hub.pipelines.kinds import family_by_name, family_of_file, is_held, is_lora, misfit
 from hub.pipelines.suggested import read_folder
 from hub.pipelines.variants import variant_of, variant_weights, weights_in
-
-MOST_TOLD = 5
-"""Of what is missing."""
 
 
 class Whole(Struct, frozen=True):
@@ -77,7 +74,7 @@ def look_at_folder(folder: Path, variant: str | None) -> Whole:
                 variant, missing = other, []
                 break
     if missing:
-        raise ModelRefused(_told("The model is incomplete", missing))
+        raise ModelRefused(told("The model is incomplete", missing))
     if code := sorted(file.name for file in folder.glob("*.py")):
         notes.append(f"{shown(code[0])} is code, which is never run; the model does not ask for it.")
     # As the engine finds them, which wants all in the table.
@@ -204,9 +201,4 @@ def _unfit(folder: Path, family: str, tensors: Mapping[str, Tensor], variant: st
         missing = lacks_beside(folder, tensors, variant)
     except HubError as error:
         return error.message.rstrip(".")
-    return _told("neither has all", missing).rstrip(".") if missing else None
-
-
-def _told(words: str, missing: list[Lack]) -> str:
-    more = f"; and {len(missing) - MOST_TOLD} more" if len(missing) > MOST_TOLD else ""
-    return f"{words}: {'; '.join(each.words for each in missing[:MOST_TOLD])}{more}."
+    return told("neither has all", missing).rstrip(".") if missing else None

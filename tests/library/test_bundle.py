@@ -400,6 +400,13 @@ def write_files(folder: Path, files: dict[str, bytes]) -> Path:
         ({"unet/config.json": b'{"auto_map": {"a": "b"}}'}, "asks for code of its own"),
         ({"unet/diffusion_pytorch_model.safetensors": b"\x80\x02pickle"}, "is a pickle under another name"),
         ({"model_index.json": None}, "not all of its files are in their places"),
+        ({"model_index.json": b'{"_class_name": "P", "unet": ["evil_lib", "X"]}'}, "no other code is run"),
+        ({"model_index.json": b'{"_class_name": "P", "text": ["transformers", "X"]}'}, "the folder text is missing"),
+        (
+            {"model_index.json": b'{"_class_name": "P", "unet": ["diffusers", "X"]}', "unet/config.json": None},
+            r"incomplete: unet/config\.json is missing\.",
+        ),
+        ({"unet/config.json": b"[1, 2]"}, "not an object of JSON"),
     ],
 )
 def test_a_model_that_an_import_would_refuse_is_not_exported(
@@ -438,6 +445,9 @@ def test_a_bundle_that_is_there_is_not_overwritten_and_two_do_not_write_one(here
     (tmp_path / "b").write_bytes(b"mine")
     with pytest.raises(InvalidRequest, match="b is there already"):
         carry(here, tmp_path / "b", "small")
+    (tmp_path / "f").mkdir()
+    with pytest.raises(InvalidRequest, match="f is a folder: name the bundle's file"):
+        carry(here, tmp_path / "f", "small")
     with (tmp_path / "c.part").open("wb") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(InvalidRequest, match="Another process writes c now"):

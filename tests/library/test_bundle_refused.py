@@ -399,6 +399,56 @@ def test_a_blob_that_is_there_already_is_looked_at_under_its_new_name(there: Mac
     refused(there, good(files, source=source), r"model_index\.json asks for code of its own")
 
 
+WHOLE = {
+    "model_index.json": json.dumps(
+        {
+            "_class_name": "StableDiffusionPipeline",
+            "unet": ["diffusers", "UNet2DConditionModel"],
+            "tokenizer": ["transformers", "CLIPTokenizer"],
+            "scheduler": ["diffusers", "DDIMScheduler"],
+        }
+    ).encode(),
+    "unet/config.json": b'{"_class_name": "UNet2DConditionModel"}',
+    "unet/diffusion_pytorch_model.safetensors": safetensors(),
+    "tokenizer/vocab.json": b"{}",
+    "tokenizer/merges.txt": b"#version: 0.2",
+    "scheduler/scheduler_config.json": b'{"_class_name": "DDIMScheduler"}',
+}
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ({"_class_name": "Evil", "unet": ["evil_lib", "X"]}, "has 'unet' of a class that neither diffusers nor"),
+        ({"_class_name": "a.b"}, "names no pipeline of diffusers"),
+        ([1, 2], r"model_index\.json is no configuration: it is not an object of JSON"),
+    ],
+)
+def test_a_bundle_whose_index_asks_for_code_is_refused(there: Machine, index: Any, words: str) -> None:
+    refused(there, good({**WHOLE, "model_index.json": json.dumps(index).encode()}), words)
+
+
+@pytest.mark.parametrize("path", [path for path in WHOLE if path != "model_index.json"])
+def test_a_bundle_with_a_model_that_is_incomplete_is_refused(there: Machine, path: str) -> None:
+    files = {name: data for name, data in WHOLE.items() if name != path}
+    part = path.partition("/")[0]
+    words = "the folder scheduler is missing" if part == "scheduler" else f"{path} is missing|there are no weights in unet"
+    refused(there, good(files), f"incomplete: ({words})")
+    (there.models.parent / "whole").write_bytes(good(WHOLE))
+    assert there.take(there.models.parent / "whole").models == ("small",)
+
+
+def test_a_bundle_without_a_shard_or_with_a_list_for_a_configuration_is_refused(there: Machine) -> None:
+    shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
+    files = {path: data for path, data in WHOLE.items() if not path.endswith(".safetensors")}
+    files[f"unet/{shard}"] = safetensors()
+    named = {"a": shard, "b": "other\n.safetensors"}
+    files["unet/diffusion_pytorch_model.safetensors.index.json"] = json.dumps({"weight_map": named}).encode()
+    refused(there, good(files), r"unet/other\?\.safetensors is missing, a part of the weights")
+    for path in ("unet/config.json", "scheduler/scheduler_config.json"):
+        refused(there, good({**WHOLE, path: b"[1, 2]"}), f"{path} is no configuration")
+
+
 def test_what_was_there_before_stays_when_a_bundle_is_refused(there: Machine) -> None:
     """It claims a repository that is here, and shares all but one file with it."""
     source = {"kind": "huggingface", "repo": "org/mine", "revision": "f" * 40}

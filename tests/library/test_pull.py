@@ -300,7 +300,14 @@ def test_what_is_no_pipeline_is_called_what_it_is(
         ({"/etc/evil.json": b"{}"}, "'/etc/evil.json'"),
         ({"unet/../../evil.json": b"{}"}, "evil"),
         ({"unet/e\nvil.json": b"{}"}, r"e\?vil"),
-        ({"unet/ev il.json": b"{}"}, "ev il"),
+        ({"unet\\evil.json": b"{}"}, "evil"),
+        ({"unet//evil.json": b"{}"}, "evil"),
+        ({"unet/./evil.json": b"{}"}, "evil"),
+        ({"unet/\u202eevil.json": b"{}"}, "evil"),
+        ({"unet/config.json": None}, r"incomplete: unet/config\.json is missing\."),
+        ({"unet/config.json": None, "unet/größe.json": b"{}"}, r"unet/config\.json is missing\."),
+        ({"scheduler/scheduler_config.json": None, "scheduler/a.json": b"{}"}, r"scheduler/scheduler_config\.json is"),
+        ({"model_index.json": b"[1, 2]"}, "not an object of JSON"),
         ({"model_index.json": b"{"}, "model_index.json is missing or broken"),
         ({"model_index.json": b"[" * 100_000}, "model_index.json is missing or broken"),
         ({"model_index.json": b'{"_class_name": ["pipeline", "Mine"]}'}, "code of its own"),
@@ -322,6 +329,46 @@ def test_what_cannot_be_used_is_refused_before_anything_is_kept(
         pull(weights)
     assert not weights.root.exists()
     assert not there.of(UNET)
+
+
+def indexed(**parts: list[str]) -> bytes:
+    return json.dumps(json.loads(bytes(model()["model_index.json"])) | parts).encode()  # type: ignore[arg-type]
+
+
+def test_a_model_without_its_tokenizer_is_refused_before_anything_is_fetched(there: StandIn, weights: Weights) -> None:
+    more = {"model_index.json": indexed(tokenizer=["transformers", "CLIPTokenizer"]), "tokenizer/vocab.json": b"{}"}
+    there.add("org/name", model() | more)
+    with pytest.raises(ModelRefused, match=r"incomplete: tokenizer/merges\.txt is missing"):
+        find()
+    there.add("org/name", model() | more | {"tokenizer/merges.txt": b""})
+    check_whole(there, weights, pull(weights))
+
+
+def test_a_shard_that_only_the_index_of_shards_tells_of_is_missed_before_weights_are_fetched(
+    there: StandIn, weights: Weights
+) -> None:
+    shards = {f"unet/diffusion_pytorch_model-0000{at}-of-00002.safetensors": safetensors(10, at) for at in (1, 2)}
+    named = {str(at): path.removeprefix("unet/") for at, path in enumerate(shards)}
+    files = {path: content for path, content in model().items() if path != UNET} | shards
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    there.add("org/name", files | {index: json.dumps({"weight_map": named | {"a": "größe.safetensors"}}).encode()})
+    with pytest.raises(ModelRefused, match=r"unet/gr\?\?e\.safetensors is missing, a part of the weights"):
+        pull(weights)
+    assert tree(weights.root) == []
+    assert not [path for path in shards if there.of(path)]
+    there.add("org/name", files | {index: json.dumps({"weight_map": named}).encode()})
+    check_whole(there, weights, pull(weights))
+
+
+def test_odd_names_that_nothing_needs_are_left_out_and_told(there: StandIn, weights: Weights) -> None:
+    odd = ["unet/a b.json", "unet/größe.json", "unet/.x/config.json", "unet/a..b.json", "a/b/c/d/e.json"]
+    there.add("org/name", model() | dict.fromkeys(odd, b"{}"))
+    told: list[Progress | Note] = []
+    assert set(find(report=told.append).files) == KEPT
+    notes = [note.message for note in told if isinstance(note, Note)]
+    assert notes[0] == "5 files of other kinds or variants are left out (.json)."
+    assert notes[1].endswith("may not have: 'a/b/c/d/e.json' and 4 more.")
+    check_whole(there, weights, pull(weights))
 
 
 def test_absurd_sizes_are_refused(there: StandIn) -> None:
@@ -714,6 +761,7 @@ POISON: dict[str, tuple[str, bytes, str]] = {
     "auto_map": ("unet/config.json", b'{"auto_map": {"AutoModel": "evil.Evil"}}', "auto_map"),
     "remote code": ("unet/config.json", b'{"a": [{"trust_remote_code": true}]}', "trust_remote_code"),
     "kernel": ("vae/config.json", b'{"attn_implementation": "evil/kernel"}', "kernel"),
+    "list": ("unet/config.json", b"[1, 2]", r"unet/config\.json is no configuration: it is not an object"),
     "broken config": ("vae/config.json", b"{", "vae/config.json is missing or broken"),
     "pickle": (UNET, b"", f"{UNET} is a pickle under another name"),
     "damaged header": (UNET, safetensors(1000)[:500], f"{UNET} is cut off"),

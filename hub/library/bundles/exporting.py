@@ -20,12 +20,22 @@ from hub import __version__
 from hub.errors import HubError, InvalidRequest, ModelRefused, StorageFull
 from hub.library import signing
 from hub.library.bundles.archive import END, Reader, header_of, padding_of, space_of
-from hub.library.bundles.index import FORMAT, BundledFile, BundledModel, Index, check_content, check_names, read_index
+from hub.library.bundles.index import (
+    FORMAT,
+    BundledFile,
+    BundledModel,
+    Index,
+    check_content,
+    check_names,
+    read_index,
+    replaced_in,
+)
 from hub.library.bundles.reading import INDEX_NAME, MAX_INDEX, SIGNATURE_NAME
 from hub.library.bundles.tree import Tree, tree_of
 from hub.library.contents import shown
 from hub.library.layout import MARGIN, Weights
 from hub.library.progress import Meter, Report
+from hub.library.views import check_complete
 from hub.library.writing import CHUNK, sync_folder, unwritable
 from hub.manifest import ModelManifest
 from hub.registry import absence
@@ -62,6 +72,8 @@ def export(
     is kept. Raises ModelRefused for models that are damaged or cannot be carried, StorageFull, and InvalidRequest."""
     if not models or len({model.id for model in models}) < len(models):
         raise InvalidRequest("A bundle needs models, each once.")
+    if target.is_dir():
+        raise InvalidRequest(f"{target.name or 'That'} is a folder: name the bundle's file, as in small.hubmodels.")
     if target.exists():
         raise InvalidRequest(f"{target.name} is there already; remove it, or choose another name.")
     key = signing.load_private(sign_with) if sign_with else None
@@ -92,6 +104,13 @@ def _tree(model: ModelManifest, weights: Weights, report: Report) -> Tree:
     tree = tree_of(model, weights, report)
     named = {path for path, place in tree.files.items() if path.endswith(".gguf")}
     check_names(tree.files, named)
+    check_complete(
+        tree.files,
+        model.pipeline.variant,
+        single=tree.places.get(("source", "file")),
+        config=tree.places.get(("pipeline", "config")),
+        replaced=replaced_in(model),
+    )
     return tree
 
 

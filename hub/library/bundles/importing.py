@@ -19,12 +19,13 @@ from msgspec import Struct
 from hub.errors import ModelRefused
 from hub.library import signing
 from hub.library.bundles.archive import Reader
-from hub.library.bundles.index import check_content
+from hub.library.bundles.index import check_content, replaced_in
 from hub.library.bundles.manifests import Shelf
 from hub.library.bundles.reading import Bundle, Opened, open_bundle
 from hub.library.contents import INDEX, shown
 from hub.library.layout import Weights
 from hub.library.progress import Meter, Note, Report
+from hub.library.views import check_complete
 from hub.library.writing import digest_of, sync_folder, unwritable
 from hub.manifest import SourceSection
 from hub.registry import ListedModel, absence
@@ -72,6 +73,7 @@ def import_bundle(
             with run.undone_if_refused():
                 run.look()
                 run.copy(opened)
+                run.check_complete()
                 run.link()
                 shelf.prepare(bundle, weights.root)
             shelf.publish()
@@ -99,7 +101,7 @@ class _Run:
     def __init__(self, bundle: Bundle, weights: Weights, known: Iterable[ListedModel], report: Report) -> None:
         self._weights, self._report = weights, report
         self._known = known
-        self._models = bundle.index.models
+        self._models, self._manifests = bundle.index.models, bundle.manifests
         self._sizes = bundle.index.blobs
         self._names: dict[str, list[str]] = {}
         """What a blob is called, in all models: each name asks for checks of its own."""
@@ -267,6 +269,18 @@ class _Run:
     def _check(self, file: Path, digest: str) -> None:
         for name in dict.fromkeys(self._names[digest]):
             check_content(file, name)
+
+    def check_complete(self) -> None:
+        """Raises ModelRefused for a model that `add` would not take: that lacks a part, or asks for other code."""
+        for model in self._models:
+            manifest = self._manifests[model.id]
+            check_complete(
+                {path: self._weights.blob(model.source.repo, digest) for path, digest in model.digests.items()},
+                manifest.pipeline.variant,
+                single=model.source.file,
+                config=manifest.pipeline.config,
+                replaced=replaced_in(manifest),
+            )
 
     def link(self) -> None:
         """Every file under its name, when what it leads to is on the disk for good."""

@@ -187,6 +187,12 @@ def _under(folder: str, name: str) -> str:
     return name if folder == "." else f"{folder}/{name}"
 
 
+def replaced_in(manifest: ModelManifest) -> set[str]:
+    """The components of which its folder need not have all: others take their places."""
+    vae = manifest.lossy.vae is not None and manifest.pipeline.config is not None  # as trees leave it out
+    return {*manifest.components, *(["vae"] if vae else [])}
+
+
 def check_content(file: Path, path: str) -> None:
     """Raises ModelRefused for a file that no model may have, by what it holds."""
     check_file(file, path)

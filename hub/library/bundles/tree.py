@@ -79,6 +79,9 @@ def tree_of(model: ModelManifest, weights: Weights, report: Report) -> Tree:
         snapshot = Path(os.path.normpath(weights.snapshot(model.source).absolute()))
         if all(Path(os.path.normpath(place)).is_relative_to(snapshot) for place in places if place is not None):
             tree = Tree(model, _kept(snapshot, report), gathered=False)
+            if model.is_single_file:
+                named = {("source", "file"): model.path, ("pipeline", "config"): model.folder}
+                tree.places = {key: Path(os.path.relpath(place, snapshot)).as_posix() for key, place in named.items()}
             for place in map(Path, model.components.values()):
                 if place.is_file():
                     tree.files[place.relative_to(snapshot).as_posix()] = place
