@@ -43,7 +43,7 @@ async def main():
     task = Task(call.order)
     task.begin(call.places, {}, end)
     while not task.ended:
-        await task.change(60)
+        await task.changed.wait()
         print(msgspec.json.encode(task.state).decode(), flush=True)
 asyncio.run(main())
 """
