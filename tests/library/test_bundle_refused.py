@@ -432,7 +432,9 @@ def test_a_bundle_whose_index_asks_for_code_is_refused(there: Machine, index: An
 def test_a_bundle_with_a_model_that_is_incomplete_is_refused(there: Machine, path: str) -> None:
     files = {name: data for name, data in WHOLE.items() if name != path}
     part = path.partition("/")[0]
-    words = "the folder scheduler is missing" if part == "scheduler" else f"{path} is missing|there are no weights in unet"
+    words = (
+        "the folder scheduler is missing" if part == "scheduler" else f"{path} is missing|there are no weights in unet"
+    )
     refused(there, good(files), f"incomplete: ({words})")
     (there.models.parent / "whole").write_bytes(good(WHOLE))
     assert there.take(there.models.parent / "whole").models == ("small",)
