@@ -606,7 +606,7 @@ def test_where_no_second_name_can_be_had_there_is_one_secret_all_the_same(
     shutil.rmtree(tmp_path)
     signature, name = save(first)
     assert read(Files(tmp_path, TTL), signature, name) == b"picture"
-    assert sorted(os.listdir(tmp_path)) == ["files", "secret"]
+    assert sorted(os.listdir(tmp_path)) == ["files", "lock", "secret"]
 
 
 DELETER = """
