@@ -14,6 +14,7 @@ from tests.api.conftest import Answer, call
 from tests.api.test_admin import draw, followed, listed, order
 from tests.conftest import Server, run_server, wait_for
 from tests.hugging_face import StandIn
+from tests.library.shelves import most_fetched
 
 REPO = "org/small"
 UNET = "unet/diffusion_pytorch_model.safetensors"
@@ -85,7 +86,7 @@ def test_a_pull_that_is_cancelled_keeps_what_has_come_and_the_next_goes_on(
         again = json.loads(call(f"{hub.url}/v1/admin/models/pull", {"repo": REPO}).body)
         assert again["id"] == started["id"], "one that is at work already is not begun twice"
         blobs = tmp_path / "cache" / "weights" / "models--org--small" / "blobs"
-        wait_for(lambda: any(file.stat().st_size >= 900_000 for file in blobs.glob("*.incomplete")))
+        wait_for(lambda: most_fetched(blobs) >= 900_000)
         ended = json.loads(call(f"{hub.url}/v1/admin/tasks/{started['id']}", method="DELETE").body)
         assert ended["status"] == "cancelled"
         assert followed(hub, started["id"])[-1]["type"] == "task.cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -73,3 +74,12 @@ def everything(folder: Path) -> list[str]:
     """All names below, but those of locks and of what hubs tell each other."""
     paths = (path for path in folder.rglob("*") if not {".locks", ".hubs"} & set(path.parts))
     return sorted(str(path.relative_to(folder)) for path in paths)
+
+
+def most_fetched(blobs: Path) -> int:
+    """Bytes of the largest file that is being fetched; such files get other names at any moment."""
+    sizes = [0]
+    for file in blobs.glob("*.incomplete"):
+        with contextlib.suppress(FileNotFoundError):
+            sizes.append(file.stat().st_size)
+    return max(sizes)

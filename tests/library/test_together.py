@@ -146,7 +146,12 @@ def test_a_folder_of_weights_that_cannot_be_written_is_told_in_words(places: Pla
 def test_only_errors_of_the_file_system_become_words() -> None:
     with pytest.raises(StorageFull, match="its disk has no room"), told("The folder"):
         raise OSError(28, "No space left on device", "/secret/place")
-    with pytest.raises(HubError, match=r"^The folder cannot be written: Permission denied\. Check the folder and its owner\.$"), told("The folder"):
+    with (
+        pytest.raises(
+            HubError, match=r"^The folder cannot be written: Permission denied\. Check the folder and its owner\.$"
+        ),
+        told("The folder"),
+    ):
         raise PermissionError(13, "Permission denied", "/secret/place")
     with pytest.raises(BrokenPipeError), told("The folder"):  # of whoever is reported to
         raise BrokenPipeError
