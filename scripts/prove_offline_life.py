@@ -178,7 +178,7 @@ class Life:
         there = {"HUB_MODELS_DIR": self._folder / "there" / "models", "HUB_CACHE_DIR": self._folder / "there" / "cache"}
         there["HUB_MODELS_DIR"].mkdir(parents=True)
         environ = {name: str(place) for name, place in there.items()}
-        self._command("models", "import", bundle, "--replace", says="builtin is ready", **environ)
+        self._command("models", "import", bundle, "--replace", says="builtin: ready", **environ)
         port = self._url.rpartition(":")[2]
         self._command("doctor", *(["--offline"] if self.offline else []), says=" 0 problems.", HUB_PORT=port)
 
