@@ -62,8 +62,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         line for line in connected if "pip wheel" in line and ("+cpu" in line) == ("+cpu" in torch.__version__)
     )
     python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    for line in (build, next(line for line in connected if line.startswith("tar "))):
-        subprocess.run(line, shell=True, cwd=here, env={**os.environ, "PATH": python}, check=True)
+    tried = {**os.environ, "PATH": python}
+    # As scripts/lib.sh does: the usual index first, for PyTorch's own may be out of reach, which pip takes minutes to say.
+    usual = build.partition(" --extra-index-url")[0]
+    if subprocess.run(usual, shell=True, cwd=here, env=tried).returncode:
+        subprocess.run(build, shell=True, cwd=here, env=tried, check=True, timeout=900)
+    carry = next(line for line in connected if line.startswith("tar "))
+    subprocess.run(carry, shell=True, cwd=here, env=tried, check=True)
     (here / "hub.tar").rename(there / "hub.tar")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
     environment |= {"PATH": python, "PIP_CONFIG_FILE": os.devnull}
