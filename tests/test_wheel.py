@@ -63,7 +63,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     python = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     tried = {**os.environ, "PATH": python}
-    # As scripts/lib.sh does: the usual index first, for PyTorch's own may be out of reach, which pip takes minutes to say.
+    # As scripts/lib.sh does: the usual index first. PyTorch's own may be out of reach, which pip takes minutes to say.
     usual = build.partition(" --extra-index-url")[0]
     if subprocess.run(usual, shell=True, cwd=here, env=tried).returncode:
         subprocess.run(build, shell=True, cwd=here, env=tried, check=True, timeout=900)
