@@ -123,7 +123,7 @@ class Hub:
             raise Offline(f"The weights of {model} are not on this machine, and the hub is offline.", param="model")
         order = Pull(repo=model)
         if (failure := self.tasks.failure(order)) is not None:
-            raise failure
+            raise failure.with_traceback(None)  # one object for many: else it would grow with each
         task = self.tasks.begin(order)
         if self.settings.auto_pull == "refuse":
             raise loading(model, task.state.progress)

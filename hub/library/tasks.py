@@ -79,7 +79,7 @@ class Task:
         while not self.ended:
             await self._changed.wait()
         if self.failure is not None:
-            raise self.failure
+            raise self.failure.with_traceback(None)
 
     def begin(
         self, places: Places, environment: Mapping[str, str], on_end: Callable[[Result | None], Awaitable[None]]
