@@ -6,6 +6,8 @@ HubError
 │   ├── UnsupportedMedia    415  unsupported_media_type
 │   └── BodyTooLarge        413  request_too_large
 ├── InvalidApiKey           401  invalid_api_key
+├── BudgetExceeded          402  budget_exceeded      what the key may spend in this month is spent, or would be
+├── RemoteNotAllowed        403  remote_not_allowed   no target is left that this key, or this id, may use
 ├── HostNotAllowed          403  host_not_allowed
 ├── FileForbidden           403  invalid_signature
 ├── ModelNotFound           404  model_not_found
@@ -18,6 +20,12 @@ HubError
 ├── QueueFull               429  queue_full               with Retry-After
 ├── GenerationFailed        500  generation_failed        the pipeline itself failed
 ├── OutOfMemory             503  out_of_memory        it does not fit into the memory there is; the words say what would
+├── ProviderError           what a remote provider did; `may_have_billed` says whether another try can cost twice
+│   ├── ProviderFailed      502  provider_failed          an error of its own, or an answer that is none
+│   ├── ProviderTimeout     504  provider_timeout
+│   ├── ProviderBusy        503  provider_busy            with Retry-After
+│   ├── ProviderKeyRefused  503  provider_key_refused     it does not take the owner's key, or that has no credit left
+│   └── ProviderUnavailable 503  provider_unavailable     it failed again and again and is left alone for now
 ├── EngineUnavailable       503  engine_unavailable       the worker died or cannot start; with Retry-After
 ├── ModelUnusable           503  model_unusable           its files are damaged or refused; trying again cannot help
 └── StorageFull             507  storage_full
@@ -108,6 +116,25 @@ class InvalidApiKey(HubError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+
+class BudgetExceeded(HubError):
+    """What the caller's key may spend in this month is spent, or would be by this request."""
+
+    status = 402
+    type = "insufficient_quota"
+    code = "budget_exceeded"
+    final = True
+
+
+class RemoteNotAllowed(HubError):
+    """No target is left that may serve this: those that could lie on other machines, and the owner has not allowed
+    this key, or this id, to leave this one."""
+
+    status = 403
+    type = "permission_error"
+    code = "remote_not_allowed"
+    final = True
 
 
 class HostNotAllowed(HubError):
@@ -275,6 +302,63 @@ class ModelUnusable(HubError):
     status = 503
     code = "model_unusable"
     final = True
+
+
+class ProviderError(HubError):
+    """A remote provider failed. Its own words are never repeated: they may hold anything.
+
+    `may_have_billed`: whether it may have made the pictures, and charge for them, although they did not come. Then
+    nothing is sent again, unless the owner allows it.
+    """
+
+    status = 502
+    code = "provider_failed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after: int | None = None,
+        may_have_billed: bool = False,
+    ) -> None:
+        super().__init__(message, param=param, code=code, retry_after=retry_after)
+        self.may_have_billed = may_have_billed
+        if may_have_billed:  # OpenAI's clients repeat a 5xx by themselves
+            self.headers["x-should-retry"] = "false"
+
+
+class ProviderFailed(ProviderError):
+    """The provider answered with an error of its own, with something that is no answer, or not to the end."""
+
+
+class ProviderTimeout(ProviderError):
+    """The provider did not answer in time."""
+
+    status = 504
+    code = "provider_timeout"
+
+
+class ProviderBusy(ProviderError):
+    """The provider has no room for this request now, or limits how many it takes."""
+
+    status = 503
+    code = "provider_busy"
+
+
+class ProviderKeyRefused(ProviderError):
+    """The provider does not take the owner's key, or there is no credit left on it."""
+
+    status = 503
+    code = "provider_key_refused"
+
+
+class ProviderUnavailable(ProviderError):
+    """The provider was not asked: there is no key for it, or it failed again and again and is left alone for now."""
+
+    status = 503
+    code = "provider_unavailable"
 
 
 class StorageFull(HubError):

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from hub import providers
 from hub.engine.supervisor import Engine
 from hub.errors import ConfigurationError, ModelLoading, ModelNotFound, ModelUnusable, Offline
 from hub.files import Files
@@ -22,12 +23,14 @@ from hub.library.places import Marks, Places
 from hub.library.progress import Progress
 from hub.library.tasks import Tasks
 from hub.loras import Loras
-from hub.manifest import ModelManifest
+from hub.manifest import ModelManifest, RemoteManifest
 from hub.neighbours import Neighbours
 from hub.offline import QUIET, forbid, is_here, variables
-from hub.providers import Provider
 from hub.providers.local import LocalProvider
 from hub.registry import LiveRegistry, Registry, absence
+from hub.remote.credentials import open_credentials
+from hub.remote.provider import RemoteProvider
+from hub.remote.transport import Transport
 from hub.routing import route
 from hub.settings import Settings
 from hub.store import Store
@@ -47,17 +50,19 @@ class Hub:
             _check_neighbours(settings)
             forbid()
         self.settings = settings
-        self._registry = LiveRegistry(lambda: settings.models_dirs, settings.aliases, settings.weights_folder)
+        self._registry = LiveRegistry(
+            lambda: settings.models_dirs, settings.aliases, settings.weights_folder, settings.remote_models
+        )
         try:
             self.registry.get(settings.default_model)
         except ModelNotFound as error:
             raise ConfigurationError(f"default_model: {error.message}") from None
         self.loras = Loras(settings.loras_folder, must_be=settings.loras_dir is not None)
         self.files = Files(settings.cache_dir, settings.file_ttl)
-        for listed in self.registry:
-            if not listed.is_alias and (missing := absence(listed.manifest)):
-                log.error("%s cannot be used until this is mended: %s", listed.id, missing)
-        models = [listed.manifest for listed in self.registry if not listed.is_alias]
+        models = self.registry.local
+        for model in models:
+            if missing := absence(model):
+                log.error("%s cannot be used until this is mended: %s", model.id, missing)
         pins = {model.id: model.device for model in models if model.device}
         self.neighbours = Neighbours(settings.neighbours)
         told = (self.neighbours.make_room, self.neighbours.let_back) if settings.neighbours else (None, None)
@@ -70,7 +75,9 @@ class Hub:
         self.tasks = Tasks(self.places, variables(offline=settings.offline), self._on_order)
         self._marks = Marks(settings.cache_dir)
         self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
-        self._providers: dict[str, Provider] = {"local": self._local}
+        self._transport = Transport(offline=settings.offline)
+        credentials = open_credentials(settings.credentials, providers.key_variables())
+        self._remote = RemoteProvider(providers.adapter, self._transport, credentials)
 
     @property
     def registry(self) -> Registry:
@@ -81,10 +88,13 @@ class Hub:
         """Makes the pictures with the first target of the model's route. Raises HubError."""
         chosen = route(model, self.registry)
         target = chosen.targets[0]
-        manifest = await self._present(target.manifest)
-        self._marks.mark(manifest.id)
-        log.info("%s: %d of %s (%s)", request.label or "request", request.n, manifest.id, chosen.reason)
-        result = await self._providers[target.provider].generate(manifest, request, on_event)
+        log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
+        if isinstance(target.manifest, RemoteManifest):
+            result = await self._remote.generate(target.manifest, request, on_event)
+        else:
+            manifest = await self._present(target.manifest)
+            self._marks.mark(manifest.id)
+            result = await self._local.generate(manifest, request, on_event)
         if result.usage is None:
             usage = count_usage(request.prompt, result.sources, result.size, len(result.images))
             result = msgspec.structs.replace(result, usage=usage)
@@ -93,7 +103,7 @@ class Hub:
     async def load(self, model: str, *, pinned: bool | None = None) -> None:
         """Has a model in memory before it is asked for. `pinned`: whether it stays there; None leaves that as it is.
         Raises HubError."""
-        manifest = await self._present(self.registry.get(model).manifest)
+        manifest = await self._present(self.registry.get(model).local)
         await self._local.load(manifest, pinned=pinned)
 
     async def _present(self, manifest: ModelManifest) -> ModelManifest:
@@ -106,7 +116,7 @@ class Hub:
             return manifest
         if self.settings.auto_pull != "off" and manifest.source is not None and manifest.source.kind == "huggingface":
             await self._fetch(manifest.id)
-            manifest = self.registry.get(manifest.id).manifest
+            manifest = self.registry.get(manifest.id).local
             missing = absence(manifest)
         if missing is not None:
             log.error("%s cannot be used: %s", manifest.id, missing)
@@ -138,7 +148,7 @@ class Hub:
     async def unload(self, model: str | None) -> tuple[list[str], list[str]]:
         """Gives back the memory of a model, or of all; returns the ids of those that are gone, and of those that still
         have work and go when it is done. Raises ModelNotFound."""
-        return await self.engine.unload(None if model is None else [self.registry.get(model).manifest.id])
+        return await self.engine.unload(None if model is None else [self.registry.get(model).local.id])
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -146,6 +156,7 @@ class Hub:
         async with (
             self.store.running(msgspec.json.encode(RESTARTED)),
             self.files.sweeping(),
+            self._transport.running(),
             self.neighbours.running(),
             self.engine.running(),
             self.jobs.running(),

@@ -9,12 +9,13 @@ import datetime as dt
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct, field
 
 from hub.imaging.geometry import NativeShapes
-from hub.types import Effort, Size, Style, Task
+from hub.types import Effort, OutputFormat, Size, Style, Task
 
 # A `$` of Python's alone would let a line's end pass.
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,127}$(?!\n)"
@@ -141,8 +142,57 @@ class LossySection(Struct, forbid_unknown_fields=True, kw_only=True):
         return "; ".join(filter(None, said))
 
 
-class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
-    """One model: what it is, where its weights lie, what it can do and what it does by default.
+class Listing(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What every id that answers requests tells of itself."""
+
+    id: ModelId
+    name: str
+    description: str
+    license: str = ""
+    owned_by: str = "local"
+    created: dt.date = dt.date(2026, 1, 1)
+    aliases: list[ModelId] = field(default_factory=list)
+
+    @property
+    def created_at(self) -> int:
+        """Unix seconds, as OpenAI's model objects want it."""
+        return int(dt.datetime.combine(self.created, dt.time(), dt.UTC).timestamp())
+
+
+Usd = Annotated[float, Meta(ge=0, le=1_000_000)]
+PRICE_KEY_PATTERN = r"^(low|medium|high|\*)/([1-9][0-9]{0,4}x[1-9][0-9]{0,4}|\*)$(?!\n)"
+PriceKey = Annotated[str, Meta(pattern=PRICE_KEY_PATTERN)]
+
+
+class TokenPrices(Struct, forbid_unknown_fields=True, kw_only=True):
+    """US dollars for a million tokens: of text, of source pictures, and of pictures that were made. `output_tokens`:
+    how many a picture takes, by quality and size as in `PricesSection.images`, to reckon with beforehand."""
+
+    text: Usd = 0.0
+    image: Usd = 0.0
+    output: Usd = 0.0
+    output_tokens: dict[PriceKey, Annotated[int, Meta(ge=0, le=10_000_000)]] = field(default_factory=dict)
+
+
+class PricesSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a model costs, in US dollars; what is given adds up. `images`: a picture, by `quality/size`, where either
+    may be `*`; the most exact key counts. `megapixel`: 1,048,576 pixels made. `tokens`: where the provider meters
+    them. `second`: of a local device. `as_of`: the day on which the table was right."""
+
+    images: dict[PriceKey, Usd] = field(default_factory=dict)
+    megapixel: Usd = 0.0
+    tokens: TokenPrices | None = None
+    second: Usd = 0.0
+    as_of: dt.date | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing in it says that anything costs."""
+        return not (self.images or self.megapixel or self.tokens or self.second)
+
+
+class ModelManifest(Listing, kw_only=True):
+    """One model on this machine: what it is, where its weights lie, what it can do and what it does by default.
 
     `path` is the diffusers folder, or one safetensors file with all of the model, relative to the manifest; or else
     `source` says where the weights came from, and they, and other relative places, are found in that folder. Of its
@@ -152,9 +202,6 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     which it is unloaded; -1 is never, None as the settings say.
     """
 
-    id: ModelId
-    name: str
-    description: str
     license: str
     provider: Literal["local"] = "local"
     path: str = ""
@@ -162,9 +209,6 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     tasks: Annotated[list[Task], Meta(min_length=1)]
     size: SizeSection
     defaults: DefaultsSection
-    owned_by: str = "local"
-    created: dt.date = dt.date(2026, 1, 1)
-    aliases: list[ModelId] = field(default_factory=list)
     max_inference_steps: Annotated[int, Meta(ge=1, le=1000)] = 150
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     device: Annotated[str, Meta(pattern=DEVICE_PATTERN)] | None = None
@@ -175,6 +219,7 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
     style: dict[Style, str] = field(default_factory=dict)
     sha256: dict[str, Sha256] = field(default_factory=dict)
     components: dict[ComponentName, str] = field(default_factory=dict)
+    prices: PricesSection = field(default_factory=PricesSection)
 
     def __post_init__(self) -> None:
         if bool(self.path) == (self.source is not None):
@@ -214,16 +259,139 @@ class ModelManifest(Struct, forbid_unknown_fields=True, kw_only=True):
         files = [f"{name} comes from a GGUF file" for name in self.quantized_components]
         return "; ".join(filter(None, [self.lossy.words, *files]))
 
-    @property
-    def created_at(self) -> int:
-        """Unix seconds, as OpenAI's model objects want it."""
-        return int(dt.datetime.combine(self.created, dt.time(), dt.UTC).timestamp())
+
+PROVIDER_PATTERN = r"^[a-z][a-z0-9_]{0,31}$(?!\n)"
+CREDENTIALS_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$(?!\n)"
+ProviderName = Annotated[str, Meta(pattern=PROVIDER_PATTERN)]
+CredentialsName = Annotated[str, Meta(pattern=CREDENTIALS_PATTERN)]
+
+
+class ShapesSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Which sizes a remote model takes where it is not a short list: sides in pixels, the number that divides them, the
+    longer side divided by the shorter, and the pixels in all."""
+
+    multiple: Annotated[int, Meta(ge=1, le=256)] = 1
+    min: Annotated[int, Meta(ge=1, le=16_384)] = 64
+    max: Annotated[int, Meta(ge=1, le=16_384)] = 4096
+    max_ratio: Annotated[float, Meta(ge=1, le=100)] | None = None
+    min_pixels: Annotated[int, Meta(ge=1)] | None = None
+    max_pixels: Annotated[int, Meta(ge=1)] | None = None
+
+
+class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """Where a remote model is, and what it can do.
+
+    `model`: the provider's name for it. `base_url`: where it is asked, if not at the provider's own address.
+    `credentials`: the name of the keys to use; those of the provider's name, unless there is a `base_url`, which gets
+    no key that is not named here. `timeout`: seconds for one whole answer. `max_n`: pictures in one call; more are had
+    by several. `max_images`: source pictures. `sizes` or `shapes`: what it draws; without both, the provider's rules.
+    `aspect_ratios`: as `W:H`, where the provider takes these instead. `formats`: the files it can make. `leaves`:
+    whether a request to it leaves this machine; else it does unless its address is loopback. `honours`: parameters
+    that it takes beside those that every such server does (openai_compatible). `options`: further fields
+    of each request's body, as the provider documents them.
+    """
+
+    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    base_url: str | None = None
+    credentials: CredentialsName | None = None
+    timeout: Annotated[int, Meta(ge=1, le=3600)] = 180
+    max_n: Annotated[int, Meta(ge=1, le=10)] = 1
+    max_images: Annotated[int, Meta(ge=1, le=16)] = 1
+    sizes: list[SizeText] = field(default_factory=list)
+    shapes: ShapesSection | None = None
+    aspect_ratios: list[Annotated[str, Meta(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$(?!\n)")]] = field(default_factory=list)
+    formats: list[OutputFormat] = field(default_factory=list)
+    leaves: bool | None = None
+    honours: list[Annotated[str, Meta(pattern=r"^[a-z_]{1,32}$(?!\n)")]] = field(default_factory=list)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+class RemoteDefaults(Struct, forbid_unknown_fields=True, kw_only=True):
+    """What a request that says nothing gets. Without a size, the provider chooses."""
+
+    size: SizeText | None = None
+    quality: Effort | None = None
+    response_format: Literal["url", "b64_json"] | None = None
+
+
+class RemoteManifest(Listing, kw_only=True):
+    """One model of a remote provider. `provider` is a file of hub/providers; docs/providers.md has a table of them."""
+
+    provider: ProviderName
+    tasks: Annotated[list[Task], Meta(min_length=1)]
+    remote: RemoteSection
+    defaults: RemoteDefaults = field(default_factory=RemoteDefaults)
+    prices: PricesSection = field(default_factory=PricesSection)
+
+    def __post_init__(self) -> None:
+        if self.provider == "local":
+            raise ValueError("a manifest of a local model has no `remote`")
+        if self.remote.base_url is not None:
+            self.remote.base_url = _base_url(self.remote.base_url)
+        elif self.provider == "openai_compatible":
+            raise ValueError("remote.base_url is missing: openai_compatible has no address of its own")
+
+
+class TargetSection(Struct, forbid_unknown_fields=True, kw_only=True):
+    """One model that may serve a route's id, and when: only `tasks` of these kinds, only callers with these `keys`,
+    only requests of at most `max_pixels` a picture, and only while at most `max_waiting` requests wait on this hub."""
+
+    model: ModelId
+    tasks: list[Task] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    max_pixels: Annotated[int, Meta(ge=1)] | None = None
+    max_waiting: Annotated[int, Meta(ge=0)] | None = None
+
+
+Order = Literal["local-first", "listed", "cheapest"]
+
+
+class RouteManifest(Listing, kw_only=True):
+    """An id that several models may serve. `targets` are tried in their `order`: `local-first` (those of this machine
+    before the others, else as listed), `listed`, or `cheapest` (by what the request would cost). With `remote` false
+    nothing of it ever leaves this machine. `retry_billed`: whether another target, or another try, may be paid for
+    after one that may have been. `deadline`: seconds for all tries together."""
+
+    targets: Annotated[list[TargetSection], Meta(min_length=1, max_length=32)]
+    order: Order = "local-first"
+    remote: bool = True
+    retry_billed: bool = False
+    deadline: Annotated[int, Meta(ge=1, le=24 * 3600)] = 600
+    response_format: Literal["url", "b64_json"] | None = None
+
+
+AnyManifest = ModelManifest | RemoteManifest | RouteManifest
+
+
+def kind_of(values: dict[str, Any]) -> type[AnyManifest]:
+    """Which kind of manifest a TOML document is."""
+    if "targets" in values:
+        return RouteManifest
+    return ModelManifest if values.get("provider", "local") == "local" else RemoteManifest
+
+
+def _base_url(url: str) -> str:
+    """An http(s) URL without a user, a query or a closing slash; raises ValueError."""
+    wrong = f"remote.base_url: {'it' if '@' in url else repr(url)} is no http(s) URL of a host, such as https://api.example.com/v1"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError(wrong) from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ValueError(wrong)
+    if parts.username is not None or parts.query or parts.fragment or not url.isascii() or not url.isprintable():
+        raise ValueError(wrong)
+    return url.rstrip("/")
 
 
 def manifest_schema() -> dict[str, Any]:
     """A JSON Schema of manifests, for editors: docs/manifest.schema.json. What no schema says (which fields do not go
     together) the hub checks when it reads them."""
-    schema = _flowing(msgspec.json.schema(ModelManifest))
+    schemas, components = msgspec.json.schema_components(
+        [ModelManifest, RemoteManifest, RouteManifest], ref_template="#/$defs/{name}"
+    )
+    schema = _flowing({"anyOf": list(schemas), "$defs": components})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A model of the hub", **schema}
 
 

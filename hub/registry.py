@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import fnmatch
 import functools
 import hashlib
 import json
@@ -16,16 +17,27 @@ import os
 import re
 import threading
 import tomllib
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
 from hub import __version__
-from hub.errors import ConfigurationError, ModelNotFound
-from hub.manifest import COMPONENT_FILES, ID_PATTERN, ModelId, ModelManifest
+from hub.errors import ConfigurationError, InvalidRequest, ModelNotFound
+from hub.manifest import (
+    COMPONENT_FILES,
+    ID_PATTERN,
+    AnyManifest,
+    ModelId,
+    ModelManifest,
+    RouteManifest,
+    TargetSection,
+    kind_of,
+)
+from hub.types import Task
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +49,7 @@ class ListedModel(Struct, frozen=True):
     """An id that answers requests: a model's own, or an alias of it."""
 
     id: str
-    manifest: ModelManifest
+    manifest: AnyManifest
     revision: str
     """Another one after a start with another manifest, other weights or another hub: it may draw other pictures."""
 
@@ -46,18 +58,33 @@ class ListedModel(Struct, frozen=True):
         """Whether the id is another name of the manifest's model."""
         return self.id != self.manifest.id
 
+    @property
+    def response_format(self) -> Literal["url", "b64_json"] | None:
+        """What an answer of it holds where the request does not say; None where nobody says."""
+        found = self.manifest
+        return found.response_format if isinstance(found, RouteManifest) else found.defaults.response_format
 
-def read_manifest(source: Path, weights_dir: Path | None = None) -> ModelManifest:
+    @property
+    def local(self) -> ModelManifest:
+        """The manifest of a model whose weights are for this machine; raises InvalidRequest for any other."""
+        if isinstance(self.manifest, ModelManifest):
+            return self.manifest
+        kind = "names other models" if isinstance(self.manifest, RouteManifest) else "is a remote provider's"
+        raise InvalidRequest(f"'{self.id}' {kind}: there are no weights of it on this machine.", param="model")
+
+
+def read_manifest(source: Path, weights_dir: Path | None = None) -> AnyManifest:
     """Reads one manifest and makes its paths absolute; raises ConfigurationError that names the file and the field.
 
     Whether the weights are there, `absence` tells: a disk that is not mounted is no reason not to start.
     """
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
-        manifest = msgspec.convert(values, ModelManifest)
+        manifest: AnyManifest = msgspec.convert(values, kind_of(values))
     except (OSError, ValueError, msgspec.ValidationError) as error:
         raise ConfigurationError(f"{source}: {error}") from None
-    _place(source, manifest, weights_dir or Path("weights"))
+    if isinstance(manifest, ModelManifest):
+        _place(source, manifest, weights_dir or Path("weights"))
     return manifest
 
 
@@ -135,12 +162,14 @@ def _class_in(folder: Path) -> object:
         return None
 
 
-def revision_of(source: Path, manifest: ModelManifest) -> str:
+def revision_of(source: Path, manifest: AnyManifest) -> str:
     """A digest of the manifest's bytes, the names, sizes and times of all files of the model's folders, and what draws
     with them. Cheap: the weights themselves are not read."""
     digest = hashlib.sha256(drawn_by().encode())
     with contextlib.suppress(FileNotFoundError):  # removed just now: the next look will tell
         digest.update(source.read_bytes())
+    if not isinstance(manifest, ModelManifest):
+        return digest.hexdigest()
     further = (manifest.pipeline.config, manifest.lossy.vae, *manifest.components.values())
     for place in filter(None, (manifest.path, *further)):
         for line in _files_of(Path(place)):
@@ -189,7 +218,7 @@ class Registry:
     """All models by id and alias. Immutable after `open_registry`."""
 
     def __init__(
-        self, manifests: Mapping[str, ModelManifest], aliases: Mapping[str, str], revisions: Mapping[str, str]
+        self, manifests: Mapping[str, AnyManifest], aliases: Mapping[str, str], revisions: Mapping[str, str]
     ) -> None:
         """`revisions`: by the manifests' ids."""
         self._manifests = dict(manifests)
@@ -199,6 +228,20 @@ class Registry:
     def __iter__(self) -> Iterator[ListedModel]:
         for name in (*self._manifests, *self._aliases):
             yield self._listed(name, self._aliases.get(name, name))
+
+    def tasks_of(self, listed: ListedModel) -> list[Task]:
+        """What an id can be asked for: of a route, whatever one of its targets can do."""
+        found = listed.manifest
+        if not isinstance(found, RouteManifest):
+            return found.tasks
+        behind = [self._manifests.get(self._aliases.get(each.model, each.model)) for each in found.targets]
+        tasks = (task for each in behind if each and not isinstance(each, RouteManifest) for task in each.tasks)
+        return list(dict.fromkeys(tasks))
+
+    @property
+    def local(self) -> list[ModelManifest]:
+        """The models whose weights are for this machine, each once."""
+        return [manifest for manifest in self._manifests.values() if isinstance(manifest, ModelManifest)]
 
     def _listed(self, name: str, target: str) -> ListedModel:
         return ListedModel(name, self._manifests[target], self._revisions[target])
@@ -237,55 +280,121 @@ def read_aliases(folder: Path) -> dict[str, str]:
         raise ConfigurationError(f"{source}: {error}") from None
 
 
+Aliases = Mapping[str, str | list[str]]
+"""The owner's: an alias and the model's id, or the ids of several, of which a route is made."""
+
+REMOTE = "remote"
+"""In a folder of manifests: ready-made ones of remote models, of which those count that the owner has chosen."""
+
+
 def open_registry(
-    folders: Sequence[Path], owner_aliases: Mapping[str, str], weights_dir: Path | None = None
+    folders: Sequence[Path],
+    owner_aliases: Aliases,
+    weights_dir: Path | None = None,
+    remote_models: Sequence[str] = (),
 ) -> Registry:
     """Reads every manifest of the folders; of two with one id, the later folder's counts.
 
     `owner_aliases` (hub.toml) win over those in a folder's aliases.toml, and these over the manifests' own. Two
     manifests that claim one alias are an error unless they lie in different folders (the later counts) or one of the
-    two decides. `weights_dir`: where what was pulled or imported lies. Raises ConfigurationError.
+    two decides. `weights_dir`: where what was pulled or imported lies. `remote_models`: ids, or patterns such as
+    `openai/*`, of the ready-made manifests that are wanted. Raises ConfigurationError.
     """
-    manifests: dict[str, ModelManifest] = {}
+    manifests: dict[str, AnyManifest] = {}
     sources: dict[str, Path] = {}
     aliases: dict[str, str] = {}
     chosen: dict[str, str] = {}
+    unused = set(remote_models)
     for folder in folders:
         if not folder.is_dir():
             raise ConfigurationError(f"models_dir: {folder} is not a folder")
-        claimed: dict[str, Path] = {}
         own = read_aliases(folder)
-        for source in manifests_in(folder):
-            try:
-                manifest = read_manifest(source, weights_dir)
-            except ConfigurationError:
-                if not source.exists():  # it was removed since the folder was read
-                    continue
-                raise
-            for name in (manifest.id, *manifest.aliases):
-                if name in claimed and name not in owner_aliases and name not in own:
-                    raise ConfigurationError(
-                        f"{source}: '{name}' is claimed by {claimed[name].name} too. "
-                        f'Remove it from one, or decide with `"{name}" = "MODEL"` under [aliases] in hub.toml.'
-                    )
-                claimed[name] = source
+        claimed = _Claims({*owner_aliases, *own})
+        for source, manifest in _read_all(folder, weights_dir, remote_models):
+            claimed.add(source, manifest)
+            unused -= {pattern for pattern in unused if fnmatch.fnmatchcase(manifest.id, pattern)}
             manifests[manifest.id], sources[manifest.id] = manifest, source
             aliases |= dict.fromkeys(manifest.aliases, manifest.id)
         chosen |= own
     if not manifests:
         raise ConfigurationError(f"no model manifest (*.toml) in {', '.join(map(str, folders))}")
-    for alias, target in owner_aliases.items():
-        if not re.fullmatch(ID_PATTERN, alias) or alias in manifests:
-            why = "is a model's own id" if alias in manifests else "is not a possible model id"
+    if unused:
+        raise ConfigurationError(
+            f"remote_models: there is no ready-made model '{min(unused)}'; docs/providers.md has a list."
+        )
+    revisions = {name: revision_of(source, manifests[name]) for name, source in sources.items()}
+    for alias, wanted in owner_aliases.items():
+        if not re.fullmatch(ID_PATTERN, alias) or alias in sources:
+            why = "is a model's own id" if alias in sources else "is not a possible model id"
             raise ConfigurationError(f"aliases.{alias}: {why}")
-        if target not in manifests:
-            raise ConfigurationError(f"aliases.{alias}: there is no model '{target}' (models: {', '.join(manifests)})")
+        for target in [wanted] if isinstance(wanted, str) else wanted or [""]:
+            if target not in sources:
+                raise ConfigurationError(
+                    f"aliases.{alias}: there is no model '{target}' (models: {', '.join(sources)})"
+                )
+        if not isinstance(wanted, str):
+            manifests[alias] = _route_of(alias, wanted)
+            revisions[alias] = " ".join(revisions[target] for target in wanted)
     # One of aliases.toml may outlive its model: that is no reason not to start.
     aliases |= {alias: target for alias, target in chosen.items() if target in manifests}
-    aliases |= owner_aliases
+    aliases |= {alias: target for alias, target in owner_aliases.items() if isinstance(target, str)}
     aliases = {alias: target for alias, target in aliases.items() if alias not in manifests}
-    revisions = {name: revision_of(source, manifests[name]) for name, source in sources.items()}
     return Registry(manifests, aliases, revisions)
+
+
+def _read_all(
+    folder: Path, weights_dir: Path | None, remote_models: Sequence[str]
+) -> Iterator[tuple[Path, AnyManifest]]:
+    """A folder's manifests, and those of its ready-made ones that are wanted."""
+    ready_made = sorted((folder / REMOTE).glob("*.toml")) if remote_models else []
+    for source in (*manifests_in(folder), *ready_made):
+        try:
+            manifest = read_manifest(source, weights_dir)
+        except ConfigurationError:
+            if not source.exists():  # it was removed since the folder was read
+                continue
+            raise
+        if source.parent == folder or any(fnmatch.fnmatchcase(manifest.id, each) for each in remote_models):
+            yield source, manifest
+
+
+class _Claims:
+    """Who claims which id in one folder."""
+
+    def __init__(self, decided: Collection[str]) -> None:
+        """decided: ids of which the owner has said what they mean."""
+        self._decided = decided
+        self._by: dict[str, Path] = {}
+        self._routes: dict[str, Path] = {}
+
+    def add(self, source: Path, manifest: AnyManifest) -> None:
+        """Raises ConfigurationError where another manifest claims the same. A route's own id takes it from other
+        manifests' aliases: that is what it was made for."""
+        by, names = self._by, manifest.aliases
+        if isinstance(manifest, RouteManifest):
+            self._check(source, manifest.id, self._routes)
+        else:
+            names = [manifest.id, *names]
+        for name in names:
+            self._check(source, name, by)
+
+    def _check(self, source: Path, name: str, by: dict[str, Path]) -> None:
+        if name in by and name not in self._decided:
+            raise ConfigurationError(
+                f"{source}: '{name}' is claimed by {by[name].name} too. "
+                f'Remove it from one, or decide with `"{name}" = "MODEL"` under [aliases] in hub.toml.'
+            )
+        by[name] = source
+
+
+def _route_of(alias: str, models: Sequence[str]) -> RouteManifest:
+    """The route that an alias of several models is."""
+    return RouteManifest(
+        id=alias,
+        name=alias,
+        description=f"Served by {', '.join(models)}.",
+        targets=[TargetSection(model=model) for model in models],
+    )
 
 
 class LiveRegistry:
@@ -297,12 +406,14 @@ class LiveRegistry:
     def __init__(
         self,
         folders: Callable[[], Sequence[Path]],
-        owner_aliases: Mapping[str, str],
+        owner_aliases: Aliases,
         weights_dir: Path | None = None,
+        remote_models: Sequence[str] = (),
     ) -> None:
         """folders: asked at each look, for the owner's may be made later. Raises ConfigurationError; later, what is
         wrong is logged, and what was read before stays."""
         self._folders, self._aliases, self._weights_dir = folders, owner_aliases, weights_dir
+        self._remote_models = remote_models
         self._looking = threading.Lock()
         self.current = self._open()
         """For one request: the next one may get another."""
@@ -346,7 +457,7 @@ class LiveRegistry:
         self._seen = seen
 
     def _open(self) -> Registry:
-        return open_registry(self._folders(), self._aliases, self._weights_dir)
+        return open_registry(self._folders(), self._aliases, self._weights_dir, self._remote_models)
 
     def _look(self) -> list[str]:
         """Of each manifest name, size and time; and whether its weights are there, which decides what it draws."""
@@ -358,4 +469,4 @@ class LiveRegistry:
                     for entry in os.scandir(folder)
                     if entry.name.endswith(".toml") and (status := entry.stat())
                 )
-        return lines + [f"{listed.id}\t{absence(listed.manifest)}" for listed in self.current]
+        return lines + [f"{manifest.id}\t{absence(manifest)}" for manifest in self.current.local]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from msgspec import Struct
 
-from hub.manifest import ModelManifest
+from hub.manifest import ModelManifest, RemoteManifest, RouteManifest
 from hub.registry import Registry
 
 
 class Target(Struct, frozen=True):
-    """One place that can serve the model: a provider's name, and the manifest that it gets."""
+    """One place that can serve the model."""
 
-    provider: str
-    manifest: ModelManifest
+    manifest: ModelManifest | RemoteManifest
 
 
 class Route(Struct, frozen=True):
@@ -27,4 +26,6 @@ def route(model: str, registry: Registry) -> Route:
     listed = registry.get(model)
     manifest = listed.manifest
     reason = f"'{model}' is an alias of '{manifest.id}'" if listed.is_alias else f"'{model}' is a model of this hub"
-    return Route((Target(manifest.provider, manifest),), reason)
+    if isinstance(manifest, RouteManifest):
+        raise NotImplementedError
+    return Route((Target(manifest),), reason)

@@ -36,7 +36,10 @@ log = logging.getLogger(__name__)
 NOT_SETTINGS = {"HUB_CONFIG", "HUB_PYTHON", "HUB_API_KEY", "HUB_SIGNING_PASSPHRASE"}
 """Variables for the command line and for scripts/."""
 
-OPTIONAL_PLACES = ("models_dir", "loras_dir", "weights_dir", "bundles_dir", "bundle_signers")
+EVERYBODY = "*"
+"""In `remote_keys` and `budgets`: every key that is not named, and whoever calls a hub without keys."""
+
+OPTIONAL_PLACES = ("models_dir", "loras_dir", "weights_dir", "bundles_dir", "bundle_signers", "credentials")
 
 PositiveInt = Annotated[int, Meta(ge=1)]
 _DEVICE = r"(cpu|mps|cuda(:(0|[1-9][0-9]?))?)"
@@ -70,7 +73,11 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     offline: bool = False
     auto_pull: Literal["off", "refuse", "wait"] = "off"
     default_model: str = "dall-e-2"
-    aliases: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, str | list[str]] = field(default_factory=dict)
+    remote_models: list[str] = field(default_factory=list)
+    remote_keys: list[str] = field(default_factory=list)
+    credentials: Path | None = None
+    budgets: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=dict)
     models_dir: Path | None = None
     loras_dir: Path | None = None
     weights_dir: Path | None = None
@@ -119,8 +126,24 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
         for name in OPTIONAL_PLACES:
             if (folder := getattr(self, name)) is not None:
                 setattr(self, name, _absolute(name, folder))
-        if unknown := set(self.admin_keys) - set(self.api_keys):
-            raise ValueError(f"admin_keys: there is no key '{min(unknown)}' among api_keys")
+        self._check_key_names()
+
+    def _check_key_names(self) -> None:
+        for name, named in (
+            ("admin_keys", set(self.admin_keys)),
+            ("remote_keys", set(self.remote_keys) - {EVERYBODY}),
+            ("budgets", set(self.budgets) - {EVERYBODY}),
+        ):
+            if unknown := named - set(self.api_keys):
+                raise ValueError(f"{name}: there is no key '{min(unknown)}' among api_keys")
+
+    def may_leave(self, owner: str) -> bool:
+        """Whether requests of this key ("" on a hub without keys) may be served by other machines."""
+        return owner in self.remote_keys or EVERYBODY in self.remote_keys
+
+    def budget_of(self, owner: str) -> float | None:
+        """What this key may spend in a calendar month (UTC), in US dollars; None where nothing limits it."""
+        return self.budgets.get(owner, self.budgets.get(EVERYBODY))
 
     @property
     def loopback(self) -> bool:
@@ -326,6 +349,8 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             if any(not colon for _, colon, _ in pairs):
                 raise ConfigurationError(f"{variable}: write it as name:value,name:value")
             values[info.name] = {name.strip(): value.strip() for name, _, value in pairs}
+            if info.name == "budgets":
+                _check(info.name, values[info.name], variable, strict=False)
         elif kind is list:
             values[info.name] = [item.strip() for item in text.split(",") if item.strip()]
         else:

@@ -12,6 +12,7 @@ OutputFormat = Literal["png", "jpeg", "webp"]
 Quality = Literal["auto", "low", "medium", "high", "standard", "hd", "xhigh", "max"]
 Effort = Literal["low", "medium", "high"]
 Style = Literal["vivid", "natural"]
+Background = Literal["auto", "opaque", "transparent"]
 
 MAX_SEED = 2**63 - 1
 MAX_LORAS = 8
@@ -39,16 +40,20 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
 
     `images` are the source pictures of an edit, as encoded files (PNG, JPEG or WebP bytes), and `mask`, another such
     file, says which part of the first one may change (docs/masks.md). A `variation` has a source and no prompt.
-    `size` None means that the model chooses. `seed` None means a fresh random one. `output_compression` is the
+    `size` None means that the model chooses; `default_size` is what the documentation promises for a request without
+    one, to which a local model keeps. `seed` None means a fresh random one. `output_compression` is the
     quality of jpeg and webp, 0 to 100. `partial_images`: how many previews of each picture are wanted while it is
     made. `scheduler` is a noise scheduler's class name; None is the model's own. `lora_identities` are those of the
-    files of `loras` when the caller looked; without them, the files count that are there now. `owner` is the name of
-    the caller's key, "" without one: requests of several take turns. `label` names the request in logs.
+    files of `loras` when the caller looked; without them, the files count that are there now. `background`,
+    `moderation` and `input_fidelity` are OpenAI's, `user` and `safety_identifier` name the end user to those remote
+    providers that ask for it. `owner` is the name of the caller's key, "" without one: requests of several take turns.
+    `label` names the request in logs.
     """
 
     prompt: str
     n: int = 1
     size: Size | None = None
+    default_size: Size | None = None
     images: tuple[bytes, ...] = ()
     mask: bytes | None = None
     variation: bool = False
@@ -65,9 +70,21 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
     output_format: OutputFormat = "png"
     output_compression: int = 100
     partial_images: int = 0
+    background: Background | None = None
+    moderation: Literal["auto", "low"] | None = None
+    input_fidelity: Literal["high", "low"] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
     strict: bool = False
     owner: str = ""
     label: str = ""
+
+    @property
+    def task(self) -> Task:
+        """What kind of work it asks for, by what came with it."""
+        if self.mask is not None:
+            return "inpainting"
+        return "image-to-image" if self.images else "text-to-image"
 
 
 class Usage(Struct, frozen=True, kw_only=True):
@@ -79,17 +96,31 @@ class Usage(Struct, frozen=True, kw_only=True):
 
 
 class ImageResult(Struct, frozen=True, kw_only=True):
-    """Finished pictures (encoded files in the format asked for), the seed of the first (picture k used seed + k), the
-    size and quality that they have, the sizes of the source pictures and the mask, and what was not honoured. `usage`
-    is what a provider has metered; None where it does not meter."""
+    """Finished pictures and all that is told of them.
+
+    `images` are encoded files, each of `output_format` (None: as asked). `seed` is that of the first one (picture k
+    used seed + k), None where a remote provider tells none. `sources` are the sizes of the source pictures and the
+    mask. `warnings`: what was not honoured. `usage` is what a provider has metered; None where it does not meter.
+    `encoded`: the same files in base64, where a provider sent them so and nothing was changed: they are passed on as
+    they came. `revised_prompts`: of each picture, what the provider made of the prompt. `target` is the id of the model
+    that has drawn. `cost` is in US dollars, None where nothing tells it; `device_seconds` is what a local device has
+    worked.
+    """
 
     images: tuple[bytes, ...]
-    seed: int
+    seed: int | None
     size: Size
     quality: Effort
+    output_format: OutputFormat | None = None
+    background: Background = "opaque"
     sources: tuple[Size, ...] = ()
     warnings: tuple[str, ...] = ()
     usage: Usage | None = None
+    encoded: tuple[bytes, ...] = ()
+    revised_prompts: tuple[str, ...] = ()
+    target: str = ""
+    cost: float | None = None
+    device_seconds: float = 0.0
 
 
 class Accepted(Struct, frozen=True, kw_only=True):
@@ -99,6 +130,7 @@ class Accepted(Struct, frozen=True, kw_only=True):
     size: Size
     quality: Effort
     output_format: OutputFormat
+    background: Background = "opaque"
 
 
 class Progress(Struct, frozen=True, kw_only=True):

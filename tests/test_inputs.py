@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from hub.errors import InvalidRequest
 from hub.files import Files
-from hub.inputs import InputImages, is_public
+from hub.fetching import is_public
+from hub.inputs import InputImages
 
 PICTURE = bytes(range(256)) * 4
 OWN = "http://127.0.0.1:8000"
@@ -296,7 +297,7 @@ def test_a_port_where_nothing_listens_is_a_clear_error(files: Files, site: Calla
 
 def test_a_slow_host_is_given_up(files: Files, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
     """One byte now and then keeps every single read within its time; the whole download has a limit too."""
-    monkeypatch.setattr("hub.inputs.TIMEOUT", 0.3)
+    monkeypatch.setattr("hub.fetching.TIMEOUT", 0.3)
     over = threading.Event()
 
     def drip(handler: BaseHTTPRequestHandler) -> None:
@@ -405,11 +406,11 @@ def test_a_public_host_is_reached_at_the_very_address_that_was_checked(
     """The dialler is replaced: nothing may leave loopback."""
     dialled: list[tuple[str, int]] = []
 
-    async def dial(address: str, parts: Any, port: int, param: str) -> bytes:
+    async def dial(address: str, parts: Any, port: int, max_bytes: int, *, follow: bool) -> tuple[bytes, None]:
         dialled.append((address, port))
-        return PICTURE
+        return PICTURE, None
 
-    monkeypatch.setattr("hub.inputs._download_from", dial)
+    monkeypatch.setattr("hub.fetching._from", dial)
     names = Names(["8.8.8.8"], ["127.0.0.1"])
     assert read(files, "https://pictures.test/a.png", ["*"], names) == PICTURE
     assert dialled == [("8.8.8.8", 443)]
@@ -434,7 +435,7 @@ def test_a_host_that_cannot_be_found_is_a_clear_error(files: Files, failure: Exc
 
 
 def test_the_systems_resolver_refuses_a_name_that_is_none_without_a_look_up(files: Files) -> None:
-    from hub.inputs import resolve
+    from hub.fetching import resolve
 
     for host in ("a..b", "a" * 64):
         assert refused(files, f"http://{host}/a.png", ["*"], resolve).code == "image_fetch_failed"

@@ -125,7 +125,7 @@ async def list_library(request: AnyRequest) -> Response[bytes]:
 async def show_library(request: AnyRequest, model: FromPath[str]) -> Response[bytes]:
     """One of the list."""
     hub: Hub = request.app.state.hub
-    wanted = hub.registry.get(str(model).strip("/")).manifest.id
+    wanted = hub.registry.get(str(model).strip("/")).local.id
     found = await asyncio.to_thread(
         listing, hub.registry, hub.places, loaded=loaded_in(hub), default=hub.settings.default_model
     )
@@ -144,7 +144,7 @@ def check(order: Order, hub: Hub) -> Order:
             raise Offline("This hub is offline (`offline` in its settings), so nothing is fetched.")
         case Verify(models=list() as models) | Export(models=models):
             for model in models:
-                hub.registry.get(model)
+                _ = hub.registry.get(model).local
         case Remove():
             removable(order.model, hub.places)
         case Alias(target=str() as target) | Add(config=str() as target):

@@ -143,7 +143,7 @@ async def catalogue(request: AnyRequest) -> Response[bytes]:
         CatalogueModel(
             key=f"{PROVIDER}/{listed.id}",
             model=listed.id,
-            modelMetadata={"name": listed.manifest.name, "tasks": listed.manifest.tasks},
+            modelMetadata={"name": listed.manifest.name, "tasks": hub.registry.tasks_of(listed)},
             status=available,
         )
         for listed in hub.registry
@@ -206,7 +206,7 @@ def _invoke_response(job: Job, result: JobResult, answered: ImagesResponse) -> I
         images=images,
         usage=_usage(result),
         model=job.row.model,
-        seed=result.seed,
+        seed=answered.seed,
         warnings=answered.warnings,
     )
 
@@ -221,7 +221,7 @@ def _generations_response(job: Job, result: JobResult, answered: ImagesResponse)
         data=images,
         model=job.row.model,
         usage=_usage(result),
-        seed=result.seed,
+        seed=answered.seed,
         warnings=answered.warnings,
     )
 

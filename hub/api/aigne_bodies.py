@@ -95,7 +95,7 @@ class InvokeResponse(Struct, kw_only=True):
     images: list[OutputImage]
     usage: InvokeUsage
     model: str
-    seed: int
+    seed: int | UnsetType = UNSET
     warnings: list[str]
 
 
@@ -115,7 +115,7 @@ class GenerationsResponse(Struct, kw_only=True):
     data: list[GenerationImage]
     model: str
     usage: InvokeUsage
-    seed: int
+    seed: int | UnsetType = UNSET
     warnings: list[str]
 
 

@@ -11,7 +11,7 @@ from msgspec import UNSET, Struct, UnsetType
 from hub.api.params import ResponseFormat
 from hub.hub import Hub
 from hub.jobs import Job, JobResult
-from hub.types import Effort, OutputFormat, Usage
+from hub.types import Background, Effort, OutputFormat, Usage
 
 
 class Rendering(Struct, frozen=True, kw_only=True):
@@ -24,10 +24,12 @@ class Rendering(Struct, frozen=True, kw_only=True):
 
 
 class Image(Struct, omit_defaults=True, kw_only=True):
-    """One picture: exactly one of `url` and `b64_json`."""
+    """One picture: exactly one of `url` and `b64_json`. `revised_prompt`: what the provider made of the prompt, where
+    it tells."""
 
     url: str | UnsetType = UNSET
     b64_json: str | UnsetType = UNSET
+    revised_prompt: str | UnsetType = UNSET
 
 
 class InputTokens(Struct, kw_only=True):
@@ -47,23 +49,20 @@ class ImagesUsage(Struct, kw_only=True):
 
 
 class ImagesResponse(Struct, omit_defaults=True, kw_only=True):
-    """`created`: unix seconds. `seed`: of the first picture; picture k used seed + k. `warnings`: what was asked
+    """`created`: unix seconds. `seed`: of the first picture; picture k used seed + k; left out where a remote
+    provider tells none. `warnings`: what was asked
     for and could not be honoured, each beginning with the parameter's name. Resolved values and usage are left out
     for dall-e models, as OpenAI's are."""
 
     created: int
     data: list[Image]
-    background: str | UnsetType = UNSET
+    background: Background | UnsetType = UNSET
     output_format: OutputFormat | UnsetType = UNSET
     quality: Effort | UnsetType = UNSET
     size: str | UnsetType = UNSET
     usage: ImagesUsage | UnsetType = UNSET
-    seed: int
+    seed: int | UnsetType = UNSET
     warnings: list[str] = msgspec.field(default_factory=list)
-
-
-BACKGROUND = "opaque"
-"""No model draws transparent pictures yet, so this is what every background resolves to."""
 
 
 def rendering_of(job: Job) -> Rendering:
@@ -77,12 +76,14 @@ async def images_response(job: Job, hub: Hub, origin: str) -> ImagesResponse:
     if how.response_format == "url":
         data = [Image(url=origin + hub.files.link(name)) for name in result.files]
     else:
-        data = [Image(b64_json=spliced(image)) for image in await hub.jobs.images(job)]
-    answer = ImagesResponse(
-        created=int(job.row.created_at), data=data, seed=result.seed, warnings=warnings_of(how, result)
-    )
+        data = [Image(b64_json=text) for text in await in_base64(hub, job)]
+    for image, prompt in zip(data, result.revised_prompts, strict=False):
+        image.revised_prompt = prompt or UNSET
+    answer = ImagesResponse(created=int(job.row.created_at), data=data, warnings=warnings_of(how, result))
+    if result.seed is not None:
+        answer.seed = result.seed
     if how.extended:
-        answer.background, answer.output_format = BACKGROUND, result.output_format
+        answer.background, answer.output_format = result.background, result.output_format
         answer.quality, answer.size = result.quality, str(result.size)
         answer.usage = usage_body(result.usage)
     return answer
@@ -102,6 +103,13 @@ def usage_body(usage: Usage) -> ImagesUsage:
         total_tokens=inputs + usage.output_tokens,
         input_tokens_details=InputTokens(text_tokens=usage.text_tokens, image_tokens=usage.image_tokens),
     )
+
+
+async def in_base64(hub: Hub, job: Job) -> list[Any]:
+    """The pictures of a completed job as `spliced` makes them: as a provider sent them, where it did."""
+    if job.encoded:
+        return [msgspec.Raw(b'"' + text + b'"') for text in job.encoded]
+    return [spliced(image) for image in await hub.jobs.images(job)]
 
 
 def spliced(image: bytes) -> Any:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 import msgspec
 from litestar import Response
 from litestar.types import Receive, Scope, Send
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
-from hub.api.answers import BACKGROUND, ImagesUsage, rendering_of, spliced, usage_body, warnings_of
+from hub.api.answers import ImagesUsage, in_base64, rendering_of, spliced, usage_body, warnings_of
 from hub.api.wire import ClientGone, ErrorResponse, unless_client_leaves
 from hub.errors import HubError
 from hub.hub import Hub
@@ -56,7 +56,7 @@ class CompletedEvent(Struct, kw_only=True):
     output_format: OutputFormat
     usage: ImagesUsage
     image_index: int
-    seed: int
+    seed: int | UnsetType = UNSET
     warnings: list[str]
 
 
@@ -157,7 +157,7 @@ def partial_image(job: Job, preview: Preview) -> PartialImageEvent:
         created_at=int(job.row.created_at),
         size=str(job.plan.size),
         quality=job.plan.quality,
-        background=BACKGROUND,
+        background=job.plan.background,
         output_format=job.plan.output_format,
         partial_image_index=preview.partial,
         image_index=preview.index,
@@ -167,7 +167,7 @@ def partial_image(job: Job, preview: Preview) -> PartialImageEvent:
 async def completed_events(hub: Hub, job: Job) -> list[CompletedEvent]:
     """One event per picture; raises the job's error where it failed."""
     result = await job.finished()
-    images = await hub.jobs.images(job)
+    images = await in_base64(hub, job)
     each = result.usage.output_tokens // max(1, len(images))
     told: CompletedType = "image_generation.completed" if job.row.kind == "image_generation" else "image_edit.completed"
     events = []
@@ -181,15 +181,15 @@ async def completed_events(hub: Hub, job: Job) -> list[CompletedEvent]:
         events.append(
             CompletedEvent(
                 type=told,
-                b64_json=spliced(image),
+                b64_json=image,
                 created_at=int(job.row.created_at),
                 size=str(result.size),
                 quality=result.quality,
-                background=BACKGROUND,
+                background=result.background,
                 output_format=result.output_format,
                 usage=usage_body(usage),
                 image_index=index,
-                seed=result.seed + index,
+                seed=UNSET if result.seed is None else result.seed + index,
                 warnings=warnings_of(rendering_of(job), result),
             )
         )

@@ -108,7 +108,9 @@ async def submit(
     partial_images = 0 if mode == "wait" else params.partial_images or 0
 
     async def work(on_event: OnEvent) -> ImageResult:
-        asked = await wanted.to_domain(hub, origins, label, partial_images, identities)
+        asked = await wanted.to_domain(
+            hub, origins, label, partial_images, lora_identities=identities, owner=ask.owner or ""
+        )
         return await hub.generate(model, asked, on_event)
 
     job = await hub.jobs.submit(ask, work)

@@ -138,10 +138,6 @@ class Wanted(Struct, frozen=True, kw_only=True):
             found.append("partial_images: without stream there are none")
         if params.stream and params.asked_format == "url":
             found.append("response_format: streamed pictures are always base64; url was not used")
-        if params.moderation == "low":
-            found.append("moderation: this hub does not moderate; it was not used")
-        if getattr(params, "input_fidelity", None) == "high":
-            found.append("input_fidelity: local models have no such switch; lower `strength` to stay nearer")
         return found
 
     def check(self) -> None:
@@ -151,9 +147,6 @@ class Wanted(Struct, frozen=True, kw_only=True):
         if len({self.params.response_format, self.params.response_format_camel} - {None}) > 1:
             words = "'response_format' and 'responseFormat' contradict each other."
             raise InvalidRequest(words, param="response_format")
-        if self.params.background == "transparent":
-            words = "background: no model of this hub draws transparent pictures."
-            raise InvalidRequest(words, param="background", code="unsupported_value")
         if self.params.size is not None:
             wanted_size(self.params.size)
 
@@ -177,7 +170,14 @@ class Wanted(Struct, frozen=True, kw_only=True):
         return fingerprint, _digest_of(kind, drawn_by, drawn, told)
 
     async def to_domain(
-        self, hub: Hub, origins: Sequence[str], label: str, partial_images: int, lora_identities: tuple[str, ...] = ()
+        self,
+        hub: Hub,
+        origins: Sequence[str],
+        label: str,
+        partial_images: int,
+        *,
+        lora_identities: tuple[str, ...] = (),
+        owner: str = "",
     ) -> ImageRequest:
         """The domain's request; pictures are read here. Raises InvalidRequest."""
         params = self.params
@@ -186,7 +186,8 @@ class Wanted(Struct, frozen=True, kw_only=True):
         return ImageRequest(
             prompt=self.prompt,
             n=params.n or 1,
-            size=wanted_size(params.size) if params.size else self.default_size,
+            size=wanted_size(params.size) if params.size else None,
+            default_size=None if params.size else self.default_size,
             images=tuple(images),
             mask=mask,
             variation=self.kind == "image_variation",
@@ -203,7 +204,13 @@ class Wanted(Struct, frozen=True, kw_only=True):
             output_format=params.output_format or "png",
             output_compression=100 if params.output_compression is None else params.output_compression,
             partial_images=partial_images,
+            background=params.background,
+            moderation=params.moderation,
+            input_fidelity=getattr(params, "input_fidelity", None),
+            user=params.user,
+            safety_identifier=params.safety_identifier,
             strict=bool(params.strict),
+            owner=owner,
             label=label,
         )
 
@@ -283,5 +290,5 @@ def choose_response_format(wanted: Wanted, hub: Hub, *, is_v1: bool) -> Response
         return "url"
     if params.model.startswith(GPT_IMAGE):
         return "b64_json"
-    told = hub.registry.get(params.model).manifest.defaults.response_format
+    told = hub.registry.get(params.model).response_format
     return told or ("url" if wanted.kind == "image_generation" else "b64_json")

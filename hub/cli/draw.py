@@ -94,7 +94,7 @@ def generate(
     for index, picture in enumerate(result.images):
         path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
         path.write_bytes(picture)
-        click.echo(f"{path} (seed {result.seed + index})")
+        click.echo(str(path) if result.seed is None else f"{path} (seed {result.seed + index})")
 
 
 def _check_folder(output: Path) -> None:

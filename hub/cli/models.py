@@ -61,7 +61,7 @@ def show(model: str, config: Path | None, *, as_json: bool) -> None:
         from hub.library.places import Places, files_of, size_of_file
 
         places = Places.of(settings)
-        manifest = places.registry().get(model).manifest
+        manifest = places.registry().get(model).local
         found = next(each for each in _listing(settings) if each.id == manifest.id)
         source = places.manifest_file(manifest.id)
     if as_json:

@@ -42,7 +42,8 @@ def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[Mod
         for source in manifests_in(folder):
             try:
                 manifest = read_manifest(source, settings.weights_folder)
-                manifests[manifest.id] = manifest
+                if isinstance(manifest, ModelManifest):
+                    manifests[manifest.id] = manifest
             except ConfigurationError as error:
                 remedy = f"Correct or remove it (docs/manifests.md explains each field). {NO_START}"
                 found.append(problem("models", source.name, str(error), remedy))
@@ -58,8 +59,10 @@ def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[Mod
     return list(manifests.values())
 
 
-def _leading(settings: Settings, manifests: dict[str, ModelManifest]) -> dict[str, str]:
-    return {alias: target for alias, target in settings.aliases.items() if target in manifests}
+def _leading(settings: Settings, manifests: dict[str, ModelManifest]) -> dict[str, str | list[str]]:
+    return {
+        alias: target for alias, target in settings.aliases.items() if isinstance(target, str) and target in manifests
+    }
 
 
 def check(case: Case) -> Iterator[Finding]:

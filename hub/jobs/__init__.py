@@ -151,7 +151,7 @@ class Jobs:
 
     def _left_alone(self, job: Job) -> None:
         if job.ended:
-            job.images = ()
+            job.images = job.encoded = ()
             if not job.unsaved:
                 self._live.pop(job.row.id, None)
         elif not job.goes_on and not job.closing:
@@ -288,13 +288,17 @@ class Jobs:
 
     async def _complete(self, job: Job, ask: Ask, made: ImageResult) -> None:
         keep_until = time.time() + self._ttl
-        job.images = made.images
+        job.images, job.encoded = made.images, made.encoded
+        output_format = made.output_format or ask.output_format
         result = JobResult(
-            files=await self._save_all(made.images, ask.output_format, keep_until),
+            files=await self._save_all(made.images, output_format, keep_until),
             seed=made.seed,
             size=made.size,
             quality=made.quality,
-            output_format=ask.output_format,
+            output_format=output_format,
+            background=made.background,
+            revised_prompts=list(made.revised_prompts),
+            target=made.target,
             usage=made.usage or Usage(text_tokens=0, image_tokens=0, output_tokens=0),
             warnings=list(made.warnings),
         )
@@ -332,7 +336,7 @@ class Jobs:
             if job.row.status == "completed" and job.result is not None:
                 self._fail(job, error if isinstance(error, HubError) else HubError("The job could not be stored."))
                 await self._files.delete(job.result.files)
-                job.result, job.row.result, job.images = None, None, ()
+                job.result, job.row.result, job.images, job.encoded = None, None, (), ()
         job.end()
         uncollected = job.row.status == "completed" and not job.row.idempotency_key and not job.collected
         if not uncollected:

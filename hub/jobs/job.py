@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from hub.errors import ErrorBody, HubError, NotFound
 from hub.store import JobRow
-from hub.types import Accepted, Effort, Event, OutputFormat, Progress, Size, Usage
+from hub.types import Accepted, Background, Effort, Event, OutputFormat, Progress, Size, Usage
 
 Kind = Literal["image_generation", "image_edit", "image_variation"]
 
@@ -27,15 +27,18 @@ RESTARTED = ErrorBody(
 
 
 class JobResult(Struct, frozen=True, kw_only=True):
-    """What a completed job has made: names of stored files, and all that an answer tells of them."""
+    """What a completed job has made: names of stored files, and all that an answer tells of them; see ImageResult."""
 
     files: list[str]
-    seed: int
+    seed: int | None
     size: Size
     quality: Effort
     output_format: OutputFormat
     usage: Usage
     warnings: list[str]
+    background: Background = "opaque"
+    revised_prompts: list[str] = []
+    target: str = ""
 
 
 class Ask(Struct, frozen=True, kw_only=True):
@@ -70,6 +73,8 @@ class Job:
         self.error: HubError | None = None
         self.images: tuple[bytes, ...] = ()
         """The encoded pictures, while there may be a client to send them to; later they are read from files."""
+        self.encoded: tuple[bytes, ...] = ()
+        """The same in base64, where a provider sent them so."""
         self.plan: Accepted | None = None
         """What the pictures will be like; known once the request was accepted."""
         self.repeats = False

@@ -53,6 +53,7 @@ def add(
     """
     place = Path(os.path.normpath(path.expanduser().absolute()))
     known = {each.id: each.manifest if isinstance(each, ListedModel) else each for each in models}
+    local = {name: manifest for name, manifest in known.items() if isinstance(manifest, ModelManifest)}
     chosen = id_of(place.name) if id is None else id
     check_id(chosen)
     if chosen in known:
@@ -61,7 +62,7 @@ def add(
     refuse_place(place, weights)
     if config is not None and place.is_dir():
         raise ModelRefused("config: it is for a single file; a diffusers folder has its own.", param="config")
-    whole = look_at_folder(place, variant) if place.is_dir() else look_at_file(place, config, variant, known)
+    whole = look_at_folder(place, variant) if place.is_dir() else look_at_file(place, config, variant, local)
     described = functools.partial(
         describe,
         place,

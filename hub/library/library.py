@@ -101,7 +101,7 @@ class Library:
 
         registry = self.places.registry()
         if order.models is None:
-            models = [listed.manifest for listed in registry if not listed.is_alias]
+            models = registry.local
         else:
             models = list({id(found): found for found in (self._one(registry, name) for name in order.models)}.values())
         return verify(models, self.places.weights, Path(self.places.cache_dir) / "weights.json", report)
@@ -137,11 +137,12 @@ class Library:
 
     @staticmethod
     def _one(registry: Registry, name: str) -> ModelManifest:
-        return registry.get(name).manifest
+        return registry.get(name).local
 
 
 def listing(registry: Registry, places: Places, *, loaded: Collection[str] | None, default: str) -> list[LibraryModel]:
-    """Every model, by id. loaded: ids of those in memory, None where nobody was asked."""
+    """Every model whose weights are for this machine, by id. loaded: ids of those in memory, None where
+    nobody was asked."""
     used = Marks(Path(places.cache_dir)).all()
     aliases: dict[str, list[str]] = {}
     for listed in registry:
@@ -150,15 +151,14 @@ def listing(registry: Registry, places: Places, *, loaded: Collection[str] | Non
     chosen = next((listed.manifest.id for listed in registry if listed.id == default), None)
     return [
         describe_model(
-            listed.manifest,
+            manifest,
             places,
-            aliases=sorted(aliases.get(listed.id, [])),
+            aliases=sorted(aliases.get(manifest.id, [])),
             used=used,
-            loaded=None if loaded is None else listed.id in loaded,
-            default=listed.id == chosen,
+            loaded=None if loaded is None else manifest.id in loaded,
+            default=manifest.id == chosen,
         )
-        for listed in registry
-        if not listed.is_alias
+        for manifest in registry.local
     ]
 
 

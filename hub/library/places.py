@@ -31,8 +31,10 @@ class Places(Struct, frozen=True, kw_only=True):
     weights_dir: str
     cache_dir: str
     bundles_dir: str
-    aliases: dict[str, str]
+    aliases: dict[str, str | list[str]]
     """Those of hub.toml."""
+    remote_models: list[str]
+    """Ready-made manifests of remote models that are wanted."""
     default: str
     """The model, or an alias of it, for requests that name none."""
     shared: bool
@@ -49,6 +51,7 @@ class Places(Struct, frozen=True, kw_only=True):
             cache_dir=str(settings.cache_dir),
             bundles_dir=str(settings.bundles_folder),
             aliases=settings.aliases,
+            remote_models=settings.remote_models,
             default=settings.default_model,
             shared=settings.weights_dir is not None,
             offline=settings.offline,
@@ -61,7 +64,7 @@ class Places(Struct, frozen=True, kw_only=True):
 
     def registry(self) -> Registry:
         """All models, read now. Raises ConfigurationError. The owner's folder may be new since the start."""
-        return open_registry(self.folders(), self.aliases, Path(self.weights_dir))
+        return open_registry(self.folders(), self.aliases, Path(self.weights_dir), self.remote_models)
 
     def folders(self) -> list[Path]:
         """Those with manifests, as the registry reads them."""

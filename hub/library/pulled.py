@@ -46,7 +46,7 @@ def pull(order: Pull, places: Places, report: Report, cancelled: threading.Event
     with places.weights.changing(found.source.repo, report):
         _check_whole(found, places)
         name, guessed = _write(order, found, digests, places, report)
-    made = places.registry().get(name).manifest
+    made = places.registry().get(name).local
     return Made(models=[name], bytes=bytes_of(made), guessed=guessed)
 
 
@@ -106,9 +106,9 @@ def _known(order: Pull, registry: Registry) -> ModelManifest | None:
     """The model that is asked for by its own name."""
     for listed in registry:
         if listed.id == order.repo and order.id in (None, listed.manifest.id):
-            source = listed.manifest.source
-            if source is not None and source.kind == "huggingface":
-                return listed.manifest
+            found = listed.manifest
+            if isinstance(found, ModelManifest) and found.source and found.source.kind == "huggingface":
+                return found
     return None
 
 
@@ -121,7 +121,8 @@ def _named(name: str, repo: str, registry: Registry) -> ModelManifest | None:
     if listed.is_alias:
         words = f"'{name}' is an alias of '{found.id}'. Give this model another name with --id, and that name to it"
         raise ModelExists(f"{words} with `hub models alias`.", param="id")
-    if found.source is None or found.source.kind != "huggingface" or found.source.repo != repo:
+    source = found.source if isinstance(found, ModelManifest) else None
+    if not isinstance(found, ModelManifest) or not source or source.kind != "huggingface" or source.repo != repo:
         raise ModelExists(f"There is a model '{name}' already. Give this one another name with --id.", param="id")
     return found
 

@@ -65,7 +65,7 @@ def removable(model: str, places: Places) -> tuple[ModelManifest, Path]:
     of the hub, and for what its settings name."""
     registry = places.registry()
     listed = registry.get(model)
-    found = listed.manifest
+    found = listed.local
     if listed.is_alias:
         words = f"'{model}' is an alias of '{found.id}'. `hub models alias {model} --remove` takes it away."
         raise ModelExists(words, param="model")
@@ -84,7 +84,9 @@ def _ids(places: Places, but: Path | None = None) -> set[str]:
 
 def _refuse_named(model: str, places: Places, registry: Registry) -> None:
     """Raises ModelExists for a model without which the hub would not start, or not know what to draw with."""
-    named = sorted(alias for alias, target in places.aliases.items() if target == model)
+    named = sorted(
+        alias for alias, target in places.aliases.items() if model in ([target] if isinstance(target, str) else target)
+    )
     if named:
         words = f"hub.toml names '{model}' under [aliases], as '{named[0]}': take that line out first."
         raise ModelExists(words, param="model")

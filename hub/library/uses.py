@@ -95,9 +95,11 @@ def read_models(
             if source == but:
                 continue
             try:
-                found.append(read_manifest(source, weights_dir))
+                manifest = read_manifest(source, weights_dir)
             except ConfigurationError:
                 whole = False
+            else:
+                found += [manifest] if isinstance(manifest, ModelManifest) else []
     return found, whole
 
 

@@ -1,27 +1,41 @@
-"""Sources of images. A provider is one file here; a manifest names it by `provider = "…"`.
+"""Sources of images. A manifest names one by `provider`: `local` is this machine, every other is one file here.
 
-A provider maps an `ImageRequest` and a manifest to an `ImageResult`. It knows nothing of HTTP answers, files or keys.
+The local one is driven by hub.engine. A remote one is an adapter, a pure mapping (hub.remote.adapter), and all of them
+are driven by hub.remote.provider. They are found by the names of their files; nothing lists them.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+import functools
+import importlib
+import pkgutil
+import re
 
-from hub.manifest import ModelManifest
-from hub.types import ImageRequest, ImageResult, OnEvent
+from hub.errors import ModelUnusable
+from hub.manifest import PROVIDER_PATTERN
+from hub.remote.adapter import Adapter
 
 
-class Provider(Protocol):
-    """What every source of images can do."""
+@functools.cache
+def names() -> tuple[str, ...]:
+    """All remote providers."""
+    return tuple(each.name for each in pkgutil.iter_modules(__path__) if not each.ispkg)
 
-    async def generate(
-        self, manifest: ModelManifest, request: ImageRequest, on_event: OnEvent | None = None
-    ) -> ImageResult:
-        """Makes the pictures, n of them, each exactly of the size and format asked for. Raises HubError.
 
-        `on_event` hears of Accepted once the request was checked, then of its Progress and Previews.
+@functools.cache
+def adapter(name: str) -> Adapter:
+    """A remote provider by its name; raises ModelUnusable where there is none."""
+    if not re.fullmatch(PROVIDER_PATTERN, name) or name not in names():
+        words = (
+            f"This hub knows no provider '{name}'; there are {', '.join(names())}. Its owner has to mend the manifest."
+        )
+        raise ModelUnusable(words, param="model")
+    found = importlib.import_module(f"{__name__}.{name}").adapter
+    if not isinstance(found, Adapter):
+        raise TypeError(f"hub.providers.{name}.adapter is no Adapter")
+    return found
 
-        Cancelling the call stops the work. What could not be honoured stands in the result's `warnings`, or is an
-        InvalidRequest where the request is strict.
-        """
-        ...
+
+def key_variables() -> dict[str, str]:
+    """By provider, the environment variable with its key."""
+    return {name: adapter(name).key_variable for name in names() if adapter(name).key_variable}

@@ -27,7 +27,7 @@ from hub.library.layout import Weights
 from hub.library.progress import Meter, Note, Report
 from hub.library.views import check_complete
 from hub.library.writing import digest_of, sync_folder, unwritable
-from hub.manifest import SourceSection
+from hub.manifest import ModelManifest, SourceSection
 from hub.registry import ListedModel, absence
 
 
@@ -163,7 +163,7 @@ class _Run:
         """Where the files lie of the models that are here and can be loaded."""
         places: list[str | None] = []
         for each in {listed.manifest.id: listed.manifest for listed in self._known}.values():
-            if absence(each) is None:
+            if isinstance(each, ModelManifest) and absence(each) is None:
                 places += [each.path, each.pipeline.config, each.lossy.vae, *each.components.values()]
         # The last name's own link is not followed: it leads among the blobs.
         named = [Path(place) for place in places if place is not None]

@@ -13,6 +13,7 @@ from hub.library.bundles.index import BundledModel
 from hub.library.bundles.reading import Bundle
 from hub.library.manifests import check_writable, file_for
 from hub.library.writing import publish, sync_folder, unwritable
+from hub.manifest import ModelManifest
 from hub.registry import ListedModel, absence, manifests_in, read_aliases, read_manifest
 
 
@@ -145,8 +146,8 @@ def _write(part: Path, text: str) -> None:
 
 def _check(file: Path, model: BundledModel, weights_dir: Path) -> None:
     try:
-        lacking = absence(read_manifest(file, weights_dir))
+        manifest = read_manifest(file, weights_dir)
     except ConfigurationError as error:  # its words begin with the file
         raise ModelRefused(f"The manifest of '{model.id}' is refused{str(error).removeprefix(str(file))}") from None
-    if lacking is not None:  # its words have paths
+    if not isinstance(manifest, ModelManifest) or absence(manifest) is not None:  # its words have paths
         raise ModelRefused(f"'{model.id}' in the bundle is not a model that can be loaded: something of it is missing.")

@@ -6,6 +6,8 @@ from __future__ import annotations
 import secrets
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
+
 from hub.engine.protocol import EngineModel, Generate, Notice
 from hub.errors import InvalidRequest
 from hub.imaging.decode import fit, place
@@ -51,6 +53,8 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
     if request.loras and manifest.lossy.storage_dtype:
         words = f"loras: the weights of {manifest.id} are kept in {manifest.lossy.storage_dtype}, which takes no LoRAs."
         raise InvalidRequest(words, param="loras", code="unsupported_value")
+    if request.size is None and request.default_size is not None:
+        request = msgspec.structs.replace(request, size=request.default_size)
     family = family_at(manifest.folder)
     sources = read_sources(manifest, family, request)
     output = plan_output(manifest, request, sources.first)
@@ -62,7 +66,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
     if sources.first is not None:
         notices += limit_notices(manifest, request, Size(*sources.first.size), output)
     notices += sources.crop_notices(output)
-    notices += unused_notices(request)
+    notices += unused_notices(request) + openai_notices(request)
     if request.strict and notices:
         raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
     notices += lossy_notices(manifest)
@@ -235,3 +239,17 @@ def unused_notices(request: ImageRequest) -> list[Notice]:
     if request.strength is not None and not request.images:
         return [Notice("strength", "it has no effect without an image to edit")]
     return []
+
+
+def openai_notices(request: ImageRequest) -> list[Notice]:
+    """Says which of OpenAI's parameters change nothing here. Raises InvalidRequest for transparent pictures."""
+    if request.background == "transparent":
+        words = "background: no model on this machine draws transparent pictures."
+        raise InvalidRequest(words, param="background", code="unsupported_value")
+    found = []
+    if request.moderation == "low":
+        found.append(Notice("moderation", "this hub does not moderate; it was not used"))
+    if request.input_fidelity == "high":
+        words = "local models have no such switch; lower `strength` to stay nearer"
+        found.append(Notice("input_fidelity", words))
+    return found

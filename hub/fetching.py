@@ -1,0 +1,152 @@
+"""A file behind a URL that a stranger gave: fetched from the very address that was checked (no second look-up), without
+credentials, with limits on size and time, and each hop of a redirect checked anew.
+
+Who fetches says which hosts may lie in a private network; all others have to be public.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Literal
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from hub.offline import is_here
+
+TIMEOUT = 20.0
+
+Resolve = Callable[[str, int], Awaitable[list[str]]]
+Why = Literal["invalid", "offline", "private", "unreachable", "timeout", "status", "redirect", "large"]
+
+
+class Unfetchable(Exception):
+    """What is wrong; `status` is the answer's, where there was one."""
+
+    def __init__(self, why: Why, status: int = 0) -> None:
+        super().__init__(why)
+        self.why: Why = why
+        self.status = status
+
+
+async def resolve(host: str, port: int) -> list[str]:
+    """The addresses of a host, from the system's resolver."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+def split(url: str) -> tuple[SplitResult, int]:
+    """The parts of an http(s) URL, and its port; raises Unfetchable for one that parsers read in several ways, and for
+    one with a user name or a password."""
+    if "\\" in url or not url.isascii() or not url.isprintable() or " " in url or len(url) > 4096:
+        raise Unfetchable("invalid")
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        raise Unfetchable("invalid") from None
+    userless = parts.username is None and parts.password is None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not userless:
+        raise Unfetchable("invalid")
+    return parts, port
+
+
+async def fetch(
+    url: str,
+    *,
+    trusted: Collection[str] = (),
+    max_bytes: int,
+    resolve: Resolve = resolve,
+    patience: float | None = None,
+    redirects: int = 0,
+    offline: bool = False,
+) -> bytes:
+    """The body behind a URL.
+
+    `trusted`: `host` or `host:port` that may lie in a private network. `patience`: seconds for all of it, TIMEOUT if
+    nothing else is said. `redirects`: how many are followed, each checked like the first. Raises Unfetchable.
+    """
+    try:
+        async with asyncio.timeout(patience or TIMEOUT):
+            for left in range(redirects, -1, -1):
+                parts, port = split(url)
+                host = str(parts.hostname)
+                if offline and not is_here(host):
+                    raise Unfetchable("offline")
+                addresses = await resolve(host, port)
+                named = host in trusted or f"{host}:{port}" in trusted
+                if not named and not all(is_public(address) for address in addresses):
+                    raise Unfetchable("private")
+                body, location = await _from_any(parts, addresses, port, max_bytes, follow=left > 0)
+                if location is None:
+                    return body
+                url = urljoin(url, location)
+            raise AssertionError("the last one is not followed")
+    except TimeoutError:
+        raise Unfetchable("timeout") from None
+    except (OSError, UnicodeError):  # UnicodeError: a name that no resolver takes
+        raise Unfetchable("unreachable") from None
+
+
+async def _from_any(
+    parts: SplitResult, addresses: Sequence[str], port: int, max_bytes: int, *, follow: bool
+) -> tuple[bytes, str | None]:
+    """From the first address that takes the connection: the body, or where it is said to be."""
+    import httpx2
+
+    for address in addresses:
+        try:
+            return await _from(address, parts, port, max_bytes, follow=follow)
+        except httpx2.ConnectError:
+            continue
+        except httpx2.TimeoutException:
+            raise Unfetchable("timeout") from None
+        except httpx2.HTTPError:
+            break
+    raise Unfetchable("unreachable")
+
+
+async def _from(
+    address: str, parts: SplitResult, port: int, max_bytes: int, *, follow: bool
+) -> tuple[bytes, str | None]:
+    import httpx2
+
+    literal = f"[{address}]" if ":" in address else address
+    target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
+    headers = {"Host": parts.netloc, "Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
+    extensions = {"sni_hostname": parts.hostname}
+    async with (
+        httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=None) as client,
+        client.stream("GET", target, headers=headers, extensions=extensions) as answer,
+    ):
+        if answer.is_redirect and follow and answer.headers.get("location"):
+            return b"", str(answer.headers["location"])
+        if answer.status_code != 200:
+            raise Unfetchable("status", answer.status_code)
+        body = bytearray()
+        async for piece in answer.aiter_raw():
+            body += piece
+            if len(body) > max_bytes:
+                raise Unfetchable("large")
+        return bytes(body), None
+
+
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the public internet, with IPv4 addresses inside IPv6 ones unwrapped.
+
+    `ipaddress.is_global` alone is True for NAT64 and 6to4 forms of private addresses and for multicast.
+    """
+    try:
+        ip = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if inner is None and (ip in ipaddress.ip_network("64:ff9b::/96") or int(ip) >> 32 == 0):
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip in ipaddress.ip_network("64:ff9b:1::/48") or ip.is_site_local:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
