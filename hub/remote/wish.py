@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 from msgspec import Struct
 
 from hub.errors import InvalidRequest
-from hub.imaging.decode import decode_image
+from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
-from hub.imaging.verify import verify_image
+from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
 from hub.types import Background, Effort, ImageRequest, OutputFormat, Quality, Size
 
@@ -34,6 +34,8 @@ EFFORTS: dict[Quality, Effort] = {
     "max": "high",
 }
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+ORIENTATION = 0x0112
+"""EXIF's tag of how a camera was held."""
 EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 OPTIONAL = (
@@ -79,7 +81,7 @@ class Notice(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A source picture as it came: PNG, JPEG or WebP."""
+    """A source picture as it came, PNG, JPEG or WebP; one that a camera says to turn is turned."""
 
     data: bytes
     format: OutputFormat
@@ -240,13 +242,36 @@ def _unhonoured(manifest: RemoteManifest, honoured: Collection[str], request: Im
 
 def _sources(request: ImageRequest) -> tuple[tuple[Source, ...], Mask | None]:
     """The pictures, each decoded once so that none is sent unchecked, but sent as they came."""
-    images, sizes = [], []
-    for data in request.images:
-        sizes.append(decode_image(data).size)
-        format_, size = verify_image(data)
-        images.append(Source(data, format_, size))
-    mask = Mask(read_mask(request.mask, sizes[0]).picture) if request.mask is not None else None
-    return tuple(images), mask
+    images = tuple(_source(data) for data in request.images)
+    mask = Mask(read_mask(request.mask, images[0].size).picture) if request.mask is not None else None
+    return images, mask
+
+
+def _source(data: bytes) -> Source:
+    """As it came, unless it has to be turned (the mask is for the upright picture, and providers differ in whether they
+    heed EXIF), or is only nearly whole."""
+    upright = decode_image(data).size
+    try:
+        if not _is_turned(data):
+            return Source(data, *verify_image(data))
+    except NotAnImage:  # such as a JPEG without its end, which every decoder forgives
+        pass
+    return Source(_upright(data), "png", upright)
+
+
+def _is_turned(data: bytes) -> bool:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        return picture.getexif().get(ORIENTATION, 1) not in (0, 1)
+
+
+def _upright(data: bytes) -> bytes:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        turned = ImageOps.exif_transpose(picture)
+        return _png(turned if turned.mode in ("L", "LA", "P", "RGB", "RGBA") else turned.convert("RGB"))
 
 
 def nearest_size(asked: Size, sizes: Sequence[Size], shapes: ShapesSection | None) -> Size:
