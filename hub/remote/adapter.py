@@ -159,12 +159,16 @@ class Adapter:
         del manifest
         return self.honours
 
+    def most(self, wish: Wish) -> int:
+        """How many pictures one call may ask for; more are had by several calls."""
+        return wish.manifest.remote.max_n
+
     def headers(self, key: str) -> Mapping[str, str]:
         """What proves who asks."""
         return {"Authorization": f"Bearer {key}"}
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
-        """The request for n pictures (at most `remote.max_n`), which are those from number `first` on. Raises
+        """The request for n pictures (at most `most`), which are those from number `first` on. Raises
         InvalidRequest, naming the parameter, for what cannot be asked for and must not be left out."""
         raise NotImplementedError
 

@@ -111,7 +111,7 @@ class _Run:
 
     async def result(self) -> ImageResult:
         wish, request = self._wish, self._wish.request
-        shares = _shares(request.n, wish.manifest.remote.max_n)
+        shares = _shares(request.n, self._adapter.most(wish))
         for n, first in shares:  # what cannot be asked for is told before anything is sent
             self._adapter.call(wish, n, first)
         planned = wish.size or request.size or request.default_size or _SQUARE
@@ -347,6 +347,7 @@ def _joined(made: Sequence[Made]) -> Made:
         revised_prompts=[prompt for each in made for prompt in each.revised_prompts],
         background=made[0].background,
         quality=made[0].quality,
+        notices=[notice for each in made for notice in each.notices],
     )
 
 

@@ -114,13 +114,12 @@ class Mask(Struct, frozen=True):
 
     @property
     def transparent_changes(self) -> bytes:
-        """A PNG with alpha, as OpenAI has it: transparent may change."""
+        """A PNG with alpha, as OpenAI has it: transparent may change. What may change is white as well, for servers
+        that take the OpenAI-like form and look at the colours alone."""
         from PIL import Image
 
-        black = Image.new("L", self.picture.size)
-        return _png(
-            Image.merge("LA", (black, self.picture.point([255 - value for value in range(256)]))).convert("RGBA")
-        )
+        stays = self.picture.point([255 - value for value in range(256)])
+        return _png(Image.merge("LA", (self.picture, stays)).convert("RGBA"))
 
 
 class Wish(Struct, frozen=True, kw_only=True):
