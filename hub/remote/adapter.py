@@ -87,6 +87,16 @@ class Base64(Struct, frozen=True):
     text: bytes
 
 
+def raw_base64(value: msgspec.Raw) -> bytes | None:
+    """The text of a JSON string of base64, as it stands there; None for null. Escapes are rare, and then undone."""
+    text = bytes(value)
+    if text == b"null":
+        return None
+    if not text.startswith(b'"'):
+        raise ProviderFailed("The provider answered with something else than pictures.", may_have_billed=True)
+    return msgspec.json.decode(text, type=str).encode() if b"\\" in text else text[1:-1]
+
+
 class Link(Struct, frozen=True):
     """A picture behind a URL, or in a data URL."""
 
@@ -158,6 +168,11 @@ class Adapter:
         """`honours`, for those whose models differ."""
         del manifest
         return self.honours
+
+    def unmet(self, wish: Wish) -> Sequence[Notice]:
+        """What of this wish it cannot honour, although it honours the parameter elsewhere: a size in edits, perhaps."""
+        del wish
+        return ()
 
     def headers(self, key: str) -> Mapping[str, str]:
         """What proves who asks."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
-from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked
+from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked, raw_base64
 from hub.remote.wish import Wish
 from hub.types import Background, Effort, Usage
 
@@ -63,16 +63,6 @@ class Event(Struct):
     usage: Tokens | None = None
     background: str | None = None
     quality: str | None = None
-
-
-def raw_base64(value: msgspec.Raw) -> bytes | None:
-    """The text of a JSON string of base64, as it stands there; None for null. Escapes are rare, and then undone."""
-    text = bytes(value)
-    if text == b"null":
-        return None
-    if not text.startswith(b'"'):
-        raise ProviderFailed("The provider answered with something else than pictures.", may_have_billed=True)
-    return msgspec.json.decode(text, type=str).encode() if b"\\" in text else text[1:-1]
 
 
 def usage_of(tokens: Tokens | None) -> Usage | None:
