@@ -8,8 +8,7 @@ The rules here go by the model's name; of a name that tells no version, everythi
 from __future__ import annotations
 
 import re
-
-import msgspec
+from collections.abc import Sequence
 
 from hub.errors import HubError, InvalidRequest
 from hub.manifest import RemoteManifest
@@ -46,6 +45,15 @@ class OpenAI(Adapter):
         """All but `input_fidelity`, which only some models can choose."""
         return self.honours if _chooses_fidelity(manifest.remote.model) else self.honours - {"input_fidelity"}
 
+    def unmet(self, wish: Wish) -> Sequence[Notice]:
+        """What was asked for and the model, or the path, does not have."""
+        request, found = wish.request, []
+        if request.quality in _FINER and not _is_finer(wish.model):
+            found.append(Notice("quality", f"{wish.manifest.id} has no {request.quality}; high was asked for"))
+        if request.moderation == "low" and wish.images:
+            found.append(Notice("moderation", f"{wish.manifest.id} has no such parameter in edits; it was not used"))
+        return found
+
     def most(self, wish: Wish) -> int:
         """A stream has one picture."""
         return 1 if wish.request.partial_images else super().most(wish)
@@ -53,9 +61,7 @@ class OpenAI(Adapter):
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """Generations as JSON; edits as a form, which has no `moderation`."""
         del first
-        request, notices = wish.request, _notices(wish)
-        if request.strict and notices:
-            raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+        request = wish.request
         if request.background == "transparent" and wish.output_format == "jpeg":
             words = "background: a JPEG cannot be transparent; ask for png or webp."
             raise InvalidRequest(words, param="background", code="unsupported_value")
@@ -74,12 +80,12 @@ class OpenAI(Adapter):
 
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """ImagesResponse."""
-        return msgspec.structs.replace(made_of(answer.read(Images)), notices=_notices(wish))
+        del wish
+        return made_of(answer.read(Images))
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """image_generation.* and image_edit.*; an `error` event ends the stream."""
-        found = made_of_event(self, wish, name, data)
-        return msgspec.structs.replace(found, notices=_notices(wish)) if isinstance(found, Made) else found
+        return made_of_event(self, wish, name, data)
 
     def refusal(self, answer: Answer) -> HubError:
         """`error.code` and `error.param` say more than the status."""
@@ -104,16 +110,6 @@ def _chooses_fidelity(model: str) -> bool:
     if match is None:
         return not model.startswith("chatgpt-image-")
     return float(match["version"]) < 2 and not match["mini"]
-
-
-def _notices(wish: Wish) -> list[Notice]:
-    """What was asked for and the model, or the path, does not have."""
-    request, found = wish.request, []
-    if request.quality in _FINER and not _is_finer(wish.model):
-        found.append(Notice("quality", f"{wish.manifest.id} has no {request.quality}; high was asked for"))
-    if request.moderation == "low" and wish.images:
-        found.append(Notice("moderation", f"{wish.manifest.id} has no such parameter in edits; it was not used"))
-    return found
 
 
 adapter = OpenAI()

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from hub.errors import HubError, InvalidRequest, ProviderFailed, ProviderKeyRefused
-from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked
+from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked, raw_base64
 from hub.remote.wish import OPTIONAL, Notice, Wish
 from hub.types import MAX_SEED, Background, Effort, Usage
 
@@ -74,19 +74,6 @@ class Event(Struct):
     quality: Any = None
     seed: Any = None
     warnings: Any = None
-
-
-def raw_base64(value: msgspec.Raw) -> bytes | None:
-    """The text of a JSON string of base64, as it stands there; None for null and for an empty one. Escapes are rare:
-    they are undone, and line breaks, which come as nothing else, left out."""
-    text = bytes(value)
-    if text in (b"null", b'""'):
-        return None
-    if not text.startswith(b'"'):
-        raise ProviderFailed("The provider answered with something else than pictures.", may_have_billed=True)
-    if b"\\" in text:
-        return b"".join(msgspec.json.decode(text, type=str).encode().split())
-    return text[1:-1]
 
 
 def picture_of(item: Item | Event, base: str) -> Picture | None:

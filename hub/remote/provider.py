@@ -28,7 +28,7 @@ from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending
 from hub.remote.credentials import PARKED, Credentials, Key, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.transport import Transport
-from hub.remote.wish import Notice, Wish, plan
+from hub.remote.wish import Notice, Wish, noting, plan
 from hub.types import Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress, Size, Usage
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,7 @@ class RemoteProvider:
             wish = await asyncio.to_thread(plan, manifest, honoured, request)
         else:
             wish = plan(manifest, honoured, request)
+        wish = noting(wish, adapter.unmet(wish))
         return await _Run(self, adapter, wish, on_event).result()
 
     def keys_of(self, manifest: RemoteManifest, adapter: Adapter) -> Keys:
@@ -340,9 +341,11 @@ def _joined(made: Sequence[Made]) -> Made:
     if not made:
         raise ProviderFailed("The provider's stream ended without a picture.", may_have_billed=True)
     usages = [each.usage for each in made if each.usage is not None]
+    costs = [each.cost for each in made if each.cost is not None]
     return Made(
         pictures=[picture for each in made for picture in each.pictures],
         usage=_sum(usages) if usages else None,
+        cost=sum(costs) if costs else None,
         seed=made[0].seed,
         revised_prompts=[prompt for each in made for prompt in each.revised_prompts],
         background=made[0].background,

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import pybase64
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hub.errors import InvalidRequest
 from hub.imaging.decode import decode_image
@@ -94,6 +96,16 @@ class Source(Struct, frozen=True):
     def file_name(self) -> str:
         """For forms."""
         return f"image.{EXTENSIONS[self.format]}"
+
+    @property
+    def base64(self) -> str:
+        """For JSON."""
+        return pybase64.b64encode(self.data).decode()
+
+    @property
+    def data_url(self) -> str:
+        """For JSON that wants a URL."""
+        return f"data:{self.media_type};base64,{self.base64}"
 
 
 class Mask(Struct, frozen=True):
@@ -187,10 +199,8 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     if remote.formats and output_format not in remote.formats:
         notices.append(Notice("output_format", f"{manifest.id} makes no {output_format}; it is {remote.formats[0]}"))
         output_format = remote.formats[0]
-    if request.strict and notices:
-        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
     quality = request.quality if "quality" in honoured else None
-    return Wish(
+    wish = Wish(
         manifest=manifest,
         request=request,
         size=size,
@@ -199,8 +209,15 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
         output_format=output_format,
         images=images,
         mask=mask,
-        notices=tuple(notices),
     )
+    return noting(wish, notices)
+
+
+def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:
+    """The wish with further notices; where the request is strict, the first one is an InvalidRequest."""
+    if wish.request.strict and notices:
+        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+    return replace(wish, notices=(*wish.notices, *notices))
 
 
 def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
@@ -291,6 +308,12 @@ def _rounded(side: float, shapes: ShapesSection) -> int:
 def nearest_ratio(asked: Size, ratios: Sequence[str]) -> str:
     """The aspect ratio, as `W:H`, that is nearest to a size's."""
     return min(ratios, key=lambda ratio: abs(math.log(_ratio_of(ratio)) - _shape(asked)))
+
+
+def tier(size: Size) -> Literal[1, 2, 4]:
+    """Which of the usual 1K, 2K and 4K a size is, by its area: that of a square of so many thousand pixels a side."""
+    side = math.sqrt(size.width * size.height)
+    return 1 if side < 1448 else 2 if side < 2896 else 4
 
 
 def _ratio_of(ratio: str) -> float:
