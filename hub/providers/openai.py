@@ -92,24 +92,16 @@ class OpenAI(Adapter):
         return openai_refusal(self, answer) or super().refusal(answer)
 
 
-def _version(model: str) -> float | None:
-    """Of a gpt-image model; None of chatgpt-image-latest, and of names that an owner has given."""
-    match = _MODEL.match(model)
-    return float(match["version"]) if match else None
-
-
 def _is_finer(model: str) -> bool:
     """Whether it has the qualities xhigh and max."""
-    version = _version(model)
-    return version >= 2.5 if version is not None else not model.startswith("chatgpt-image-")
+    match = _MODEL.match(model)
+    return float(match["version"]) >= 2.5 if match else not model.startswith("chatgpt-image-")
 
 
 def _chooses_fidelity(model: str) -> bool:
     """Whether `input_fidelity` may be high: newer models always look closely, the mini one never."""
     match = _MODEL.match(model)
-    if match is None:
-        return not model.startswith("chatgpt-image-")
-    return float(match["version"]) < 2 and not match["mini"]
+    return float(match["version"]) < 2 and not match["mini"] if match else not model.startswith("chatgpt-image-")
 
 
 adapter = OpenAI()

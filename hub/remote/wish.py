@@ -293,16 +293,27 @@ def _within(asked: Size, shapes: ShapesSection) -> Size:
     if shapes.max_pixels is not None:
         shrink = min(shrink, math.sqrt(shapes.max_pixels / (width * height * grow * grow)))
     scale = grow * shrink
-    wide, high = (_rounded(side * scale, shapes) for side in (width, height))
-    while shapes.max_pixels is not None and wide * high > shapes.max_pixels:  # rounded up
-        wide, high = (wide - shapes.multiple, high) if wide >= high else (wide, high - shapes.multiple)
-    return Size(wide, high)
+    width, height = width * scale, height * scale
+    near = [Size(wide, high) for wide in _steps(width, shapes) for high in _steps(height, shapes)]
+    fitting = [each for each in near if _fits(each, shapes)]
+    return min(fitting or near, key=lambda each: (each.width - width) ** 2 + (each.height - height) ** 2)
 
 
-def _rounded(side: float, shapes: ShapesSection) -> int:
+def _steps(side: float, shapes: ShapesSection) -> list[int]:
+    """The lengths around a side's that are possible; rounding both sides alone would break other bounds."""
     step = shapes.multiple
     low, high = -(-shapes.min // step) * step, shapes.max // step * step
-    return min(high, max(low, round(side / step) * step))
+    first = int(side // step) * step
+    return sorted({min(high, max(low, first + more * step)) for more in (-1, 0, 1, 2)})
+
+
+def _fits(size: Size, shapes: ShapesSection) -> bool:
+    pixels, sides = size.width * size.height, sorted((size.width, size.height))
+    return (
+        (shapes.min_pixels or 1) <= pixels <= (shapes.max_pixels or pixels)
+        and shapes.min <= sides[0]
+        and sides[1] <= min(shapes.max, sides[0] * (shapes.max_ratio or math.inf))
+    )
 
 
 def nearest_ratio(asked: Size, ratios: Sequence[str]) -> str:
