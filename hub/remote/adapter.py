@@ -92,6 +92,19 @@ class Base64(Struct, frozen=True):
     text: bytes
 
 
+def raw_base64(value: msgspec.Raw) -> bytes | None:
+    """The text of a JSON string of base64, as it stands there; None for null and for an empty one. Escapes are rare:
+    they are undone, and line breaks, which come as nothing else, left out."""
+    text = bytes(value)
+    if text in (b"null", b'""'):
+        return None
+    if not text.startswith(b'"'):
+        raise ProviderFailed("The provider answered with something else than pictures.", may_have_billed=True)
+    if b"\\" in text:
+        return b"".join(msgspec.json.decode(text, type=str).encode().split())
+    return text[1:-1]
+
+
 class Link(Struct, frozen=True):
     """A picture behind a URL, or in a data URL."""
 
@@ -164,12 +177,21 @@ class Adapter:
         del manifest
         return self.honours
 
+    def most(self, wish: Wish) -> int:
+        """How many pictures one call may ask for; more are had by several calls."""
+        return wish.manifest.remote.max_n
+
+    def unmet(self, wish: Wish) -> Sequence[Notice]:
+        """What of this wish it cannot honour, although it honours the parameter elsewhere: a size in edits, perhaps."""
+        del wish
+        return ()
+
     def headers(self, key: str) -> Mapping[str, str]:
         """What proves who asks."""
         return {"Authorization": f"Bearer {key}"}
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
-        """The request for n pictures (at most `remote.max_n`), which are those from number `first` on. Raises
+        """The request for n pictures (at most `most`), which are those from number `first` on. Raises
         InvalidRequest, naming the parameter, for what cannot be asked for and must not be left out."""
         raise NotImplementedError
 

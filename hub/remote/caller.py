@@ -151,7 +151,9 @@ class Caller:
                 raise error
             seconds = self._keys.refuse(key)
             refused.append(key)
-            log.warning("%s does not take the key %s; it is left alone for %d s", self._adapter.name, key.name, seconds)
+            log.warning(
+                "%s does not take the key %s; it is left alone for %.0f s", self._adapter.name, key.name, seconds
+            )
             if self._keys.pick(refused) is None and self._keys.rested_in is None:
                 raise error
             return

@@ -16,7 +16,7 @@ from hub.remote.credentials import Credentials, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.result import put_together, shares
 from hub.remote.transport import Transport
-from hub.remote.wish import Wish, plan
+from hub.remote.wish import Wish, noting, plan
 from hub.types import Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress, Size
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class RemoteProvider:
             wish = await asyncio.to_thread(plan, manifest, honoured, request)
         else:
             wish = plan(manifest, honoured, request)
+        wish = noting(wish, adapter.unmet(wish))
         caller = Caller(self._transport, adapter, wish, self.keys_of(manifest, adapter))
         return await _Run(adapter, wish, caller, on_event).result()
 
@@ -70,7 +71,7 @@ class _Run:
 
     async def result(self) -> ImageResult:
         wish, request = self._wish, self._wish.request
-        parts = shares(request.n, wish.manifest.remote.max_n)
+        parts = shares(request.n, self._adapter.most(wish))
         for n, first in dict.fromkeys(
             (parts[0], parts[-1])
         ):  # what cannot be asked for is told before anything is sent

@@ -9,9 +9,11 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import pybase64
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hub.errors import InvalidRequest
 from hub.imaging.decode import FORMATS, decode_image
@@ -97,6 +99,16 @@ class Source(Struct, frozen=True):
         """For forms."""
         return f"image.{EXTENSIONS[self.format]}"
 
+    @property
+    def base64(self) -> str:
+        """For JSON."""
+        return pybase64.b64encode(self.data).decode()
+
+    @property
+    def data_url(self) -> str:
+        """For JSON that wants a URL."""
+        return f"data:{self.media_type};base64,{self.base64}"
+
 
 class Mask(Struct, frozen=True):
     """Which part of the first picture may change, whatever kind of mask was sent (docs/masks.md): mode L, of the
@@ -116,13 +128,12 @@ class Mask(Struct, frozen=True):
 
     @property
     def transparent_changes(self) -> bytes:
-        """A PNG with alpha, as OpenAI has it: transparent may change."""
+        """A PNG with alpha, as OpenAI has it: transparent may change. What may change is white as well, for servers
+        that take the OpenAI-like form and look at the colours alone."""
         from PIL import Image
 
-        black = Image.new("L", self.picture.size)
-        return _png(
-            Image.merge("LA", (black, self.picture.point([255 - value for value in range(256)]))).convert("RGBA")
-        )
+        stays = self.picture.point([255 - value for value in range(256)])
+        return _png(Image.merge("LA", (self.picture, stays)).convert("RGBA"))
 
 
 class Wish(Struct, frozen=True, kw_only=True):
@@ -190,10 +201,8 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     if remote.formats and output_format not in remote.formats:
         notices.append(Notice("output_format", f"{manifest.id} makes no {output_format}; it is {remote.formats[0]}"))
         output_format = remote.formats[0]
-    if request.strict and notices:
-        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
     quality = request.quality if "quality" in honoured else None
-    return Wish(
+    wish = Wish(
         manifest=manifest,
         request=request,
         size=size,
@@ -202,8 +211,15 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
         output_format=output_format,
         images=images,
         mask=mask,
-        notices=tuple(notices),
     )
+    return noting(wish, notices)
+
+
+def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:
+    """The wish with further notices; where the request is strict, the first one is an InvalidRequest."""
+    if wish.request.strict and notices:
+        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+    return replace(wish, notices=(*wish.notices, *notices))
 
 
 def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
@@ -302,21 +318,38 @@ def _within(asked: Size, shapes: ShapesSection) -> Size:
     if shapes.max_pixels is not None:
         shrink = min(shrink, math.sqrt(shapes.max_pixels / (width * height * grow * grow)))
     scale = grow * shrink
-    wide, high = (_rounded(side * scale, shapes) for side in (width, height))
-    while shapes.max_pixels is not None and wide * high > shapes.max_pixels:  # rounded up
-        wide, high = (wide - shapes.multiple, high) if wide >= high else (wide, high - shapes.multiple)
-    return Size(wide, high)
+    width, height = width * scale, height * scale
+    near = [Size(wide, high) for wide in _steps(width, shapes) for high in _steps(height, shapes)]
+    fitting = [each for each in near if _fits(each, shapes)]
+    return min(fitting or near, key=lambda each: (each.width - width) ** 2 + (each.height - height) ** 2)
 
 
-def _rounded(side: float, shapes: ShapesSection) -> int:
+def _steps(side: float, shapes: ShapesSection) -> list[int]:
+    """The lengths around a side's that are possible; rounding both sides alone would break other bounds."""
     step = shapes.multiple
     low, high = -(-shapes.min // step) * step, shapes.max // step * step
-    return min(high, max(low, round(side / step) * step))
+    first = int(side // step) * step
+    return sorted({min(high, max(low, first + more * step)) for more in (-1, 0, 1, 2)})
+
+
+def _fits(size: Size, shapes: ShapesSection) -> bool:
+    pixels, sides = size.width * size.height, sorted((size.width, size.height))
+    return (
+        (shapes.min_pixels or 1) <= pixels <= (shapes.max_pixels or pixels)
+        and shapes.min <= sides[0]
+        and sides[1] <= min(shapes.max, sides[0] * (shapes.max_ratio or math.inf))
+    )
 
 
 def nearest_ratio(asked: Size, ratios: Sequence[str]) -> str:
     """The aspect ratio, as `W:H`, that is nearest to a size's."""
     return min(ratios, key=lambda ratio: abs(math.log(_ratio_of(ratio)) - _shape(asked)))
+
+
+def tier(size: Size) -> Literal[1, 2, 4]:
+    """Which of the usual 1K, 2K and 4K a size is, by its area: that of a square of so many thousand pixels a side."""
+    side = math.sqrt(size.width * size.height)
+    return 1 if side < 1448 else 2 if side < 2896 else 4
 
 
 def _ratio_of(ratio: str) -> float:
