@@ -302,7 +302,7 @@ class _Run:
         encoded = [each.encoded for each in had if each.encoded is not None]
         return ImageResult(
             images=tuple(each.data for each in had),
-            seed=all_made[0].seed if all_made[0].seed is not None else self._asked_seed(),
+            seed=all_made[0].seed if len(parts) == 1 and all_made[0].seed is not None else self._asked_seed(),
             size=had[0].size,
             quality=next((made.quality for made in all_made if made.quality), wish.effort or "medium"),
             output_format=had[0].format,
