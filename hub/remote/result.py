@@ -43,10 +43,12 @@ def put_together(adapter: Adapter, wish: Wish, parts: Sequence[tuple[Made, list[
     usages = [made.usage for made in all_made if made.usage is not None]
     costs = [made.cost for made in all_made if made.cost is not None]
     encoded = [each.encoded for each in had if each.encoded is not None]
-    asked_seed = wish.request.seed if "seed" in adapter.honoured(wish.manifest) else None
+    seed = wish.request.seed if "seed" in adapter.honoured(wish.manifest) else None
+    if len(parts) == 1 and all_made[0].seed is not None:  # of several calls, each has a seed of its own
+        seed = all_made[0].seed
     return ImageResult(
         images=tuple(each.data for each in had),
-        seed=all_made[0].seed if all_made[0].seed is not None else asked_seed,
+        seed=seed,
         size=had[0].size,
         quality=next((made.quality for made in all_made if made.quality), wish.effort or "medium"),
         output_format=had[0].format,

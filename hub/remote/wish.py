@@ -216,10 +216,12 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
 
 
 def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:
-    """The wish with further notices; where the request is strict, the first one is an InvalidRequest."""
+    """The wish with further notices, which say more than earlier ones of the same parameters. Where the request is
+    strict, the first one is an InvalidRequest."""
     if wish.request.strict and notices:
         raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
-    return replace(wish, notices=(*wish.notices, *notices))
+    params = {each.param for each in notices}
+    return replace(wish, notices=(*(each for each in wish.notices if each.param not in params), *notices))
 
 
 def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
