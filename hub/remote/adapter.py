@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.wish import Notice, Wish
 from hub.types import Background, Effort, Usage
@@ -225,6 +225,8 @@ class Adapter:
             return InvalidRequest(words, code="provider_refused")
         if 300 <= status < 400:
             return ProviderFailed(f"{self.title} sent the request elsewhere, and it was not sent there.")
+        if status in (504, 524):  # a proxy of its own gave up waiting
+            return ProviderTimeout(f"{self.title} did not answer in time ({status}).", may_have_billed=True)
         return ProviderFailed(f"{self.title} failed ({status}).", may_have_billed=True)
 
 
