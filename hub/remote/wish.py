@@ -237,6 +237,8 @@ def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
         "image-to-image": ("cannot edit pictures.", "image"),
         "text-to-image": ("only edits pictures; give it one.", "image"),
     }[request.task]
+    if request.task == "image-to-image" and "inpainting" in manifest.tasks:
+        words, param = "only changes a part of a picture; say by a mask which.", "mask"
     raise InvalidRequest(f"{param}: {manifest.id} {words}", param=param, code="unsupported_value")
 
 
