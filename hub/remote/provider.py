@@ -15,6 +15,8 @@ import random
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
+import msgspec
+
 from hub.errors import (
     ProviderBusy,
     ProviderError,
@@ -24,7 +26,7 @@ from hub.errors import (
     ProviderUnavailable,
 )
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending
+from hub.remote.adapter import Adapter, Answer, Call, JobFailed, Made, Partial, Pending
 from hub.remote.credentials import PARKED, Credentials, Key, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.transport import Transport
@@ -150,9 +152,8 @@ class _Run:
     async def _share(self, n: int, first: int) -> tuple[Made, list[Had]]:
         async with self._places:
             call = self._adapter.call(self._wish, n, first)
-            made, key = await (self._stream(call, first) if call.stream else self._whole(call))
-            while isinstance(made, Pending):
-                made = await self._wait(made, key, first, n)
+            answered, key = await (self._stream(call, first) if call.stream else self._whole(call))
+            made = await self._finished(answered, key, first, n) if isinstance(answered, Pending) else answered
             if not made.pictures:
                 raise ProviderFailed(f"{self._adapter.title} made no picture.", may_have_billed=True)
             had = await asyncio.gather(*(have(each, self._download) for each in made.pictures[:n]))
@@ -194,26 +195,37 @@ class _Run:
                 await self._after(error, key, refused, attempt)
         raise AssertionError("the last attempt raises")
 
-    async def _wait(self, pending: Pending, key: Key | None, first: int, n: int) -> Made | Pending:
-        """One more question, after some time; some may fail in a row, since they cost nothing."""
+    async def _finished(self, pending: Pending, key: Key | None, first: int, n: int) -> Made:
+        """What comes of a job, asked for again and again. One that nobody waits for any more is cancelled."""
         try:
-            if pending.progress is not None:
-                self._progress(first, pending.progress * n)
-            for failures in range(POLL_FAILURES):
-                await asyncio.sleep(pending.after * (1 + failures))
-                url = self._url(pending.ask.url)
-                try:
-                    answer = await self._transport.send(pending.ask, url, self._headers(key))
-                    return self._adapter.read(self._wish, self._good(answer))
-                except ProviderError as error:
-                    final = isinstance(error, ProviderKeyRefused) or failures == POLL_FAILURES - 1
-                    if final or pending.ask.method != "GET":
-                        raise type(error)(error.message, retry_after=error.retry_after, may_have_billed=True) from None
-            raise AssertionError("the last failure raises")
-        except asyncio.CancelledError:
-            if pending.cancel is not None:
-                self._provider.cancel(pending.cancel, self._url(pending.cancel.url), self._headers(key))
+            while isinstance(answered := await self._ask(pending, key, first, n), Pending):
+                pending = answered.since(pending)
+            return answered if answered.cost is not None else msgspec.structs.replace(answered, cost=pending.cost)
+        except JobFailed:
             raise
+        except (asyncio.CancelledError, ProviderError):
+            if pending.cancel is not None:
+                with contextlib.suppress(ProviderError):
+                    self._provider.cancel(pending.cancel, self._url(pending.cancel.url), self._headers(key))
+            raise
+
+    async def _ask(self, pending: Pending, key: Key | None, first: int, n: int) -> Made | Pending:
+        """One question, after some time; some may fail in a row, since they cost nothing."""
+        if pending.ask is None:
+            raise ProviderFailed(f"{self._adapter.title} did not say where its answer will be.", may_have_billed=True)
+        if pending.progress is not None:
+            self._progress(first, pending.progress * n)
+        for failures in range(POLL_FAILURES):
+            await asyncio.sleep(pending.after * (1 + failures))
+            url = self._url(pending.ask.url)
+            try:
+                answer = await self._transport.send(pending.ask, url, self._headers(key))
+                return self._adapter.read(self._wish, self._good(answer))
+            except ProviderError as error:
+                final = isinstance(error, (ProviderKeyRefused, JobFailed)) or failures == POLL_FAILURES - 1
+                if final or pending.ask.method != "GET":
+                    raise type(error)(error.message, retry_after=error.retry_after, may_have_billed=True) from None
+        raise AssertionError("the last failure raises")
 
     def _good(self, answer: Answer) -> Answer:
         if 200 <= answer.status < 300:
