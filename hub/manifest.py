@@ -333,8 +333,8 @@ class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class RemoteDefaults(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a request that says nothing gets. Without a size, the provider chooses; of an edit it always does, since most
-    keep to the source's shape."""
+    """What a request that says nothing gets. Without a size, the provider chooses; of an edit it always does, since
+    most keep to the source's shape."""
 
     size: SizeText | None = None
     quality: Effort | None = None

@@ -48,11 +48,11 @@ class Ideogram(Adapter):
     documentation = "https://developer.ideogram.ai"
 
     def honoured(self, manifest: RemoteManifest) -> frozenset[str]:
-        """Version 3 is told the most, version 4 takes no seed."""
+        """Of version 1, Remix takes a strength; Ideogram 3 is told the most, and Ideogram 4 takes no seed."""
         model = manifest.remote.model
         if model.startswith("ideogram-v3"):
             return self.honours | {"negative_prompt", "strength"}
-        return self.honours - ({"seed"} if model.startswith("ideogram-v4") else set())
+        return frozenset({"size", "quality", "strength"}) if model.startswith("ideogram-v4") else self.honours
 
     def headers(self, key: str) -> Mapping[str, str]:
         """A header of its own."""

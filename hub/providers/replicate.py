@@ -29,7 +29,7 @@ POLICY = re.compile(r"nsfw|sensitive|moderat|safety|content policy", re.IGNORECA
 PERCENT = re.compile(r"(\d{1,3})%\|")
 
 
-class Urls(Struct):
+class Urls(Struct, frozen=True):
     """Where a prediction is asked for, and cancelled."""
 
     get: str | None = None

@@ -48,7 +48,8 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
     if size is not None and wish.aspect_ratio is None:
         values |= {"size": {"width": size.width, "height": size.height}, "width": size.width, "height": size.height}
     for needed in ("n", "image", "mask"):
-        if values[needed] is not None and needed not in fields:
+        listed = needed != "image" or len(wish.images) < 2 or fields.get("image", "").endswith("[]")
+        if values[needed] is not None and (needed not in fields or not listed):
             words = f"{wish.manifest.id}: its manifest names no field for '{needed}'. This hub's owner has to mend it."
             raise ModelUnusable(words, param="model")
     body: dict[str, object] = {}

@@ -299,6 +299,8 @@ def _within(asked: Size, shapes: ShapesSection) -> Size:
         shrink = min(shrink, math.sqrt(shapes.max_pixels / (width * height * grow * grow)))
     scale = grow * shrink
     wide, high = (_rounded(side * scale, shapes) for side in (width, height))
+    while shapes.min_pixels is not None and wide * high < shapes.min_pixels:  # rounded down
+        wide, high = (wide + shapes.multiple, high) if wide <= high else (wide, high + shapes.multiple)
     while shapes.max_pixels is not None and wide * high > shapes.max_pixels:  # rounded up
         wide, high = (wide - shapes.multiple, high) if wide >= high else (wide, high - shapes.multiple)
     return Size(wide, high)
