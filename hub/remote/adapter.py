@@ -16,13 +16,15 @@ in hub/providers/example.py is a whole provider; docs/providers.md walks through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.wish import Notice, Wish
 from hub.types import Background, Effort, Usage
@@ -30,11 +32,23 @@ from hub.types import Background, Effort, Usage
 T = TypeVar("T")
 
 
+class JobFailed(ProviderFailed):
+    """The provider says that it has given up what it was waited for: asking again cannot help."""
+
+
 class Form(Struct, frozen=True, kw_only=True):
     """A multipart body: text fields, and files as (field, file name, content, media type)."""
 
     fields: Sequence[tuple[str, str]] = ()
     files: Sequence[tuple[str, str, bytes, str]] = ()
+
+    @classmethod
+    def of(cls, body: Mapping[str, object], files: Sequence[tuple[str, str, bytes, str]] = ()) -> Form:
+        """The fields of a body: text as it is, all else as JSON writes it."""
+        texts = {
+            name: each if isinstance(each, str) else msgspec.json.encode(each).decode() for name, each in body.items()
+        }
+        return cls(fields=list(texts.items()), files=files)
 
 
 class Call(Struct, frozen=True):
@@ -47,6 +61,11 @@ class Call(Struct, frozen=True):
     headers: Mapping[str, str] = {}
     method: Literal["POST", "GET", "PUT", "DELETE"] = "POST"
     stream: bool = False
+
+
+class Unreadable(ProviderFailed):
+    """A good status with something else than the provider's JSON: from a proxy on the way, perhaps. While one waits for
+    a job it is asked for again."""
 
 
 class Answer(Struct, frozen=True):
@@ -62,13 +81,11 @@ class Answer(Struct, frozen=True):
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def read(self, kind: type[T]) -> T:
-        """The body as JSON of this kind; raises ProviderFailed where it is something else."""
+        """The body as JSON of this kind; raises Unreadable where it is something else."""
         try:
             return msgspec.json.decode(self.body, type=kind, strict=False)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ProviderFailed(
-                "The provider answered with something else than pictures.", may_have_billed=True
-            ) from None
+            raise Unreadable("The provider answered with something else than pictures.", may_have_billed=True) from None
 
     def peek(self, *path: str) -> Any:
         """What stands at a path of names in a JSON body; None where it is not there, or the body is no JSON."""
@@ -131,12 +148,24 @@ class Made(Struct, frozen=True):
 
 class Pending(Struct, frozen=True):
     """Not ready: `ask` again after so many seconds. `progress`: per cent, where the provider tells it. `cancel`: what
-    to send if nobody wants the pictures any more."""
+    to send if nobody wants the pictures any more. `cost`: in US dollars, where it is told now and not with the
+    pictures. Of an answer to a question, `ask`, `cancel` and `cost` may be None: then they are as before."""
 
-    ask: Call
+    ask: Call | None = None
     after: float = 1.0
     progress: int | None = None
     cancel: Call | None = None
+    cost: float | None = None
+
+    def since(self, before: Pending) -> Pending:
+        """With all that was known before and that this one does not tell."""
+        return Pending(
+            self.ask or before.ask,
+            self.after,
+            self.progress,
+            self.cancel or before.cancel,
+            before.cost if self.cost is None else self.cost,
+        )
 
 
 class Partial(Struct, frozen=True):
@@ -200,7 +229,8 @@ class Adapter:
 
     def refusal(self, answer: Answer) -> HubError:
         """What an answer other than 2xx means, by its status; providers that tell more override it. The provider's own
-        words never become the hub's."""
+        words never become the hub's. `may_have_billed` is for statuses behind which work may have been done: not 3xx,
+        4xx, 503 and 529, by which nothing was begun, but every other 5xx."""
         status = answer.status
         if status in (401, 403):
             return ProviderKeyRefused(f"{self.title} does not take this hub's key. Its owner has to act.")
@@ -219,13 +249,25 @@ class Adapter:
             return InvalidRequest(words, code="provider_refused")
         if 300 <= status < 400:
             return ProviderFailed(f"{self.title} sent the request elsewhere, and it was not sent there.")
+        if status in (504, 524):  # a proxy of its own gave up waiting
+            return ProviderTimeout(f"{self.title} did not answer in time ({status}).", may_have_billed=True)
         return ProviderFailed(f"{self.title} failed ({status}).", may_have_billed=True)
 
 
 def retry_after(answer: Answer) -> int | None:
-    """Seconds of a Retry-After header, at most an hour; None where there is none, or a date."""
+    """Seconds of a Retry-After header, at most an hour; None where there is none. A date is taken relative to the
+    answer's own, so that no two clocks are compared."""
     text = answer.headers.get("retry-after", "").strip()
-    return min(3600, max(1, int(text))) if text.isascii() and text.isdigit() and len(text) < 8 else None
+    try:
+        seconds = float(text) if text[:1].isdigit() else _date(text) - _date(answer.headers.get("date", ""))
+        return min(3600, max(1, math.ceil(seconds)))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _date(text: str) -> float:
+    """Unix seconds of an HTTP date; raises ValueError."""
+    return parsedate_to_datetime(text).timestamp()
 
 
 def blocked(title: str) -> InvalidRequest:

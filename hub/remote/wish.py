@@ -16,11 +16,11 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from hub.errors import InvalidRequest
-from hub.imaging.decode import decode_image
+from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
-from hub.imaging.verify import verify_image
+from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import Background, Effort, ImageRequest, OutputFormat, Quality, Size
+from hub.types import MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Quality, Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -36,6 +36,8 @@ EFFORTS: dict[Quality, Effort] = {
     "max": "high",
 }
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+ORIENTATION = 0x0112
+"""EXIF's tag of how a camera was held."""
 EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 OPTIONAL = (
@@ -81,7 +83,7 @@ class Notice(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A source picture as it came: PNG, JPEG or WebP."""
+    """A source picture as it came, PNG, JPEG or WebP; one that a camera says to turn is turned."""
 
     data: bytes
     format: OutputFormat
@@ -151,8 +153,8 @@ class Wish(Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> str:
-        """The provider's name of the model."""
-        return self.manifest.remote.model
+        """The provider's name of the model, for what is asked of it."""
+        return self.manifest.remote.models.get(self.request.task, self.manifest.remote.model)
 
     @property
     def prompt(self) -> str:
@@ -164,9 +166,26 @@ class Wish(Struct, frozen=True, kw_only=True):
         """What the pictures' background is if nobody says otherwise."""
         return "transparent" if self.request.background == "transparent" else "opaque"
 
-    def seed(self, first: int) -> int | None:
-        """The seed for a call whose pictures begin with number `first`; None where none was given."""
-        return None if self.request.seed is None else self.request.seed + first
+    def seed(self, first: int, most: int = MAX_SEED) -> int | None:
+        """The seed for a call whose pictures begin with number `first`; None where none was given. Raises
+        InvalidRequest for one that is larger than the provider takes."""
+        seed = self.request.seed
+        if seed is None:
+            return None
+        if seed > most:
+            words = f"seed: {self.manifest.id} takes at most {most}."
+            raise InvalidRequest(words, param="seed", code="unsupported_value")
+        return (seed + first) % (most + 1)
+
+    def left_out(self, *names: str) -> list[Notice]:
+        """Notices for those of these parameters that were given: the model takes them, but not for this task. Raises
+        InvalidRequest where the request is strict."""
+        given = [name for name in names if getattr(self.request, name) not in (None, *SAME.get(name, ()))]
+        words = f"{self.manifest.id} takes none for such a task; it was not used"
+        notices = [Notice(name, words) for name in given]
+        if notices and self.request.strict:
+            raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+        return notices
 
     def with_options(self, body: dict[str, object]) -> dict[str, object]:
         """The body without what is None, and with the manifest's options."""
@@ -182,7 +201,8 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     if len(images) > remote.max_images:
         words = f"image: {manifest.id} takes at most {remote.max_images}, and {len(images)} were sent."
         raise InvalidRequest(words, param="image", code="unsupported_value")
-    asked = request.size or (parse_size(manifest.defaults.size) if manifest.defaults.size else None)
+    default = manifest.defaults.size if not request.images else None
+    asked = request.size or (parse_size(default) if default else None)
     size = ratio = None
     if asked is not None and "size" in honoured:
         if remote.aspect_ratios:
@@ -214,10 +234,12 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
 
 
 def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:
-    """The wish with further notices; where the request is strict, the first one is an InvalidRequest."""
+    """The wish with further notices, which say more than earlier ones of the same parameters. Where the request is
+    strict, the first one is an InvalidRequest."""
     if wish.request.strict and notices:
         raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
-    return replace(wish, notices=(*wish.notices, *notices))
+    params = {each.param for each in notices}
+    return replace(wish, notices=(*(each for each in wish.notices if each.param not in params), *notices))
 
 
 def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
@@ -233,6 +255,8 @@ def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
         "image-to-image": ("cannot edit pictures.", "image"),
         "text-to-image": ("only edits pictures; give it one.", "image"),
     }[request.task]
+    if request.task == "image-to-image" and "inpainting" in manifest.tasks:
+        words, param = "only changes a part of a picture; say by a mask which.", "mask"
     raise InvalidRequest(f"{param}: {manifest.id} {words}", param=param, code="unsupported_value")
 
 
@@ -241,6 +265,9 @@ def _unhonoured(manifest: RemoteManifest, honoured: Collection[str], request: Im
     found = []
     for name in OPTIONAL:
         value = getattr(request, name)
+        if name == "strength" and value is not None and not request.images:
+            found.append(Notice(name, "there is no image; it was not used"))
+            continue
         if name in honoured or value in (None, (), *SAME.get(name, ())) or name == "output_format":
             continue
         if name == "background":
@@ -256,13 +283,36 @@ def _unhonoured(manifest: RemoteManifest, honoured: Collection[str], request: Im
 
 def _sources(request: ImageRequest) -> tuple[tuple[Source, ...], Mask | None]:
     """The pictures, each decoded once so that none is sent unchecked, but sent as they came."""
-    images, sizes = [], []
-    for data in request.images:
-        sizes.append(decode_image(data).size)
-        format_, size = verify_image(data)
-        images.append(Source(data, format_, size))
-    mask = Mask(read_mask(request.mask, sizes[0]).picture) if request.mask is not None else None
-    return tuple(images), mask
+    images = tuple(_source(data) for data in request.images)
+    mask = Mask(read_mask(request.mask, images[0].size).picture) if request.mask is not None else None
+    return images, mask
+
+
+def _source(data: bytes) -> Source:
+    """As it came, unless it has to be turned (the mask is for the upright picture, and providers differ in whether they
+    heed EXIF), or is only nearly whole."""
+    upright = decode_image(data).size
+    try:
+        if not _is_turned(data):
+            return Source(data, *verify_image(data))
+    except NotAnImage:  # such as a JPEG without its end, which every decoder forgives
+        pass
+    return Source(_upright(data), "png", upright)
+
+
+def _is_turned(data: bytes) -> bool:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        return picture.getexif().get(ORIENTATION, 1) not in (0, 1)
+
+
+def _upright(data: bytes) -> bytes:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        turned = ImageOps.exif_transpose(picture)
+        return _png(turned if turned.mode in ("L", "LA", "P", "RGB", "RGBA") else turned.convert("RGB"))
 
 
 def nearest_size(asked: Size, sizes: Sequence[Size], shapes: ShapesSection | None) -> Size:
