@@ -112,6 +112,8 @@ class ByteDance(Adapter):
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """The picture that was refused ends a request for one; of several, the others go on."""
+        if data == b"[DONE]":
+            return None
         try:
             event = msgspec.json.decode(data, type=Event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
