@@ -18,7 +18,7 @@ from hub.remote.credentials import Credentials, Key, Keys
 from hub.remote.provider import RemoteProvider
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, plan
-from hub.types import Event, ImageRequest, ImageResult
+from hub.types import ImageRequest, ImageResult
 from tests.providers.upstream import KEY, Upstream
 
 READY_MADE = Path(__file__).parents[2] / "models" / "remote"
@@ -36,15 +36,22 @@ def ready_made(file: str, upstream: Upstream | None = None) -> RemoteManifest:
 
 
 def ask(
-    upstream: Upstream, request: ImageRequest, manifest: RemoteManifest | None = None, on_event: Any = None
+    upstream: Upstream,
+    request: ImageRequest,
+    manifest: RemoteManifest | None = None,
+    on_event: Any = None,
+    until: Callable[[], bool] = lambda: True,
 ) -> ImageResult:
-    """What comes of a request."""
+    """What comes of a request. The loop runs on until `until` says that all is done."""
 
     async def work() -> ImageResult:
         transport = Transport()
         async with transport.running():
             provider = RemoteProvider(providers.adapter, transport, KEYS)
-            return await provider.generate(manifest or upstream.protocol.manifest(upstream), request, on_event)
+            try:
+                return await provider.generate(manifest or upstream.protocol.manifest(upstream), request, on_event)
+            finally:
+                await _until(until)
 
     result = asyncio.run(work())
     assert not upstream.failures
@@ -73,11 +80,6 @@ async def _until(when: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not when():
             await asyncio.sleep(0.01)
-
-
-def heard(events: list[Event]) -> Callable[[Event], None]:
-    """An on_event."""
-    return events.append
 
 
 def wish_for(adapter: Adapter, manifest: RemoteManifest, **request: Any) -> Wish:

@@ -64,7 +64,7 @@ def test_its_sdk_understands_the_same_stream() -> None:
     assert [event.type.rpartition(".")[2] for event in events] == [*["partial_succeeded"] * 2, "completed"]
     assert len(result.images) == 2
     assert result.usage is not None
-    assert result.usage.output_tokens == events[-1].usage.output_tokens
+    assert result.usage.output_tokens == dict(events[-1].usage)["output_tokens"]
 
 
 def test_of_a_stream_those_pictures_that_were_made_count() -> None:

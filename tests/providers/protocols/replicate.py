@@ -77,12 +77,13 @@ class ReplicateProtocol(Protocol):
         return Reply({"title": "x", "detail": f"secret words {KEY}", "status": status}, status)
 
     def answer(self, asked: Asked, upstream: Upstream) -> Reply:
-        if made := re.fullmatch(r"/models/([\w.-]+/[\w.-]+)/predictions", asked.path):
+        path = asked.path.removeprefix("/v1")  # the SDK adds it
+        if made := re.fullmatch(r"/models/([\w.-]+/[\w.-]+)/predictions", path):
             return self.create(made[1], asked, {"input"}, upstream)
-        if (asked.method, asked.path) == ("POST", "/predictions"):
+        if (asked.method, path) == ("POST", "/predictions"):
             assert asked.json["version"] == VERSION
             return self.create("black-forest-labs/flux-dev", asked, {"input", "version"}, upstream)
-        named = re.fullmatch(r"/predictions/(\w+)(/cancel)?", asked.path)
+        named = re.fullmatch(r"/predictions/(\w+)(/cancel)?", path)
         if named is None or named[1] not in upstream.jobs:
             raise Refused(self.error(404))
         job = upstream.jobs[named[1]]
