@@ -11,14 +11,15 @@ from hub.errors import HubError, InvalidRequest, ProviderKeyRefused
 from hub.providers.black_forest_labs import adapter
 from hub.remote.adapter import Answer, JobFailed, Pending
 from hub.types import ImageRequest, Progress, Size
-from tests.providers.asking import READY_MADE, ask, left_and_right, mask, picture, ready_made, wish_for
 from tests.providers.protocols.black_forest_labs import BlackForestLabsProtocol
+from tests.providers.ready_made import READY_MADE, ask, left_and_right, mask, picture, ready_made, wish_for
 from tests.providers.upstream import answers, raw, serving
 
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hub.providers.black_forest_labs.POLL", 0.01)
+    monkeypatch.setattr("hub.remote.caller.SHORTEST_POLL", 0.005)
+    monkeypatch.setattr("hub.remote.caller.LONGEST_POLL", 0.01)
 
 
 ALL = sorted(path.stem for path in READY_MADE.glob("black-forest-labs-*.toml"))

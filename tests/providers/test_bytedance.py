@@ -14,8 +14,8 @@ from hub.manifest import RemoteManifest
 from hub.providers.bytedance import adapter
 from hub.remote.adapter import Answer
 from hub.types import ImageRequest, Size, Usage
-from tests.providers.asking import READY_MADE, ask, mask, picture, ready_made, wish_for
 from tests.providers.protocols.bytedance import ByteDanceProtocol
+from tests.providers.ready_made import READY_MADE, ask, mask, picture, ready_made, wish_for
 from tests.providers.upstream import KEY, Upstream, raw, serving
 
 S4 = "bytedance-seedream-4"

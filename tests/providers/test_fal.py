@@ -10,11 +10,11 @@ import pytest
 from fal_client.client import AppId
 
 from hub.errors import HubError, InvalidRequest, ModelUnusable, ProviderBusy, ProviderKeyRefused
-from hub.providers.fal import adapter
+from hub.providers.fal import POLL, adapter
 from hub.remote.adapter import Answer, Call, JobFailed, Pending
 from hub.types import ImageRequest, Size
-from tests.providers.asking import READY_MADE, ask, give_up, left_and_right, mask, picture, ready_made, wish_for
 from tests.providers.protocols.fal import FalProtocol
+from tests.providers.ready_made import READY_MADE, ask, give_up, left_and_right, mask, picture, ready_made, wish_for
 from tests.providers.upstream import KEY, Reply, answers, raw, serving
 
 POLICY = {"detail": [{"loc": ["body", "prompt"], "msg": "words", "type": "content_policy_violation"}]}
@@ -22,7 +22,8 @@ POLICY = {"detail": [{"loc": ["body", "prompt"], "msg": "words", "type": "conten
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hub.providers.fal.POLL", 0.01)
+    monkeypatch.setattr("hub.remote.caller.SHORTEST_POLL", 0.005)
+    monkeypatch.setattr("hub.remote.caller.LONGEST_POLL", 0.01)
 
 
 def call(file: str, n: int = 1, **request: Any) -> Call:
@@ -198,7 +199,7 @@ def test_a_request_that_cannot_be_asked_for_any_more_is_cancelled() -> None:
 def test_it_waits_where_it_was_told_to() -> None:
     wish = wish_for(adapter, ready_made("fal-flux-2"))
     queued = adapter.read(wish, Answer(200, {}, b'{"status": "IN_QUEUE", "status_url": "/s", "cancel_url": "/c"}'))
-    assert queued == Pending(Call("/s", method="GET"), 0.01, cancel=Call("/c", method="PUT"))
+    assert queued == Pending(Call("/s", method="GET"), POLL, cancel=Call("/c", method="PUT"))
     assert isinstance(queued, Pending)
     going = adapter.read(wish, Answer(202, {}, b'{"status": "IN_PROGRESS", "response_url": "/r"}'))
     assert isinstance(going, Pending)

@@ -10,8 +10,8 @@ from hub.errors import InvalidRequest, ProviderBusy, ProviderKeyRefused
 from hub.providers.ideogram import MAX_SEED, adapter
 from hub.remote.adapter import Answer, Call
 from hub.types import ImageRequest, Size
-from tests.providers.asking import READY_MADE, ask, left_and_right, mask, picture, ready_made, wish_for
 from tests.providers.protocols.ideogram import IdeogramProtocol
+from tests.providers.ready_made import READY_MADE, ask, left_and_right, mask, picture, ready_made, wish_for
 from tests.providers.upstream import serving
 
 V3, V4, V45 = "ideogram-ideogram-v3", "ideogram-ideogram-v4", "ideogram-ideogram-4-5"

@@ -11,14 +11,15 @@ from hub.errors import InvalidRequest, ProviderBusy, ProviderKeyRefused
 from hub.providers.replicate import AT_ONCE, adapter
 from hub.remote.adapter import Answer, Call, JobFailed, Made
 from hub.types import ImageRequest, Progress, Size
-from tests.providers.asking import READY_MADE, ask, give_up, mask, picture, ready_made, wish_for
 from tests.providers.protocols.replicate import VERSION, ReplicateProtocol
+from tests.providers.ready_made import READY_MADE, ask, give_up, mask, picture, ready_made, wish_for
 from tests.providers.upstream import KEY, raw, serving
 
 
 @pytest.fixture(autouse=True)
 def in_haste(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hub.providers.replicate.POLL", 0.01)
+    monkeypatch.setattr("hub.remote.caller.SHORTEST_POLL", 0.005)
+    monkeypatch.setattr("hub.remote.caller.LONGEST_POLL", 0.01)
 
 
 def call(file: str, n: int = 1, **request: Any) -> Call:

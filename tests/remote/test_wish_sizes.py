@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hub.manifest import RemoteDefaults, RemoteManifest, RemoteSection, ShapesSection
 from hub.remote.wish import nearest_size, plan
 from hub.types import ImageRequest, Size
-from tests.providers.asking import READY_MADE, picture, ready_made
+from tests.providers.ready_made import READY_MADE, picture, ready_made
 
 SHAPES = {
     path.stem: ready_made(path.stem).remote.shapes

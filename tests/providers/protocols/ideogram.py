@@ -85,6 +85,7 @@ class IdeogramProtocol(Protocol):
     remote = {"model": "ideogram-v3", "max_n": 8}
     tasks = ["text-to-image", "image-to-image", "inpainting"]
     links = True
+    mask = "black"
 
     def __init__(self, unsafe: tuple[int, ...] = ()) -> None:
         self.unsafe = unsafe
