@@ -177,16 +177,6 @@ class Wish(Struct, frozen=True, kw_only=True):
             raise InvalidRequest(words, param="seed", code="unsupported_value")
         return (seed + first) % (most + 1)
 
-    def left_out(self, *names: str) -> list[Notice]:
-        """Notices for those of these parameters that were given: the model takes them, but not for this task. Raises
-        InvalidRequest where the request is strict."""
-        given = [name for name in names if getattr(self.request, name) not in (None, *SAME.get(name, ()))]
-        words = f"{self.manifest.id} takes none for such a task; it was not used"
-        notices = [Notice(name, words) for name in given]
-        if notices and self.request.strict:
-            raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
-        return notices
-
     def with_options(self, body: dict[str, object]) -> dict[str, object]:
         """The body without what is None, and with the manifest's options."""
         return {name: value for name, value in body.items() if value is not None} | self.manifest.remote.options
