@@ -211,11 +211,9 @@ async def _read(answer: httpx2.Response) -> Answer:
     _check_encoding(answer)
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
-    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+    async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
             body += piece
-            if len(body) > MAX_ANSWER:
-                raise _too_large()
     return Answer(answer.status_code, headers, bytes(body))
 
 
@@ -224,11 +222,24 @@ async def _begin(answer: httpx2.Response, body: bytearray) -> None:
     import httpx2
 
     with contextlib.suppress(httpx2.HTTPError, TimeoutError):
-        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(_pieces(answer)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > MAX_ERROR:
                     return
+
+
+async def _pieces(answer: httpx2.Response) -> AsyncGenerator[bytes]:
+    """A body as it comes, up to the limit."""
+    total = count = 0
+    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async for piece in pieces:
+            total, count = total + len(piece), count + 1
+            if total > MAX_ANSWER:
+                raise _too_large()
+            if count % 100 == 0:  # chunks of a byte each come ten thousand at once, and take a second to be read
+                await asyncio.sleep(0)
+            yield piece
 
 
 async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
@@ -250,12 +261,9 @@ async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
 
 
 async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
-    rest, total = bytearray(), 0
-    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+    rest = bytearray()
+    async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
-            total += len(piece)
-            if total > MAX_ANSWER:
-                raise _too_large()
             start = len(rest)
             rest += piece
             if rest.find(b"\n", start) < 0:
