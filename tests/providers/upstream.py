@@ -139,6 +139,10 @@ class Protocol:
         """Whether the key came as it should."""
         return asked.headers.get("authorization") == f"Bearer {KEY}"
 
+    def is_work(self, asked: Asked) -> bool:
+        """Whether it would be billed."""
+        return asked.method == "POST"
+
     def answer(self, asked: Asked, upstream: Upstream) -> Reply:
         """What a good request gets. Raises Refused for one that the provider would refuse."""
         raise NotImplementedError
@@ -204,8 +208,8 @@ class Upstream(ThreadingHTTPServer):
 
     @property
     def work(self) -> list[Asked]:
-        """What would be billed: every POST."""
-        return [each for each in self.asked if each.method == "POST"]
+        """What would be billed."""
+        return [each for each in self.asked if self.protocol.is_work(each)]
 
     def picture(self, width: int = 1024, height: int = 1024, image_format: str = "PNG") -> bytes:
         """A new picture, unlike all before; small in bytes whatever its size."""
