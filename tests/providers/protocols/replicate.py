@@ -76,9 +76,6 @@ class ReplicateProtocol(Protocol):
     def __init__(self, ends: tuple[str, str | None] = ("succeeded", None), at_once: bool = False) -> None:
         self.ends, self.at_once = ends, at_once
 
-    def is_work(self, asked: Asked) -> bool:
-        return super().is_work(asked) and not asked.path.endswith("/cancel")
-
     def error(self, status: int) -> Reply:
         return Reply({"title": "x", "detail": f"secret words {KEY}", "status": status}, status)
 
