@@ -177,6 +177,11 @@ class Wish(Struct, frozen=True, kw_only=True):
             raise InvalidRequest(words, param="seed", code="unsupported_value")
         return (seed + first) % (most + 1)
 
+    def left_out(self, *names: str) -> list[Notice]:
+        """Notices for those of these parameters that were given: the model takes them, but not for this task."""
+        given = [name for name in names if getattr(self.request, name) not in (None, (), *SAME.get(name, ()))]
+        return [Notice(name, f"{self.manifest.id} takes none for such a task; it was not used") for name in given]
+
     def with_options(self, body: dict[str, object]) -> dict[str, object]:
         """The body without what is None, and with the manifest's options."""
         return {name: value for name, value in body.items() if value is not None} | self.manifest.remote.options
