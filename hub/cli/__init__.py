@@ -11,6 +11,7 @@ from hub.cli.engine import engine
 from hub.cli.manage import keys, loras
 from hub.cli.models import models
 from hub.cli.serve import serve
+from hub.cli.usage import usage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,5 +20,5 @@ def main() -> None:
     """A local-first, offline-capable server for image generation, with OpenAI's wire."""
 
 
-for command in (serve, generate, replay_command, engine, models, loras, keys, doctor):
+for command in (serve, generate, replay_command, engine, models, loras, keys, usage, doctor):
     main.add_command(command)
