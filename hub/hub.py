@@ -18,6 +18,7 @@ from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
+from hub.ledger import Ledger
 from hub.library.orders import Gone, Pull, Result
 from hub.library.places import Marks, Places
 from hub.library.progress import Progress
@@ -70,6 +71,7 @@ class Hub:
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts, offline=settings.offline)
         self.store = Store(settings.cache_dir)
+        self.ledger = Ledger(self.store, settings.budget_of)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
         self.places = Places.of(settings)
         self.tasks = Tasks(self.places, variables(offline=settings.offline), self._on_order)
@@ -155,6 +157,7 @@ class Hub:
         """Jobs are kept, the engine process runs and what has expired is swept, as long as the context."""
         async with (
             self.store.running(msgspec.json.encode(RESTARTED)),
+            self.ledger.running(),
             self.files.sweeping(),
             self._transport.running(),
             self.neighbours.running(),

@@ -18,21 +18,11 @@ from hub.imaging.decode import decode_image
 from hub.imaging.masks import read_mask
 from hub.imaging.verify import verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import Background, Effort, ImageRequest, OutputFormat, Quality, Size
+from hub.types import EFFORTS, Background, Effort, ImageRequest, OutputFormat, Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EFFORTS: dict[Quality, Effort] = {
-    "auto": "medium",
-    "low": "low",
-    "medium": "medium",
-    "standard": "medium",
-    "high": "high",
-    "hd": "high",
-    "xhigh": "high",
-    "max": "high",
-}
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
