@@ -19,6 +19,7 @@ from hub.registry import ListedModel, Registry
 from hub.route import Caller, Code, LeftOut, Route, Servable, State, Target
 from hub.types import ImageRequest, Size, Task
 
+ITSELF = "it is the model itself"
 UNKNOWN_SIZE = Size(1024, 1024)
 """Reckoned with where neither the request nor the model says a size."""
 
@@ -64,8 +65,6 @@ def route(
     their errors. billed: whether one of them may be paid for, so that another must not be.
     """
     manifest = listed.manifest
-    if isinstance(manifest, ModelManifest):  # nothing to decide, and on the way of every request
-        return Route(listed.id, (Target(manifest, "it is the model itself"),), _named(listed))
     own = manifest if isinstance(manifest, RouteManifest) else None
     remote = own is None or own.remote
     question = _Question(listed.id, request, caller, offline, waiting, remote, tried or {}, billed)
@@ -82,6 +81,13 @@ def route(
     return Route(listed.id, tuple(targets), _reason(listed, own, targets), tuple(left_out), own)
 
 
+def itself(listed: ListedModel) -> Route:
+    """The route of a model that is asked for by its own name, whatever else may be in its way."""
+    if isinstance(listed.manifest, RouteManifest):
+        raise TypeError(f"{listed.id} names other models")
+    return Route(listed.id, (Target(listed.manifest, ITSELF),), _named(listed))
+
+
 def leaves(manifest: Servable) -> bool:
     """Whether a request to this model leaves the machine, as the owner has it: `remote.leaves`, else its address."""
     if not isinstance(manifest, RemoteManifest):
@@ -93,6 +99,11 @@ def is_elsewhere(manifest: RemoteManifest) -> bool:
     """Whether its address is not this machine by loopback. A provider's own address never is."""
     base_url = manifest.remote.base_url
     return base_url is None or not is_here(urlsplit(base_url).hostname)
+
+
+def is_free(manifest: Servable) -> bool:
+    """Whether nothing that is drawn there costs anything: it says no price, and is on this machine."""
+    return manifest.prices.is_free and not leaves(manifest)
 
 
 def broken(manifest: RouteManifest, registry: Registry) -> list[LeftOut]:
@@ -210,11 +221,12 @@ def _not_able(each: _Candidate, question: _Question) -> Verdict:
 
 
 def _not_paid(each: _Candidate, question: _Question) -> Verdict:
-    """By what it costs."""
+    """By what it costs. Where nobody knows that of a local model, the ledger decides."""
     cost, left = each.state.cost, question.caller.budget_left
-    if question.billed and cost != 0:
+    remote = isinstance(each.manifest, RemoteManifest)
+    if question.billed and remote and cost != 0:
         return "billed", "would cost money, and one that was tried before may have cost some already"
-    if left is None or cost == 0:
+    if left is None or cost == 0 or (cost is None and not remote):
         return None
     if cost is None:
         return "no_price", "has no price in its manifest, and whoever has a budget may not use it"
@@ -236,7 +248,7 @@ def _seconds(wait: float) -> str:
 
 def _why(each: _Candidate, own: RouteManifest | None) -> str:
     if own is None:
-        return "it is the model itself"
+        return ITSELF
     if own.order == "cheapest":
         return price_words(each.state.cost)
     if own.order == "listed":
