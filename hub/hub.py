@@ -106,10 +106,9 @@ class Hub:
             result = msgspec.structs.replace(result, usage=usage)
         return result
 
-    async def decide(self, model: str, request: ImageRequest) -> tuple[Route, Caller]:
-        """What `generate` would do, without doing it, and for whom. Raises ModelNotFound."""
-        caller = await self._serving.caller(request.owner)
-        return await self._serving.decide(model, request, caller=caller), caller
+    async def decide(self, model: str, request: ImageRequest, caller: Caller | None = None) -> Route:
+        """What `generate` would do, without doing it. `caller`: where the ledger does not run. Raises ModelNotFound."""
+        return await self._serving.decide(model, request, caller=caller)
 
     def _tell_broken_routes(self) -> None:
         for listed in self.registry:

@@ -78,7 +78,8 @@ class Transport:
 
     async def download(self, url: str, own_host: str, *, stays: bool = False) -> bytes:
         """A picture that an answer names. `own_host`: the provider's `host:port`, which may lie in a private network as
-        the owner has named it. No key goes along. `stays`: from there or from this machine alone. Raises ProviderFailed."""
+        the owner has named it. No key goes along. `stays`: from there or from this machine alone. Raises
+        ProviderFailed."""
         own = stays and _host_of(url) == own_host
         try:
             return await fetch(

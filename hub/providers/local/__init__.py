@@ -60,6 +60,7 @@ class LocalProvider:
             quality=quality,
             sources=sources,
             warnings=warnings,
+            device_seconds=finished.device_seconds,
         )
 
     async def load(self, manifest: ModelManifest, *, pinned: bool | None) -> None:
