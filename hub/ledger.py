@@ -32,6 +32,7 @@ from hub.database import Database
 from hub.errors import BudgetExceeded
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
 from hub.remote.wish import nearest_size
+from hub.routing import is_free
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult
 from hub.usage import count_usage
@@ -116,7 +117,7 @@ class Ledger:
             state="unknown" if expected is None else "reserved",
             cost=0 if expected is None else math.ceil(round(expected * MICRO, 3)),
         )
-        if isinstance(target, ModelManifest) and target.prices.is_free:
+        if is_free(target):
             return Entry(row, target, request, booked=False)
         await self._book(row, None if expected == 0 else self._limit_of(owner))
         return Entry(row, target, request, booked=True)
@@ -257,7 +258,7 @@ def _settled(entry: Entry, result: ImageResult | None) -> UsageRow:
     if result is None:
         return msgspec.structs.replace(row, state=row.state if row.state == "unknown" else "estimated")
     made, billed = len(result.images), prices.cost(entry.target.prices, result)
-    free = isinstance(entry.target, ModelManifest) and entry.target.prices.is_free
+    free = is_free(entry.target)
     usage = result.usage or count_usage(entry.request.prompt, result.sources, result.size, made)
     changes: dict[str, Any] = {
         "images": made,

@@ -57,17 +57,23 @@ class RemoteProvider:
         self._cancelling: set[asyncio.Task[None]] = set()
 
     async def generate(
-        self, manifest: RemoteManifest, request: ImageRequest, on_event: OnEvent | None = None
+        self,
+        manifest: RemoteManifest,
+        request: ImageRequest,
+        on_event: OnEvent | None = None,
+        *,
+        stays: bool = False,
     ) -> ImageResult:
         """See `hub.providers.Provider`. The pictures are as the provider made them, byte for byte: other sizes and
-        formats than were asked for are told, not mended."""
+        formats than were asked for are told, not mended. `stays`: the request must not leave this machine, so what the
+        provider names elsewhere is not asked for."""
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
         if request.images:
             wish = await asyncio.to_thread(plan, manifest, honoured, request)
         else:
             wish = plan(manifest, honoured, request)
-        return await _Run(self, adapter, wish, on_event).result()
+        return await _Run(self, adapter, wish, on_event, stays).result()
 
     def keys_of(self, manifest: RemoteManifest, adapter: Adapter) -> Keys:
         """The keys that a model's calls may carry: a base URL of the owner's gets none that the manifest does not
@@ -96,12 +102,15 @@ class RemoteProvider:
 class _Run:
     """One request at one provider."""
 
-    def __init__(self, provider: RemoteProvider, adapter: Adapter, wish: Wish, on_event: OnEvent | None) -> None:
+    def __init__(
+        self, provider: RemoteProvider, adapter: Adapter, wish: Wish, on_event: OnEvent | None, stays: bool
+    ) -> None:
         self._provider = provider
         self._transport = provider.transport
         self._adapter = adapter
         self._wish = wish
         self._on_event = on_event
+        self._stays = stays
         self._keys = provider.keys_of(wish.manifest, adapter)
         self._base = wish.manifest.remote.base_url or str(adapter.base_url)
         self._places = asyncio.Semaphore(PARALLEL)
@@ -262,7 +271,7 @@ class _Run:
             return self._base + url
         base, named = urlsplit(self._base), urlsplit(url)
         host = named.hostname or ""
-        own = any(host == site or host.endswith(f".{site}") for site in self._adapter.sites)
+        own = not self._stays and any(host == site or host.endswith(f".{site}") for site in self._adapter.sites)
         if named.scheme == base.scheme and (named.netloc == base.netloc or (own and named.netloc == host)):
             return url
         raise ProviderFailed(f"{self._adapter.title} named an address that is not its own.", may_have_billed=True)
@@ -270,7 +279,7 @@ class _Run:
     async def _download(self, url: str) -> bytes:
         base = urlsplit(self._base)
         port = base.port or (443 if base.scheme == "https" else 80)
-        return await self._transport.download(url, f"{base.hostname}:{port}")
+        return await self._transport.download(url, f"{base.hostname}:{port}", stays=self._stays)
 
     async def _preview(self, partial: Partial, first: int) -> None:
         if self._on_event is not None:
