@@ -6,8 +6,8 @@
 
 Before money may be spent its estimate is reserved, in the statement that looks whether there is room for it: requests
 at the same time, of several hubs that share a cache, cannot spend the same dollar. A reservation whose hub dies stays
-and counts. What a local model does for nothing is written down afterwards, some uses together, so that no request waits
-for it. With the cache, all that was spent is forgotten.
+and counts. What costs nothing is written down afterwards, some uses together, so that no request waits for it. With the
+cache, all that was spent is forgotten.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SWEEP_INTERVAL = 3600.0
 
 
 class Entry(Struct, frozen=True):
-    """A use that goes on. `booked`: whether its row is written already."""
+    """A use that goes on. `booked`: whether its row is written already, as it is of all that may cost something."""
 
     row: UsageRow
     target: ModelManifest | RemoteManifest
@@ -104,8 +104,8 @@ class Ledger:
     async def reserve(
         self, *, owner: str, asked: str, target: ModelManifest | RemoteManifest, request: ImageRequest
     ) -> Entry:
-        """Begins a use. Raises BudgetExceeded where the key's budget does not allow what it would cost, and
-        StorageFull where that cannot be written down."""
+        """Begins a use. Raises BudgetExceeded where the key's budget does not allow what it would cost, or nothing says
+        what a provider would take; and StorageFull where it cannot be written down."""
         expected = estimate(target, request)
         row = UsageRow(
             id=f"use_{secrets.token_hex(12)}",
@@ -119,14 +119,17 @@ class Ledger:
         )
         if is_free(target):
             return Entry(row, target, request, booked=False)
-        await self._book(row, None if expected == 0 else self._limit_of(owner))
+        limit = None if expected == 0 else self._limit_of(owner)
+        if limit is not None and expected is None and isinstance(target, RemoteManifest):
+            raise exceeded(row, limit, await self._spent(owner), self.month)
+        await self._book(row, limit)
         return Entry(row, target, request, booked=True)
 
     async def settle(self, entry: Entry, result: ImageResult | None, *, may_have_billed: bool) -> None:
         """Ends a use: with what it made, as its provider gave it; or, where it failed, with the estimate if it may
         have been billed, and else with nothing. Goes on where the caller is cancelled. Never raises: the reservation
         stays where its end cannot be written."""
-        if result is None and not may_have_billed:
+        if result is None and not (may_have_billed and entry.booked):
             if entry.booked:
                 await self._write(functools.partial(_remove, row_id=entry.row.id))
             return
@@ -258,7 +261,6 @@ def _settled(entry: Entry, result: ImageResult | None) -> UsageRow:
     if result is None:
         return msgspec.structs.replace(row, state=row.state if row.state == "unknown" else "estimated")
     made, billed = len(result.images), prices.cost(entry.target.prices, result)
-    free = is_free(entry.target)
     usage = result.usage or count_usage(entry.request.prompt, result.sources, result.size, made)
     changes: dict[str, Any] = {
         "images": made,
@@ -267,7 +269,7 @@ def _settled(entry: Entry, result: ImageResult | None) -> UsageRow:
         "output_tokens": _count(usage.output_tokens),
         "device_us": round(result.device_seconds * MICRO),
     }
-    if billed is not None or free:
+    if billed is not None or not entry.booked:
         changes |= {"state": "settled", "cost": round((billed or 0.0) * MICRO)}
     elif row.state != "unknown":
         changes["state"] = "estimated"

@@ -254,17 +254,28 @@ def test_a_budget_of_nothing_allows_what_costs_nothing(tmp_path: Path, budget: f
     keep(tmp_path, work, ann=budget)
 
 
-def test_what_nobody_knows_the_price_of_may_be_used_until_the_budget_is_spent(tmp_path: Path) -> None:
+def test_who_has_a_budget_may_not_use_what_nobody_knows_the_price_of(tmp_path: Path) -> None:
     async def work(books: Books) -> None:
         mystery = remote(PricesSection())
+        assert "nobody knows what this request costs" in await books.refused(mystery)
+        del books.budgets["ann"]
         await books.use(mystery)
         await books.use(mystery, cost=0.1)
-        await books.refused(mystery)
         sums = await books.sums()
         assert (sums.requests, sums.cost, sums.unknown) == (2, 100_000, 1)
 
     keep(tmp_path, work, ann=0.1)
     assert raw(tmp_path, "SELECT state, cost FROM usage ORDER BY cost") == [("unknown", 0), ("settled", 100_000)]
+
+
+def test_a_server_on_this_machine_without_prices_is_free_unless_it_tells_what_it_cost(tmp_path: Path) -> None:
+    async def work(books: Books) -> None:
+        own = remote(PricesSection(), base_url="http://127.0.0.1:8080/v1")
+        await books.use(own)
+        await books.use(own, cost=0.02)
+
+    keep(tmp_path, work, ann=0.0)
+    assert raw(tmp_path, "SELECT state, cost FROM usage ORDER BY cost") == [("settled", 0), ("settled", 20_000)]
 
 
 def test_a_local_model_whose_seconds_have_a_price_is_paid_for_when_it_has_worked(tmp_path: Path) -> None:
