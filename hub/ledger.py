@@ -21,6 +21,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ from msgspec import Struct
 
 from hub import accounts, prices
 from hub.accounts import Column, Span, Sums, UsageRow
-from hub.database import Database
+from hub.database import Database, looking_into
 from hub.errors import BudgetExceeded
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
 from hub.remote.wish import nearest_size
@@ -96,24 +97,24 @@ class Ledger:
         return await self._spent(owner) / MICRO
 
     async def used(self, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
-        """Uses summed up; see `accounts.sums`. Makes no database where there is none."""
+        """Uses summed up; see `accounts.sums`. Beside the store, whose thread has more urgent things to do."""
         await self._written()
-        found = self._store.perform(lambda database: accounts.sums(database.raw, by, span, owner, limit), make=False)
-        return await found or []
+        return await asyncio.to_thread(look, self._store.path, by, span, owner, limit)
 
     async def reserve(
         self, *, owner: str, asked: str, target: ModelManifest | RemoteManifest, request: ImageRequest
     ) -> Entry:
         """Begins a use. Raises BudgetExceeded where the key's budget does not allow what it would cost, or nothing says
         what a provider would take; and StorageFull where it cannot be written down."""
-        expected = estimate(target, request)
+        expected, now = estimate(target, request), self._now()
         row = UsageRow(
             id=f"use_{secrets.token_hex(12)}",
             hub=self._store.id,
             owner=owner,
             asked=asked,
             target=target.id,
-            created_at=self._now(),
+            created_at=now,
+            month=name_of(month_of(now)),
             state="unknown" if expected is None else "reserved",
             cost=0 if expected is None else math.ceil(round(expected * MICRO, 3)),
         )
@@ -121,7 +122,7 @@ class Ledger:
             return Entry(row, target, request, booked=False)
         limit = None if expected == 0 else self._limit_of(owner)
         if limit is not None and expected is None and isinstance(target, RemoteManifest):
-            raise exceeded(row, limit, await self._spent(owner), self.month)
+            raise exceeded(row, limit, await self._spent(owner))
         await self._book(row, limit)
         return Entry(row, target, request, booked=True)
 
@@ -149,7 +150,6 @@ class Ledger:
 
     async def _book(self, row: UsageRow, limit: int | None) -> None:
         """Writes a reservation, where there is room for it; one whose caller leaves meanwhile is taken back."""
-        month = month_of(row.created_at)
         again = False
 
         def book(database: Database) -> int | None:
@@ -160,8 +160,8 @@ class Ledger:
             if limit is None:
                 accounts.put(database.raw, [row])
                 return None
-            fits = accounts.put_within(database.raw, row, month, limit)
-            return None if fits else accounts.spent(database.raw, row.owner, month)
+            fits = accounts.put_within(database.raw, row, limit)
+            return None if fits else accounts.spent(database.raw, row.owner, row.month)
 
         try:
             spent = await asyncio.shield(self._store.perform(book))
@@ -169,10 +169,10 @@ class Ledger:
             self._begin(functools.partial(_remove, row_id=row.id))
             raise
         if spent is not None and limit is not None:
-            raise exceeded(row, limit, spent, month)
+            raise exceeded(row, limit, spent)
 
     async def _spent(self, owner: str) -> int:
-        month = self.month
+        month = name_of(self.month)
         return await self._store.perform(lambda database: accounts.spent(database.raw, owner, month), make=False) or 0
 
     def _write_gathered(self) -> None:
@@ -229,7 +229,19 @@ def month_of(now: float) -> Span:
     return Span(first.timestamp(), following.timestamp())
 
 
-def exceeded(row: UsageRow, budget: int, spent: int, month: Span) -> BudgetExceeded:
+def name_of(month: Span) -> str:
+    """`2026-11`."""
+    return f"{dt.datetime.fromtimestamp(month.since, dt.UTC):%Y-%m}"
+
+
+def look(path: Path, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
+    """Uses summed up, of a database that a hub may be using; see `accounts.sums`. Makes none where there is none.
+    Raises sqlite3.Error, OSError and ConfigurationError where it cannot be read."""
+    with looking_into(path) as raw:
+        return [] if raw is None else accounts.sums(raw, by, span, owner, limit)
+
+
+def exceeded(row: UsageRow, budget: int, spent: int) -> BudgetExceeded:
     """The refusal of a use: the budget, what is spent, and when the month ends."""
     whose = "this key" if row.owner else "this hub"
     price = (
@@ -237,7 +249,7 @@ def exceeded(row: UsageRow, budget: int, spent: int, month: Span) -> BudgetExcee
         if row.state == "unknown"
         else f"this request may cost {dollars(row.cost)}"
     )
-    end = dt.datetime.fromtimestamp(month.until, dt.UTC)
+    end = dt.datetime.fromtimestamp(month_of(row.created_at).until, dt.UTC)
     return BudgetExceeded(
         f"The budget of {whose} is {dollars(budget)} a month; {dollars(spent)} is spent or reserved, and {price}. "
         f"The month ends on {end:%Y-%m-%d} at 00:00 UTC."
