@@ -143,25 +143,33 @@ def looking_into(path: Path) -> Iterator[sqlite3.Connection | None]:
 
     Raises sqlite3.Error, or OSError, where it cannot be read; and ConfigurationError where a newer hub has made it.
     """
-    if not path.is_file():
-        yield None
-        return
-    with alone_in(path.parent):
-        try:
-            database = Database(path)
-        except FileNotFoundError:  # deleted meanwhile
+    with contextlib.ExitStack() as stack:
+        database = _looked_at(path, stack)
+        if database is None:
             yield None
             return
+        database.raw.execute("PRAGMA query_only = ON")
         try:
-            database.raw.execute("PRAGMA query_only = ON")
-            try:
-                version = _version(database.raw)
-            except _Damaged as error:
-                raise sqlite3.DatabaseError(str(error)) from None
-            _refuse_newer(path, version)
-            yield database.raw if version == migrations.HEAD else None
-        finally:
-            database.close()
+            version = _version(database.raw)
+        except _Damaged as error:
+            raise sqlite3.DatabaseError(str(error)) from None
+        _refuse_newer(path, version)
+        yield database.raw if version == migrations.HEAD else None
+
+
+def _looked_at(path: Path, stack: contextlib.ExitStack) -> Database | None:
+    """The database as it is, while nobody else opens or replaces it; None where there is none, or no longer."""
+    if not path.is_file():
+        return None
+    try:
+        stack.enter_context(alone_in(path.parent))
+        database = Database(path)
+    except (OSError, sqlite3.Error):
+        if path.is_file():
+            raise
+        return None
+    stack.callback(database.close)
+    return database
 
 
 def _make(name: str, folder: int) -> None:

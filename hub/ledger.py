@@ -21,7 +21,6 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -29,10 +28,11 @@ from msgspec import Struct
 
 from hub import accounts, prices
 from hub.accounts import Column, Span, Sums, UsageRow
-from hub.database import Database, looking_into
+from hub.database import Database
 from hub.errors import BudgetExceeded
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
 from hub.remote.wish import nearest_size
+from hub.report import look
 from hub.routing import is_free
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult
@@ -97,7 +97,7 @@ class Ledger:
         return await self._spent(owner) / MICRO
 
     async def used(self, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
-        """Uses summed up; see `accounts.sums`. Beside the store, whose thread has more urgent things to do."""
+        """Uses summed up; see `report.look`. Beside the store, whose thread has more urgent things to do."""
         await self._written()
         return await asyncio.to_thread(look, self._store.path, by, span, owner, limit)
 
@@ -232,13 +232,6 @@ def month_of(now: float) -> Span:
 def name_of(month: Span) -> str:
     """`2026-11`."""
     return f"{dt.datetime.fromtimestamp(month.since, dt.UTC):%Y-%m}"
-
-
-def look(path: Path, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
-    """Uses summed up, of a database that a hub may be using; see `accounts.sums`. Makes none where there is none.
-    Raises sqlite3.Error, OSError and ConfigurationError where it cannot be read."""
-    with looking_into(path) as raw:
-        return [] if raw is None else accounts.sums(raw, by, span, owner, limit)
 
 
 def exceeded(row: UsageRow, budget: int, spent: int) -> BudgetExceeded:

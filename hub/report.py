@@ -5,19 +5,27 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import io
+import itertools
 import re
+import sqlite3
+import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal, get_args
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
+from hub import accounts
 from hub.accounts import Column, Span, Sums
+from hub.database import is_mendable, looking_into
 
 BY: tuple[Column, ...] = ("key", "model")
 """By what uses are summed up where nobody says."""
 MICRO = 1_000_000
 DAY = 24 * 3600.0
+ATTEMPTS = 10
+"""How often a database is tried that cannot be read."""
 BY_PATTERN = "^(key|model|target|day)(,(key|model|target|day)){0,3}$"
 
 
@@ -44,6 +52,21 @@ class UsageBucket(Struct, kw_only=True):
 
 COLUMNS: tuple[Column, ...] = get_args(Column)
 NUMBERS = tuple(name for name in UsageBucket.__struct_fields__ if name not in ("object", *COLUMNS))
+
+
+def look(path: Path, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
+    """Uses summed up, of a database that a hub may be using; see `accounts.sums`. Makes none where there is none.
+    Raises sqlite3.Error, OSError and ConfigurationError where it cannot be read, also not a moment later: somebody may
+    just delete it."""
+    for attempt in itertools.count(1):
+        try:
+            with looking_into(path) as raw:
+                return [] if raw is None else accounts.sums(raw, by, span, owner, limit)
+        except (sqlite3.Error, OSError) as error:
+            if not is_mendable(error) or attempt == ATTEMPTS:
+                raise
+        time.sleep(0.02)
+    raise AssertionError
 
 
 def bucket_of(sums: Sums) -> UsageBucket:

@@ -649,3 +649,18 @@ def test_one_may_look_into_the_database_while_the_hub_runs_and_changes_nothing(t
     (tmp_path / "hub.db").write_bytes(b"nothing " * 999)
     with pytest.raises(sqlite3.DatabaseError), looking_into(tmp_path / "hub.db"):
         pass
+
+
+def test_looking_while_the_cache_is_deleted_again_and_again_finds_something_or_nothing(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+
+    async def work(books: Books) -> None:
+        end, found = time.monotonic() + 1.5, set()
+        while time.monotonic() < end:
+            await books.use()
+            deleting = asyncio.to_thread(shutil.rmtree, cache, ignore_errors=True)
+            sums, _ = await asyncio.gather(books.ledger.used([], books.ledger.month), deleting)
+            found.add(len(sums))
+        assert found <= {0, 1}
+
+    keep(cache, work)

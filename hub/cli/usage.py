@@ -102,8 +102,7 @@ def _read(settings: Settings, by: Sequence[Column], span: Span, key: str | None)
     import sqlite3
 
     from hub.errors import ConfigurationError
-    from hub.ledger import look
-    from hub.report import bucket_of
+    from hub.report import bucket_of, look
 
     path = settings.cache_dir / "hub.db"
     try:
