@@ -1,5 +1,8 @@
 """The table `usage` of hub.db: one row for each use of a model. The statements alone; hub/ledger.py decides.
 
+What each owner has spent in a month stands in `usage_spent`, which SQLite keeps by itself (triggers on `usage`): it is
+asked before each use that costs, and there may be many. For their sake a row is never replaced, but changed.
+
 Money is in micro-dollars and a device's time in microseconds, as integers, so that sums are exact.
 """
 
@@ -21,14 +24,14 @@ COLUMNS: dict[Column, str] = {
     "key": "owner",
     "model": "asked",
     "target": "target",
-    "day": "date(created_at, 'unixepoch')",
+    "day": "date(CAST(created_at AS INTEGER), 'unixepoch')",
 }
 """By what uses can be summed up."""
 
 
 class UsageRow(Struct, kw_only=True):
     """One use. `owner` is the key's name, "" on an open hub; `asked` the model as the client named it, `target` the one
-    that served. `created_at`: unix seconds; it says to which month the cost belongs."""
+    that served. `created_at`: unix seconds. `month`: to which the cost belongs, `2026-11`."""
 
     id: str
     hub: str
@@ -36,6 +39,7 @@ class UsageRow(Struct, kw_only=True):
     asked: str
     target: str
     created_at: float
+    month: str
     state: State
     images: int = 0
     text_tokens: int = 0
@@ -74,11 +78,12 @@ class Span(Struct, frozen=True):
 
 # Put together of names that stand in this module alone; values are always bound.
 FIELDS = UsageRow.__struct_fields__
-PUT = f"INSERT OR REPLACE INTO usage ({', '.join(FIELDS)})"
+INSERT = f"INSERT INTO usage ({', '.join(FIELDS)})"
 VALUES = f":{', :'.join(FIELDS)}"
-SPENT = "SELECT coalesce(sum(cost), 0) FROM usage WHERE cost > 0 AND owner = :owner AND created_at >= :since"
-SPENT += " AND created_at < :until"
-WITHIN = f"{PUT} SELECT {VALUES} WHERE ({SPENT}) + :least <= :budget"
+PUT = f"{INSERT} VALUES ({VALUES}) ON CONFLICT (id) DO UPDATE SET "
+PUT += ", ".join(f"{name} = excluded.{name}" for name in FIELDS if name != "id")
+SPENT = "SELECT spent FROM usage_spent WHERE owner = :owner AND month = :month"
+WITHIN = f"{INSERT} SELECT {VALUES} WHERE coalesce(({SPENT}), 0) + :least <= :budget"
 """One statement, which has the right to write from its beginning: no other hub's row comes between."""
 SUMS = (
     "count(*), sum(images), sum(text_tokens), sum(image_tokens), sum(output_tokens), sum(device_us), sum(cost),"
@@ -90,11 +95,11 @@ def put(raw: sqlite3.Connection, rows: Sequence[UsageRow]) -> None:
     """Writes rows, whether they were there or not."""
     values = [msgspec.structs.asdict(row) for row in rows]
     if len(values) == 1:
-        raw.execute(f"{PUT} VALUES ({VALUES})", values[0])
+        raw.execute(PUT, values[0])
         return
     raw.execute("BEGIN IMMEDIATE")
     try:
-        raw.executemany(f"{PUT} VALUES ({VALUES})", values)
+        raw.executemany(PUT, values)
         raw.execute("COMMIT")
     except BaseException:
         if raw.in_transaction:
@@ -102,12 +107,12 @@ def put(raw: sqlite3.Connection, rows: Sequence[UsageRow]) -> None:
         raise
 
 
-def put_within(raw: sqlite3.Connection, row: UsageRow, month: Span, budget: int) -> bool:
+def put_within(raw: sqlite3.Connection, row: UsageRow, budget: int) -> bool:
     """Writes a new row where its owner's month has room for it, and for a micro-dollar where nobody knows what it will
     cost; returns whether it had."""
     least = max(row.cost, 1) if row.state == "unknown" else row.cost
-    values = msgspec.structs.asdict(row) | {"since": month.since, "until": month.until}
-    return raw.execute(WITHIN, values | {"least": least, "budget": budget}).rowcount == 1
+    values = msgspec.structs.asdict(row) | {"least": least, "budget": budget}
+    return raw.execute(WITHIN, values).rowcount == 1
 
 
 def remove(raw: sqlite3.Connection, row_id: str) -> None:
@@ -115,10 +120,10 @@ def remove(raw: sqlite3.Connection, row_id: str) -> None:
     raw.execute("DELETE FROM usage WHERE id = ?", (row_id,))
 
 
-def spent(raw: sqlite3.Connection, owner: str, month: Span) -> int:
-    """Micro-dollars that an owner has spent and reserved."""
-    ((found,),) = raw.execute(SPENT, {"owner": owner, "since": month.since, "until": month.until}).fetchall()
-    return int(found)
+def spent(raw: sqlite3.Connection, owner: str, month: str) -> int:
+    """Micro-dollars that an owner has spent and reserved in a month."""
+    found = raw.execute(SPENT, {"owner": owner, "month": month}).fetchall()
+    return int(found[0][0]) if found else 0
 
 
 def sums(

@@ -6,8 +6,8 @@
 
 Before money may be spent its estimate is reserved, in the statement that looks whether there is room for it: requests
 at the same time, of several hubs that share a cache, cannot spend the same dollar. A reservation whose hub dies stays
-and counts. What a local model does for nothing is written down afterwards, some uses together, so that no request waits
-for it. With the cache, all that was spent is forgotten.
+and counts. What costs nothing is written down afterwards, some uses together, so that no request waits for it. With the
+cache, all that was spent is forgotten.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -28,7 +29,7 @@ from msgspec import Struct
 
 from hub import accounts, prices
 from hub.accounts import Column, Span, Sums, UsageRow
-from hub.database import Database
+from hub.database import Database, looking_into
 from hub.errors import BudgetExceeded
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
 from hub.remote.wish import nearest_size
@@ -48,7 +49,7 @@ SWEEP_INTERVAL = 3600.0
 
 
 class Entry(Struct, frozen=True):
-    """A use that goes on. `booked`: whether its row is written already."""
+    """A use that goes on. `booked`: whether its row is written already, as it is of all that may cost something."""
 
     row: UsageRow
     target: ModelManifest | RemoteManifest
@@ -96,37 +97,40 @@ class Ledger:
         return await self._spent(owner) / MICRO
 
     async def used(self, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
-        """Uses summed up; see `accounts.sums`. Makes no database where there is none."""
+        """Uses summed up; see `accounts.sums`. Beside the store, whose thread has more urgent things to do."""
         await self._written()
-        found = self._store.perform(lambda database: accounts.sums(database.raw, by, span, owner, limit), make=False)
-        return await found or []
+        return await asyncio.to_thread(look, self._store.path, by, span, owner, limit)
 
     async def reserve(
         self, *, owner: str, asked: str, target: ModelManifest | RemoteManifest, request: ImageRequest
     ) -> Entry:
-        """Begins a use. Raises BudgetExceeded where the key's budget does not allow what it would cost, and
-        StorageFull where that cannot be written down."""
-        expected = estimate(target, request)
+        """Begins a use. Raises BudgetExceeded where the key's budget does not allow what it would cost, or nothing says
+        what a provider would take; and StorageFull where it cannot be written down."""
+        expected, now = estimate(target, request), self._now()
         row = UsageRow(
             id=f"use_{secrets.token_hex(12)}",
             hub=self._store.id,
             owner=owner,
             asked=asked,
             target=target.id,
-            created_at=self._now(),
+            created_at=now,
+            month=name_of(month_of(now)),
             state="unknown" if expected is None else "reserved",
             cost=0 if expected is None else math.ceil(round(expected * MICRO, 3)),
         )
         if is_free(target):
             return Entry(row, target, request, booked=False)
-        await self._book(row, None if expected == 0 else self._limit_of(owner))
+        limit = None if expected == 0 else self._limit_of(owner)
+        if limit is not None and expected is None and isinstance(target, RemoteManifest):
+            raise exceeded(row, limit, await self._spent(owner))
+        await self._book(row, limit)
         return Entry(row, target, request, booked=True)
 
     async def settle(self, entry: Entry, result: ImageResult | None, *, may_have_billed: bool) -> None:
         """Ends a use: with what it made, as its provider gave it; or, where it failed, with the estimate if it may
         have been billed, and else with nothing. Goes on where the caller is cancelled. Never raises: the reservation
         stays where its end cannot be written."""
-        if result is None and not may_have_billed:
+        if result is None and not (may_have_billed and entry.booked):
             if entry.booked:
                 await self._write(functools.partial(_remove, row_id=entry.row.id))
             return
@@ -146,7 +150,6 @@ class Ledger:
 
     async def _book(self, row: UsageRow, limit: int | None) -> None:
         """Writes a reservation, where there is room for it; one whose caller leaves meanwhile is taken back."""
-        month = month_of(row.created_at)
         again = False
 
         def book(database: Database) -> int | None:
@@ -157,8 +160,8 @@ class Ledger:
             if limit is None:
                 accounts.put(database.raw, [row])
                 return None
-            fits = accounts.put_within(database.raw, row, month, limit)
-            return None if fits else accounts.spent(database.raw, row.owner, month)
+            fits = accounts.put_within(database.raw, row, limit)
+            return None if fits else accounts.spent(database.raw, row.owner, row.month)
 
         try:
             spent = await asyncio.shield(self._store.perform(book))
@@ -166,10 +169,10 @@ class Ledger:
             self._begin(functools.partial(_remove, row_id=row.id))
             raise
         if spent is not None and limit is not None:
-            raise exceeded(row, limit, spent, month)
+            raise exceeded(row, limit, spent)
 
     async def _spent(self, owner: str) -> int:
-        month = self.month
+        month = name_of(self.month)
         return await self._store.perform(lambda database: accounts.spent(database.raw, owner, month), make=False) or 0
 
     def _write_gathered(self) -> None:
@@ -226,7 +229,19 @@ def month_of(now: float) -> Span:
     return Span(first.timestamp(), following.timestamp())
 
 
-def exceeded(row: UsageRow, budget: int, spent: int, month: Span) -> BudgetExceeded:
+def name_of(month: Span) -> str:
+    """`2026-11`."""
+    return f"{dt.datetime.fromtimestamp(month.since, dt.UTC):%Y-%m}"
+
+
+def look(path: Path, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
+    """Uses summed up, of a database that a hub may be using; see `accounts.sums`. Makes none where there is none.
+    Raises sqlite3.Error, OSError and ConfigurationError where it cannot be read."""
+    with looking_into(path) as raw:
+        return [] if raw is None else accounts.sums(raw, by, span, owner, limit)
+
+
+def exceeded(row: UsageRow, budget: int, spent: int) -> BudgetExceeded:
     """The refusal of a use: the budget, what is spent, and when the month ends."""
     whose = "this key" if row.owner else "this hub"
     price = (
@@ -234,7 +249,7 @@ def exceeded(row: UsageRow, budget: int, spent: int, month: Span) -> BudgetExcee
         if row.state == "unknown"
         else f"this request may cost {dollars(row.cost)}"
     )
-    end = dt.datetime.fromtimestamp(month.until, dt.UTC)
+    end = dt.datetime.fromtimestamp(month_of(row.created_at).until, dt.UTC)
     return BudgetExceeded(
         f"The budget of {whose} is {dollars(budget)} a month; {dollars(spent)} is spent or reserved, and {price}. "
         f"The month ends on {end:%Y-%m-%d} at 00:00 UTC."
@@ -258,7 +273,6 @@ def _settled(entry: Entry, result: ImageResult | None) -> UsageRow:
     if result is None:
         return msgspec.structs.replace(row, state=row.state if row.state == "unknown" else "estimated")
     made, billed = len(result.images), prices.cost(entry.target.prices, result)
-    free = is_free(entry.target)
     usage = result.usage or count_usage(entry.request.prompt, result.sources, result.size, made)
     changes: dict[str, Any] = {
         "images": made,
@@ -267,7 +281,7 @@ def _settled(entry: Entry, result: ImageResult | None) -> UsageRow:
         "output_tokens": _count(usage.output_tokens),
         "device_us": round(result.device_seconds * MICRO),
     }
-    if billed is not None or free:
+    if billed is not None or not entry.booked:
         changes |= {"state": "settled", "cost": round((billed or 0.0) * MICRO)}
     elif row.state != "unknown":
         changes["state"] = "estimated"

@@ -100,7 +100,8 @@ def days_of(span: Span) -> tuple[dt.date, dt.date]:
 
 
 def _harmless(text: str) -> str:
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
+    flat = re.sub(r"\s", " ", text)
+    return f"'{flat}" if flat.lstrip().startswith(("=", "+", "-", "@")) else flat
 
 
 def _number(value: float) -> str:

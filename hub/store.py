@@ -140,6 +140,11 @@ class Store:
         """This hub's, which its rows bear; another one each time it runs."""
         return self._id
 
+    @property
+    def path(self) -> Path:
+        """The database."""
+        return self._path
+
     async def add(self, job: JobRow) -> None:
         """Stores a new job, as one that this process works on."""
         values = {**msgspec.structs.asdict(job), "hub": self._id}

@@ -88,7 +88,7 @@ async def get_usage(request: AnyRequest) -> Response[bytes]:
         raise InvalidRequest(words, param="by")
     buckets = [bucket_of(each) for each in found]
     if kind == "csv":
-        return Response(as_csv(buckets, by).encode(), media_type="text/csv; charset=utf-8")
+        return Response(as_csv(buckets, by).encode(), media_type="text/csv")
     return json_of(UsageList(data=buckets, budget=await _budget(hub, owner if shown is None else shown)))
 
 

@@ -101,15 +101,13 @@ def _read(settings: Settings, by: Sequence[Column], span: Span, key: str | None)
     """Raises ConfigurationError where the database cannot be read."""
     import sqlite3
 
-    from hub.accounts import sums
-    from hub.database import looking_into
     from hub.errors import ConfigurationError
+    from hub.ledger import look
     from hub.report import bucket_of
 
     path = settings.cache_dir / "hub.db"
     try:
-        with looking_into(path) as raw:
-            return [bucket_of(each) for each in sums(raw, by, span, key)] if raw is not None else []
+        return [bucket_of(each) for each in look(path, by, span, key)]
     except (sqlite3.Error, OSError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
 
