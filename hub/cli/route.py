@@ -79,7 +79,7 @@ def _caller(settings: Settings, owner: str) -> Caller:
     from hub.accounts import spent
     from hub.database import looking_into
     from hub.errors import ConfigurationError
-    from hub.ledger import MICRO, month_of
+    from hub.ledger import MICRO, month_of, name_of
     from hub.route import Caller
 
     budget = settings.budget_of(owner)
@@ -87,7 +87,7 @@ def _caller(settings: Settings, owner: str) -> Caller:
     if budget is not None:
         try:
             with looking_into(path) as raw:
-                used = spent(raw, owner, month_of(time.time())) if raw is not None else 0
+                used = spent(raw, owner, name_of(month_of(time.time()))) if raw is not None else 0
         except (sqlite3.Error, OSError) as error:
             raise ConfigurationError(f"{path} cannot be read: {error}") from None
         budget = max(0.0, budget - used / MICRO)
