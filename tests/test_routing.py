@@ -20,7 +20,7 @@ def models(tmp_path: Path) -> Path:
 def test_a_model_is_routed_to_its_manifests_provider_with_the_reason(models: Path) -> None:
     registry = open_registry([models], {})
     found = route("small", registry)
-    assert found.targets == (Target("local", registry.get("small").manifest),)
+    assert found.targets == (Target(registry.get("small").manifest),)
     assert found.reason == "'small' is a model of this hub"
 
 
