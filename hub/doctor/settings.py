@@ -156,7 +156,9 @@ def _names(case: Case) -> Iterator[Finding]:
         for target in targets or [""]:
             if target not in models:
                 words = f"it leads to '{target}', and there is no such model"
-                remedy = f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
+                remedy = (
+                    f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
+                )
                 yield problem("settings", f"aliases.{alias}", words, remedy)
     for folder in settings.models_dirs:
         try:

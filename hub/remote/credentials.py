@@ -17,7 +17,7 @@ import random
 import stat
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +101,7 @@ class Credentials:
     def __init__(self, keys: Mapping[str, Keys]) -> None:
         self._keys = dict(keys)
 
-    def __iter__(self) -> Iterable[str]:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
     def of(self, name: str) -> Keys:
@@ -143,15 +143,21 @@ def _read(file: Path) -> dict[str, CredentialsSection]:
                     f"credentials: {file} can be read by others than its owner. Run `chmod 600 {file}`."
                 )
             text = stream.read().decode()
-        return msgspec.convert(tomllib.loads(text), dict[str, CredentialsSection])
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"credentials: {file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"credentials: {file} is not text in UTF-8.") from None
     except tomllib.TOMLDecodeError:  # its words may quote a line
         raise ConfigurationError(f"credentials: {file} is not valid TOML.") from None
+    return {name: _section(file, name, value) for name, value in values.items()}
+
+
+def _section(file: Path, name: str, value: object) -> CredentialsSection:
+    try:
+        return msgspec.convert(value, CredentialsSection)
     except msgspec.ValidationError as error:
-        raise ConfigurationError(f"credentials: {file}: {error}") from None
+        raise ConfigurationError(f"credentials: {file}: [{name}]: {error}") from None
 
 
 def _check_key(text: str, label: str) -> None:
