@@ -71,23 +71,18 @@ def _credentials(case: Case, models: list[RemoteManifest]) -> Generator[Finding,
         return None
     if file is not None:
         yield ok("remote", "credentials", f"{file} can be read, by its owner alone")
-        unused = set(found) - {_keys_name(model) for model in models} - set(providers.names())
+        unused = set(found) - {model.keys_name for model in models} - set(providers.names())
         for name in sorted(unused):
             words = f"the keys of [{name}] are no provider's, and no model's manifest names them"
             yield warning("remote", "credentials", words, "Correct the name, or take the section out.")
     return found
 
 
-def _keys_name(model: RemoteManifest) -> str | None:
-    """The name of the keys that a model's calls carry."""
-    return model.remote.credentials or (model.provider if model.remote.base_url is None else None)
-
-
 def _keys(case: Case, models: list[RemoteManifest], credentials: Credentials | None) -> Iterator[Finding]:
     if credentials is None:
         return
-    for name in dict.fromkeys(map(_keys_name, models)):
-        same = [model for model in models if _keys_name(model) == name]
+    for name in dict.fromkeys(model.keys_name for model in models):
+        same = [model for model in models if model.keys_name == name]
         shown = ", ".join(model.id for model in same[:3]) + (" …" if len(same) > 3 else "")
         if name is not None and (number := len(credentials.of(name).all)):
             yield ok("remote", name, f"{number} key{'s' if number > 1 else ''} for {shown}")

@@ -48,14 +48,12 @@ class RemoteProvider:
         else:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
-        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest, adapter))
+        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest))
         return await _Run(adapter, wish, caller, on_event).result()
 
-    def keys_of(self, manifest: RemoteManifest, adapter: Adapter) -> Keys:
-        """The keys that a model's calls may carry: a base URL of the owner's gets none that the manifest does not
-        name."""
-        name = manifest.remote.credentials or (adapter.name if manifest.remote.base_url is None else None)
-        return Keys(()) if name is None else self._credentials.of(name)
+    def keys_of(self, manifest: RemoteManifest) -> Keys:
+        """The keys that a model's calls may carry."""
+        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name)
 
 
 class _Run:
