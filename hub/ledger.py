@@ -114,7 +114,7 @@ class Ledger:
             asked=asked,
             target=target.id,
             created_at=now,
-            month=name_of(month_of(now)),
+            month=_name_at(int(now // 3600)),
             state="unknown" if expected is None else "reserved",
             cost=0 if expected is None else math.ceil(round(expected * MICRO, 3)),
         )
@@ -232,6 +232,12 @@ def month_of(now: float) -> Span:
 def name_of(month: Span) -> str:
     """`2026-11`."""
     return f"{dt.datetime.fromtimestamp(month.since, dt.UTC):%Y-%m}"
+
+
+@functools.lru_cache(maxsize=4)
+def _name_at(hour: int) -> str:
+    """Of the month of an hour since 1970: no month ends within one, and every request asks."""
+    return name_of(month_of(hour * 3600.0))
 
 
 def exceeded(row: UsageRow, budget: int, spent: int) -> BudgetExceeded:

@@ -38,6 +38,9 @@ PLANNED: frozenset[Code] = frozenset({"gone", "nested", "task", "size", "tasks",
 """What follows from the request and the manifests alone: no answer warns of it."""
 
 
+KeyState = Literal["", "none", "refused", "busy"]
+
+
 class Caller(Struct, frozen=True, kw_only=True):
     """Who asks: the name of the key ("" on a hub without keys), whether it may leave this machine, and how many US
     dollars are left of its budget (None: it has none)."""
@@ -57,7 +60,7 @@ class State(Struct, frozen=True, kw_only=True):
 
     cost: float | None = 0.0
     absent: bool = False
-    key: Literal["", "none", "refused", "busy"] = ""
+    key: KeyState = ""
     open: bool = False
     wait: float = 0.0
 

@@ -154,7 +154,7 @@ def _left_out(each: _Candidate, place: int, question: _Question) -> LeftOut | No
         found = check(each, question)
         if found is not None:
             code, words = found
-            wait = each.state.wait if code in ("busy", "key_refused", "unavailable") else 0.0
+            wait = each.state.wait if code in ("busy", "unavailable") else 0.0
             return LeftOut(each.manifest.id, code, words, place, wait)
     return None
 

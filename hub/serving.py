@@ -29,8 +29,9 @@ from hub.ledger import Ledger, estimate
 from hub.manifest import ModelManifest, RemoteManifest
 from hub.refusal import refusal
 from hub.registry import ListedModel, Registry
+from hub.remote.caller import LONGEST_WAIT
 from hub.remote.provider import RemoteProvider
-from hub.route import Caller, Route, Servable, State, Target
+from hub.route import Caller, KeyState, Route, Servable, State, Target
 from hub.routing import is_free, itself, route
 from hub.settings import Settings
 from hub.types import Event, ImageRequest, ImageResult, OnEvent
@@ -150,18 +151,24 @@ class Serving:
         cost = 0.0 if is_free(manifest) else estimate(manifest, request)
         if isinstance(manifest, ModelManifest):
             return State(cost=cost, absent=self._lacks(manifest))
-        wait = self.breakers.of(manifest.id).wait
-        try:
-            adapter = providers.adapter(manifest.provider)
-        except ModelUnusable:  # told by the attempt, in its own words
-            return State(cost=cost)
-        keys = self._remote.keys_of(manifest, adapter)
+        pause = self.breakers.of(manifest.id).wait
+        key, rest = self._key_state(manifest)
+        return State(cost=cost, key=key, open=pause > 0, wait=rest or pause)
+
+    def _key_state(self, manifest: RemoteManifest) -> tuple[KeyState, float]:
+        """What is wrong with a target's keys, and for how many seconds. Short rests are waited for by the driver."""
+        keys = self._remote.keys_of(manifest)
         if not keys.all:
-            return State(cost=cost, key="none" if adapter.needs_key else "", open=wait > 0, wait=wait)
-        if keys.wait > 0:
-            first = min(keys.all, key=lambda key: key.parked_until)
-            return State(cost=cost, key="busy" if first.why == "busy" else "refused", wait=keys.wait)
-        return State(cost=cost, open=wait > 0, wait=wait)
+            try:
+                return ("none" if providers.adapter(manifest.provider).needs_key else ""), 0.0
+            except ModelUnusable:  # told by the attempt, in its own words
+                return "", 0.0
+        if keys.pick() is not None:
+            return "", 0.0
+        rest = keys.rested_in
+        if rest is None:
+            return "refused", 0.0
+        return ("busy", rest) if rest > LONGEST_WAIT else ("", 0.0)
 
 
 class _Run:
