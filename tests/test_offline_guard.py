@@ -347,6 +347,7 @@ COMMANDS = {
     "models alias": ["other", "builtin"],
     "models export": ["builtin", "-o", "a.hubmodels"],
     "models import": ["drawn.png"],
+    "route": ["builtin"],
     "loras list": [],
     "keys new": ["alice"],
     "doctor": [],
