@@ -348,6 +348,7 @@ COMMANDS = {
     "models export": ["builtin", "-o", "a.hubmodels"],
     "models import": ["drawn.png"],
     "route": ["builtin"],
+    "usage": [],
     "loras list": [],
     "keys new": ["alice"],
     "doctor": [],
