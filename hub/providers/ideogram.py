@@ -56,9 +56,11 @@ class Ideogram(Adapter):
 
     def unmet(self, wish: Wish) -> Sequence[Notice]:
         """With a mask, a picture has the size of its source, and version 1 takes no more than words and numbers."""
-        names = ("size", "negative_prompt", "strength") if _speaks_version_1(wish) else ("size",)
-        given = [name for name in names if wish.mask is not None and getattr(wish.request, name) is not None]
-        return [Notice(name, f"{wish.manifest.id} takes none beside a mask; it was not used") for name in given]
+        if wish.mask is None:
+            return ()
+        return (
+            wish.left_out("size", "negative_prompt", "strength") if _speaks_version_1(wish) else wish.left_out("size")
+        )
 
     def headers(self, key: str) -> Mapping[str, str]:
         """A header of its own."""

@@ -74,13 +74,14 @@ class Work:
 
 
 class Caller:
-    """Sends the calls of one request."""
+    """Sends the calls of one request. `stays`: what the provider names on another machine is not asked for."""
 
-    def __init__(self, transport: Transport, adapter: Adapter, wish: Wish, keys: Keys) -> None:
+    def __init__(self, transport: Transport, adapter: Adapter, wish: Wish, keys: Keys, *, stays: bool = False) -> None:
         self._transport = transport
         self._adapter = adapter
         self._wish = wish
         self._keys = keys
+        self._stays = stays
         base = wish.manifest.remote.base_url or adapter.base_url
         if base is None:
             words = f"{wish.manifest.id} has no address. This hub's owner has to give it one (remote.base_url)."
@@ -100,7 +101,7 @@ class Caller:
         """A picture that an answer names. Raises ProviderError."""
         base = urlsplit(self._base)
         port = base.port or (443 if base.scheme == "https" else 80)
-        return await self._transport.download(url, f"{base.hostname}:{port}")
+        return await self._transport.download(url, f"{base.hostname}:{port}", stays=self._stays)
 
     async def _sent(self, call: Call, work: Work, on_partial: OnPartial) -> tuple[Made | Pending, Key | None]:
         """The answer to a call, which is sent again where that is safe."""
@@ -266,7 +267,8 @@ class Caller:
         with contextlib.suppress(Unfetchable):
             named, _ = split(url)
             base, host = urlsplit(self._base), str(named.hostname)
-            own = any(host == site or host.endswith(f".{site}") for site in self._adapter.sites)
+            sites = () if self._stays else self._adapter.sites
+            own = any(host == site or host.endswith(f".{site}") for site in sites)
             if named.scheme == base.scheme and (named.netloc == base.netloc or (own and named.netloc == host)):
                 return url
         raise ProviderFailed(f"{self._adapter.title} named an address that is not its own.", may_have_billed=True)

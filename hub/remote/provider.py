@@ -37,10 +37,16 @@ class RemoteProvider:
         self._credentials = credentials
 
     async def generate(
-        self, manifest: RemoteManifest, request: ImageRequest, on_event: OnEvent | None = None
+        self,
+        manifest: RemoteManifest,
+        request: ImageRequest,
+        on_event: OnEvent | None = None,
+        *,
+        stays: bool = False,
     ) -> ImageResult:
         """See `hub.providers.Provider`. The pictures are as the provider made them, byte for byte: other sizes and
-        formats than were asked for are told, not mended."""
+        formats than were asked for are told, not mended. `stays`: the request must not leave this machine, so what the
+        provider names elsewhere is not asked for."""
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
         if request.images:
@@ -48,14 +54,12 @@ class RemoteProvider:
         else:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
-        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest, adapter))
+        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest), stays=stays)
         return await _Run(adapter, wish, caller, on_event).result()
 
-    def keys_of(self, manifest: RemoteManifest, adapter: Adapter) -> Keys:
-        """The keys that a model's calls may carry: a base URL of the owner's gets none that the manifest does not
-        name."""
-        name = manifest.remote.credentials or (adapter.name if manifest.remote.base_url is None else None)
-        return Keys(()) if name is None else self._credentials.of(name)
+    def keys_of(self, manifest: RemoteManifest) -> Keys:
+        """The keys that a model's calls may carry."""
+        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name)
 
 
 class _Run:

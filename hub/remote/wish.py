@@ -20,21 +20,11 @@ from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
 from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Quality, Size
+from hub.types import EFFORTS, MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EFFORTS: dict[Quality, Effort] = {
-    "auto": "medium",
-    "low": "low",
-    "medium": "medium",
-    "standard": "medium",
-    "high": "high",
-    "hd": "high",
-    "xhigh": "high",
-    "max": "high",
-}
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 ORIENTATION = 0x0112
 """EXIF's tag of how a camera was held."""

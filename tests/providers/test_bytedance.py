@@ -43,14 +43,14 @@ def test_every_ready_made_manifest_asks_for_what_its_model_takes(file: str) -> N
 
 def test_its_sdk_asks_the_same_and_understands_the_same_answer() -> None:
     with serving(ByteDanceProtocol()) as upstream:
-        result = ask(upstream, ImageRequest(prompt="a cat", size=Size(2048, 1024), images=(picture(), picture(32, 32))))
+        result = ask(upstream, ImageRequest(prompt="a cat", size=Size(3072, 2048), images=(picture(), picture(32, 32))))
         with Ark(base_url=upstream.url, api_key=KEY) as sdk:
             asked = upstream.work[0].json
             answer = sdk.images.generate(**asked)
         assert {name: value for name, value in upstream.work[1].json.items() if value is not None} == asked
-    assert answer.data[0].size == "2048x1024"
-    assert answer.usage.output_tokens == 8192
-    assert result.usage == Usage(text_tokens=0, image_tokens=0, output_tokens=8192)
+    assert answer.data[0].size == "3072x2048"
+    assert answer.usage.output_tokens == 24576
+    assert result.usage == Usage(text_tokens=0, image_tokens=0, output_tokens=24576)
     assert result.encoded
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hub.manifest import ShapesSection
 from tests.providers.upstream import KEY, Asked, Protocol, Refused, Reply, Upstream
 
 Ratio = Annotated[str, Field(pattern=r"^\d{1,2}:\d{1,2}$")]
@@ -102,7 +103,12 @@ class BlackForestLabsProtocol(Protocol):
     """`ends`: how a task that was asked for once ends, and with which status of HTTP."""
 
     provider = "black_forest_labs"
-    remote = {"model": "flux-2-pro", "max_images": 8}
+    remote = {
+        "model": "flux-2-pro",
+        "max_images": 8,
+        "shapes": ShapesSection(multiple=16, max_pixels=4_194_304),
+        "formats": ["png", "jpeg", "webp"],
+    }
     tasks = ["text-to-image", "image-to-image"]
     links = True
     polls = True

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hub.manifest import ShapesSection
 from tests.providers.upstream import KEY, Asked, Protocol, Refused, Reply, Upstream
 
 PIXELS = {"4-0": (921_600, 16_777_216), "4-5": (3_686_400, 16_777_216), "5-0": (3_686_400, 10_404_496)}
@@ -36,7 +37,14 @@ class ByteDanceProtocol(Protocol):
     """`refused`: the numbers of pictures that its content policy withholds."""
 
     provider = "bytedance"
-    remote = {"model": "seedream-4-0-250828", "max_images": 14, "formats": ["jpeg"], "options": {"watermark": False}}
+    remote = {
+        "model": "seedream-5-0-260128",
+        "max_images": 14,
+        "shapes": ShapesSection(max=8192, max_ratio=16, min_pixels=3_686_400, max_pixels=10_404_496),
+        "formats": ["png", "jpeg"],
+        "options": {"watermark": False},
+    }
+    size = "2048x2048"
     tasks = ["text-to-image", "image-to-image"]
 
     def __init__(self, refused: tuple[int, ...] = ()) -> None:

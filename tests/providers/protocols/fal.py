@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from hub.manifest import ShapesSection
 from tests.providers.upstream import KEY, Asked, Protocol, Refused, Reply, Upstream
 
 
@@ -78,6 +79,8 @@ class FalProtocol(Protocol):
         "models": {"image-to-image": "fal-ai/flux-2/edit"},
         "max_n": 4,
         "max_images": 4,
+        "shapes": ShapesSection(multiple=16, min=512, max=2048),
+        "formats": ["png", "jpeg", "webp"],
         "fields": {
             "size": "image_size",
             "n": "num_images",

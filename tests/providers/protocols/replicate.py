@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from replicate.prediction import Prediction
 
+from hub.manifest import ShapesSection
 from tests.providers.upstream import KEY, Asked, Protocol, Refused, Reply, Upstream
 
 Side = Annotated[int, Field(ge=256, le=2048, multiple_of=32)]
@@ -56,6 +57,8 @@ class ReplicateProtocol(Protocol):
     remote = {
         "model": "black-forest-labs/flux-2-pro",
         "max_images": 8,
+        "shapes": ShapesSection(multiple=32, min=256, max=2048),
+        "formats": ["png", "jpeg", "webp"],
         "fields": {
             "aspect_ratio": "aspect_ratio",
             "width": "width",
