@@ -156,14 +156,13 @@ def test_nonsense_never_raises_anything_but_what_is_told() -> None:
     run(test, react)
 
 
-def test_where_nobody_listens_or_no_such_name_is_nothing_was_sent() -> None:
+def test_where_nobody_listens_nothing_was_sent() -> None:
     async def main() -> None:
         through = Transport()
         async with through.running():
-            for url in ("http://127.0.0.1:1/x", "http://no-such-host.invalid/x"):
-                with pytest.raises(ProviderUnavailable) as caught:
-                    await through.send(ASK, url, {})
-                assert not caught.value.may_have_billed
+            with pytest.raises(ProviderUnavailable) as caught:
+                await through.send(ASK, "http://127.0.0.1:1/x", {})
+            assert not caught.value.may_have_billed
 
     asyncio.run(main())
 
