@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hub.errors import InvalidRequest
-from hub.files import Files
 from hub.fetching import is_public
+from hub.files import Files
 from hub.inputs import InputImages
 
 PICTURE = bytes(range(256)) * 4
