@@ -7,13 +7,17 @@ Who fetches says which hosts may lie in a private network; all others have to be
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from hub.offline import is_here
+
+if TYPE_CHECKING:
+    import ssl
 
 TIMEOUT = 20.0
 
@@ -81,12 +85,19 @@ async def fetch(
                 body, location = await _from_any(parts, addresses, port, max_bytes, follow=left > 0)
                 if location is None:
                     return body
-                url = urljoin(url, location)
+                url = _joined(url, location)
             raise AssertionError("the last one is not followed")
     except TimeoutError:
         raise Unfetchable("timeout") from None
     except (OSError, UnicodeError):  # UnicodeError: a name that no resolver takes
         raise Unfetchable("unreachable") from None
+
+
+def _joined(url: str, location: str) -> str:
+    try:
+        return urljoin(url, location)
+    except ValueError:  # brackets that hold no address
+        raise Unfetchable("invalid") from None
 
 
 async def _from_any(
@@ -102,7 +113,9 @@ async def _from_any(
             continue
         except httpx2.TimeoutException:
             raise Unfetchable("timeout") from None
-        except httpx2.HTTPError:
+        except httpx2.InvalidURL:
+            raise Unfetchable("invalid") from None
+        except (httpx2.HTTPError, httpx2.StreamError):
             break
     raise Unfetchable("unreachable")
 
@@ -117,19 +130,29 @@ async def _from(
     headers = {"Host": parts.netloc, "Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
     extensions = {"sni_hostname": parts.hostname}
     async with (
-        httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=None) as client,
+        httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=None, verify=certificates()) as client,
         client.stream("GET", target, headers=headers, extensions=extensions) as answer,
     ):
         if answer.is_redirect and follow and answer.headers.get("location"):
             return b"", str(answer.headers["location"])
         if answer.status_code != 200:
             raise Unfetchable("status", answer.status_code)
+        if int(answer.headers.get("content-length", "0")) > max_bytes:
+            raise Unfetchable("large")
         body = bytearray()
         async for piece in answer.aiter_raw():
             body += piece
             if len(body) > max_bytes:
                 raise Unfetchable("large")
         return bytes(body), None
+
+
+@functools.cache
+def certificates() -> ssl.SSLContext:
+    """Whom HTTPS trusts: read once, which takes longer than fetching a picture from near."""
+    import httpx2
+
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def is_public(address: str) -> bool:

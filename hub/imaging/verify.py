@@ -14,6 +14,8 @@ from hub.types import OutputFormat, Size
 
 PNG, JPEG, RIFF = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF"
 MAX_SIDE = 32_768
+MAX_PARTS = 100_000
+"""Chunks or segments of a file: what has more was made to keep somebody busy."""
 
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 """JPEG's markers of a frame, which tell its size."""
@@ -41,8 +43,9 @@ def verify_image(data: bytes) -> tuple[OutputFormat, Size]:
 def _png(data: bytes) -> Size:
     """Every chunk's length and checksum, IHDR first, some IDAT, IEND last."""
     view, position, kind, has_data = memoryview(data), len(PNG), b"", False
-    size = Size(0, 0)
+    size, parts = Size(0, 0), 0
     while kind != b"IEND":
+        parts = _one_more(parts)
         head = data[position : position + 8]
         length, kind = int.from_bytes(head[:4], "big"), head[4:]
         end = position + 12 + length
@@ -63,10 +66,11 @@ def _png(data: bytes) -> Size:
 
 def _jpeg(data: bytes) -> Size:
     """The segments up to the frame and the scan, and the end marker behind it."""
-    position, size = 2, None
+    position, size, parts = 2, None, 0
     while True:
+        parts = _one_more(parts)
         while data[position : position + 2] == b"\xff\xff":  # fill bytes
-            position += 1
+            position, parts = position + 1, _one_more(parts)
         head = data[position : position + 4]
         if len(head) < 4 or head[0] != 0xFF:
             raise NotAnImage("cut off, or damaged")
@@ -87,10 +91,17 @@ def _jpeg(data: bytes) -> Size:
 
 
 def _webp(data: bytes) -> Size:
-    """The container's length, and its first chunk."""
-    length = int.from_bytes(data[4:8], "little")
-    if len(data) < 8 + length or len(data) < 30:
+    """The container's length, its chunks', and the first one, which tells the size; some chunk has to hold pixels."""
+    end, position, parts, has_data = 8 + int.from_bytes(data[4:8], "little"), 12, 0, False
+    if len(data) < end or end < 30:
         raise NotAnImage("cut off")
+    while position + 8 <= end:
+        parts = _one_more(parts)
+        has_data = has_data or data[position : position + 4] in (b"VP8 ", b"VP8L", b"ANMF")
+        length = int.from_bytes(data[position + 4 : position + 8], "little")
+        position += 8 + length + length % 2
+    if position > end + 1 or not has_data:  # some writers leave out the last padding
+        raise NotAnImage("cut off, or without pixels")
     kind = data[12:16]
     if kind == b"VP8X":
         return Size(1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little"))
@@ -100,3 +111,9 @@ def _webp(data: bytes) -> Size:
     if kind == b"VP8 " and data[23:26] == b"\x9d\x01\x2a":
         return Size(int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF)
     raise NotAnImage("no picture in it")
+
+
+def _one_more(parts: int) -> int:
+    if parts >= MAX_PARTS:
+        raise NotAnImage("too many parts")
+    return parts + 1

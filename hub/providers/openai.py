@@ -1,12 +1,23 @@
 """OpenAI's image API: generations and edits, whole and streamed. All current models are gpt-image ones: they answer in
-base64, and take no `response_format`."""
+base64, and take no `response_format`.
+
+They differ in what they take, as the official SDK says beside each parameter (ImageGenerateParams, ImageEditParams).
+The rules here go by the model's name; of a name that tells no version, everything is sent.
+"""
 
 from __future__ import annotations
 
-from hub.errors import HubError
+import re
+from collections.abc import Sequence
+
+from hub.errors import HubError, InvalidRequest
+from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending
 from hub.remote.openai_wire import Images, body_of, form_of, made_of, made_of_event, openai_refusal
-from hub.remote.wish import Wish
+from hub.remote.wish import Notice, Wish
+
+_MODEL = re.compile(r"gpt-image-(?P<version>[0-9]+(?:\.[0-9]+)?)(?P<mini>-mini)?(?![0-9.])")
+_FINER = ("xhigh", "max")
 
 
 class OpenAI(Adapter):
@@ -30,17 +41,42 @@ class OpenAI(Adapter):
     )
     documentation = "https://platform.openai.com/docs/api-reference/images"
 
+    def honoured(self, manifest: RemoteManifest) -> frozenset[str]:
+        """All but `input_fidelity`, which only some models can choose."""
+        return self.honours if _chooses_fidelity(manifest.remote.model) else self.honours - {"input_fidelity"}
+
+    def unmet(self, wish: Wish) -> Sequence[Notice]:
+        """What was asked for and the model, or the path, does not have."""
+        request, found = wish.request, []
+        if request.quality in _FINER and not _is_finer(wish.model):
+            found.append(Notice("quality", f"{wish.manifest.id} has no {request.quality}; high was asked for"))
+        if request.moderation == "low" and wish.images:
+            found.append(Notice("moderation", f"{wish.manifest.id} has no such parameter in edits; it was not used"))
+        return found
+
+    def most(self, wish: Wish) -> int:
+        """A stream has one picture."""
+        return 1 if wish.request.partial_images else super().most(wish)
+
     def call(self, wish: Wish, n: int, first: int) -> Call:
-        """Generations as JSON, edits as a form, which has no `moderation`."""
+        """Generations as JSON; edits as a form, which has no `moderation`."""
         del first
         request = wish.request
+        if request.background == "transparent" and wish.output_format == "jpeg":
+            words = "background: a JPEG cannot be transparent; ask for png or webp."
+            raise InvalidRequest(words, param="background", code="unsupported_value")
+        further: dict[str, object] = {
+            "user": request.user,
+            "safety_identifier": request.safety_identifier,
+            "quality": request.quality if request.quality in _FINER and _is_finer(wish.model) else wish.effort,
+        }
         streams = request.partial_images > 0
-        told = {"user": request.user, "safety_identifier": request.safety_identifier}
         if not wish.images:
-            body = body_of(wish, n, {**told, "moderation": request.moderation})
+            body = body_of(wish, n, {**further, "moderation": request.moderation})
             return Call("/images/generations", json=body, stream=streams)
-        body = body_of(wish, n, {**told, "input_fidelity": request.input_fidelity})
-        return Call("/images/edits", form=form_of(wish, body), stream=streams)
+        if _chooses_fidelity(wish.model):
+            further["input_fidelity"] = request.input_fidelity
+        return Call("/images/edits", form=form_of(wish, body_of(wish, n, further)), stream=streams)
 
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """ImagesResponse."""
@@ -49,12 +85,23 @@ class OpenAI(Adapter):
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """image_generation.* and image_edit.*; an `error` event ends the stream."""
-        del wish
-        return made_of_event(self, name, data)
+        return made_of_event(self, wish, name, data)
 
     def refusal(self, answer: Answer) -> HubError:
         """`error.code` and `error.param` say more than the status."""
         return openai_refusal(self, answer) or super().refusal(answer)
+
+
+def _is_finer(model: str) -> bool:
+    """Whether it has the qualities xhigh and max."""
+    match = _MODEL.match(model)
+    return float(match["version"]) >= 2.5 if match else not model.startswith("chatgpt-image-")
+
+
+def _chooses_fidelity(model: str) -> bool:
+    """Whether `input_fidelity` may be high: newer models always look closely, the mini one never."""
+    match = _MODEL.match(model)
+    return float(match["version"]) < 2 and not match["mini"] if match else not model.startswith("chatgpt-image-")
 
 
 adapter = OpenAI()

@@ -1,20 +1,35 @@
-"""Any server that speaks OpenAI's image API: LocalAI, stable-diffusion.cpp, vLLM-Omni, LiteLLM's proxy, another hub.
+"""Any server that speaks OpenAI's image API: LocalAI, stable-diffusion.cpp, vLLM-Omni, SGLang, LiteLLM's proxy, another
+hub.
 
 They differ in what else they take. The manifest says so: `remote.honours` names the parameters that this server has
 (`seed`, `negative_prompt`, `guidance_scale` …), and `remote.options` adds fields to every body
-(`response_format = "b64_json"`).
+(`response_format = "b64_json"` saves the way for each picture, where a server would answer with links).
 """
 
 from __future__ import annotations
 
 from hub.errors import HubError
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending
+from hub.remote.adapter import Adapter, Answer, Call, File, Made, Partial, Pending
 from hub.remote.openai_wire import Images, body_of, form_of, made_of, made_of_event, openai_refusal
 from hub.remote.wish import Wish
 
-EXTENSIONS = ("seed", "num_inference_steps", "guidance_scale", "negative_prompt", "strength", "scheduler", "style")
-"""Parameters beyond OpenAI's, by the hub's names, which are sent as they are."""
+EXTENSIONS = (
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "negative_prompt",
+    "strength",
+    "scheduler",
+    "style",
+    "loras",
+    "moderation",
+    "input_fidelity",
+    "user",
+    "safety_identifier",
+    "strict",
+)
+"""Parameters that not every such server has, by the hub's names, which are sent as they are."""
 
 
 class OpenAICompatible(Adapter):
@@ -28,31 +43,30 @@ class OpenAICompatible(Adapter):
 
     def honoured(self, manifest: RemoteManifest) -> frozenset[str]:
         """OpenAI's, and those that the manifest names."""
-        return self.honours | set(manifest.remote.honours)
+        return self.honours | set(manifest.remote.honours).intersection(EXTENSIONS)
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """Generations as JSON, edits as a form."""
         request, honoured = wish.request, self.honoured(wish.manifest)
-        extensions = {name: getattr(request, name) for name in EXTENSIONS if name in honoured}
-        if "seed" in extensions:
-            extensions["seed"] = wish.seed(first)
-        if "loras" in honoured and request.loras:
-            extensions["loras"] = list(request.loras)
-        body = body_of(wish, n, extensions)
+        values = {name: getattr(request, name) for name in EXTENSIONS if name in honoured}
+        if "seed" in values:
+            values["seed"] = wish.seed(first)
+        body = body_of(wish, n, {name: value for name, value in values.items() if value is not False and value != ()})
         streams = request.partial_images > 0
         if not wish.images:
             return Call("/images/generations", json=body, stream=streams)
         return Call("/images/edits", form=form_of(wish, body), stream=streams)
 
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
-        """ImagesResponse, with base64 or links."""
-        del wish
-        return made_of(answer.read(Images))
+        """ImagesResponse, with base64 or links; or the picture itself, which vLLM-Omni sends for
+        `response_format = "file"`."""
+        if answer.media_type.startswith("image/"):
+            return Made([File(answer.body)])
+        return made_of(answer.read(Images), wish.manifest.remote.base_url or "")
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """As OpenAI's."""
-        del wish
-        return made_of_event(self, name, data)
+        return made_of_event(self, wish, name, data)
 
     def refusal(self, answer: Answer) -> HubError:
         """As OpenAI's."""

@@ -16,7 +16,9 @@ in hub/providers/example.py is a whole provider; docs/providers.md walks through
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from email.utils import parsedate_to_datetime
 from typing import Any, ClassVar, Literal, TypeVar
 
 import msgspec
@@ -49,6 +51,11 @@ class Call(Struct, frozen=True):
     stream: bool = False
 
 
+class Unreadable(ProviderFailed):
+    """A good status with something else than the provider's JSON: from a proxy on the way, perhaps. While one waits for
+    a job it is asked for again."""
+
+
 class Answer(Struct, frozen=True):
     """What came back: of headers the names in small letters."""
 
@@ -62,13 +69,11 @@ class Answer(Struct, frozen=True):
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def read(self, kind: type[T]) -> T:
-        """The body as JSON of this kind; raises ProviderFailed where it is something else."""
+        """The body as JSON of this kind; raises Unreadable where it is something else."""
         try:
             return msgspec.json.decode(self.body, type=kind, strict=False)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ProviderFailed(
-                "The provider answered with something else than pictures.", may_have_billed=True
-            ) from None
+            raise Unreadable("The provider answered with something else than pictures.", may_have_billed=True) from None
 
     def peek(self, *path: str) -> Any:
         """What stands at a path of names in a JSON body; None where it is not there, or the body is no JSON."""
@@ -85,6 +90,19 @@ class Base64(Struct, frozen=True):
     """A picture in base64, as it stood in the answer."""
 
     text: bytes
+
+
+def raw_base64(value: msgspec.Raw) -> bytes | None:
+    """The text of a JSON string of base64, as it stands there; None for null and for an empty one. Escapes are rare:
+    they are undone, and line breaks, which come as nothing else, left out."""
+    text = bytes(value)
+    if text in (b"null", b'""'):
+        return None
+    if not text.startswith(b'"'):
+        raise ProviderFailed("The provider answered with something else than pictures.", may_have_billed=True)
+    if b"\\" in text:
+        return b"".join(msgspec.json.decode(text, type=str).encode().split())
+    return text[1:-1]
 
 
 class Link(Struct, frozen=True):
@@ -159,12 +177,21 @@ class Adapter:
         del manifest
         return self.honours
 
+    def most(self, wish: Wish) -> int:
+        """How many pictures one call may ask for; more are had by several calls."""
+        return wish.manifest.remote.max_n
+
+    def unmet(self, wish: Wish) -> Sequence[Notice]:
+        """What of this wish it cannot honour, although it honours the parameter elsewhere: a size in edits, perhaps."""
+        del wish
+        return ()
+
     def headers(self, key: str) -> Mapping[str, str]:
         """What proves who asks."""
         return {"Authorization": f"Bearer {key}"}
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
-        """The request for n pictures (at most `remote.max_n`), which are those from number `first` on. Raises
+        """The request for n pictures (at most `most`), which are those from number `first` on. Raises
         InvalidRequest, naming the parameter, for what cannot be asked for and must not be left out."""
         raise NotImplementedError
 
@@ -178,7 +205,8 @@ class Adapter:
 
     def refusal(self, answer: Answer) -> HubError:
         """What an answer other than 2xx means, by its status; providers that tell more override it. The provider's own
-        words never become the hub's."""
+        words never become the hub's. `may_have_billed` is for statuses behind which work may have been done: not 3xx,
+        4xx, 503 and 529, by which nothing was begun, but every other 5xx."""
         status = answer.status
         if status in (401, 403):
             return ProviderKeyRefused(f"{self.title} does not take this hub's key. Its owner has to act.")
@@ -201,9 +229,19 @@ class Adapter:
 
 
 def retry_after(answer: Answer) -> int | None:
-    """Seconds of a Retry-After header, at most an hour; None where there is none, or a date."""
+    """Seconds of a Retry-After header, at most an hour; None where there is none. A date is taken relative to the
+    answer's own, so that no two clocks are compared."""
     text = answer.headers.get("retry-after", "").strip()
-    return min(3600, max(1, int(text))) if text.isascii() and text.isdigit() and len(text) < 8 else None
+    try:
+        seconds = float(text) if text[:1].isdigit() else _date(text) - _date(answer.headers.get("date", ""))
+        return min(3600, max(1, math.ceil(seconds)))
+    except (ValueError, OverflowError):
+        return None
+
+
+def _date(text: str) -> float:
+    """Unix seconds of an HTTP date; raises ValueError."""
+    return parsedate_to_datetime(text).timestamp()
 
 
 def blocked(title: str) -> InvalidRequest:

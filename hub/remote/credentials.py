@@ -6,28 +6,33 @@
     [lab]
     keys = [{key = "…", weight = 3, name = "team-a"}, {key = "…"}]
 
-A key that the provider refuses is left alone for a while and then tried again; one that is told to wait waits for as
-long as it was told. A key's text leaves this module only into a request's headers: `Key` shows its name alone.
+A key that the provider refuses is left alone for a while and then tried again, in longer and longer intervals; one that
+is told to wait waits for as long as it was told. A key's text leaves this module only into a request's headers: `Key`
+shows its name alone.
 """
 
 from __future__ import annotations
 
 import os
 import random
+import re
 import stat
 import time
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
 from hub.errors import ConfigurationError
+from hub.manifest import CREDENTIALS_PATTERN
 
-PARKED = 300.0
-"""Seconds for which a key that was refused is not used."""
+PARKED = 30.0
+"""Seconds for which a key that was refused is not used before it is tried again; twice as long each time it is refused
+again."""
+LONGEST_PARKED = 3600.0
 
 
 class KeyEntry(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -53,14 +58,16 @@ class CredentialsSection(Struct, forbid_unknown_fields=True, kw_only=True):
 class Key:
     """A key that is never shown: `name` says which one it is, in logs."""
 
-    __slots__ = ("_secret", "name", "parked_until", "weight", "why")
+    __slots__ = ("_secret", "name", "parked_until", "refusals", "weight", "why")
 
     def __init__(self, name: str, secret: str, weight: float = 1.0) -> None:
         self.name = name
         self.weight = weight
         self.parked_until = 0.0
         """Monotonic seconds until which it is not to be used."""
-        self.why = ""
+        self.why: Literal["", "refused", "busy"] = ""
+        self.refusals = 0
+        """How often in a row the provider did not take it."""
         self._secret = secret
 
     def reveal(self) -> str:
@@ -78,21 +85,38 @@ class Keys:
         self.all = list(keys)
         self._now = now
 
-    def pick(self, but: Iterable[Key] = ()) -> Key | None:
+    def pick(self, but: Collection[Key] = ()) -> Key | None:
         """One of those that may be used now, at random by weight; None where there is none."""
-        usable = [key for key in self.all if key.parked_until <= self._now() and key not in set(but)]
+        usable = [key for key in self.all if key.parked_until <= self._now() and key not in but]
         if not usable:
             return None
         return random.choices(usable, [key.weight for key in usable])[0]  # noqa: S311  # no secret: a share of the work
 
-    def park(self, key: Key, seconds: float, why: str) -> None:
-        """Leaves a key alone for so long."""
-        key.parked_until, key.why = max(key.parked_until, self._now() + seconds), why
+    def refuse(self, key: Key) -> float:
+        """The provider does not take this key: it is left alone, and tried again after so many seconds."""
+        if key.why != "refused" or key.parked_until <= self._now():  # else another request has told so just now
+            self._park(key, min(LONGEST_PARKED, PARKED * 2 ** min(key.refusals, 20)), "refused")
+            key.refusals += 1
+        return key.parked_until - self._now()
+
+    def rest(self, key: Key, seconds: float) -> None:
+        """The provider said to wait for so long before this key is used again."""
+        self._park(key, seconds, "busy")
+
+    def taken(self, key: Key) -> None:
+        """The provider takes this key."""
+        key.refusals, key.why = 0, ""
+
+    def _park(self, key: Key, seconds: float, why: Literal["refused", "busy"]) -> None:
+        until = self._now() + seconds
+        if until > key.parked_until:
+            key.parked_until, key.why = until, why
 
     @property
-    def wait(self) -> float:
-        """Seconds until the first of them may be used again; 0 where one may be now, or there is none at all."""
-        return max(0.0, min((key.parked_until for key in self.all), default=0.0) - self._now())
+    def rested_in(self) -> float | None:
+        """Seconds until one may be used that was only told to wait; None where there is no such key."""
+        resting = [key.parked_until - self._now() for key in self.all if key.why == "busy"]
+        return max(0.0, min(resting)) if resting else None
 
 
 class Credentials:
@@ -100,9 +124,6 @@ class Credentials:
 
     def __init__(self, keys: Mapping[str, Keys]) -> None:
         self._keys = dict(keys)
-
-    def __iter__(self) -> Iterable[str]:
-        return iter(self._keys)
 
     def of(self, name: str) -> Keys:
         """The keys of this name; none where there are none."""
@@ -143,15 +164,19 @@ def _read(file: Path) -> dict[str, CredentialsSection]:
                     f"credentials: {file} can be read by others than its owner. Run `chmod 600 {file}`."
                 )
             text = stream.read().decode()
-        return msgspec.convert(tomllib.loads(text), dict[str, CredentialsSection])
+        found = msgspec.convert(tomllib.loads(text), dict[str, CredentialsSection])
     except OSError as error:
         raise ConfigurationError(f"credentials: {file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"credentials: {file} is not text in UTF-8.") from None
     except tomllib.TOMLDecodeError:  # its words may quote a line
         raise ConfigurationError(f"credentials: {file} is not valid TOML.") from None
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"credentials: {file}: {error}") from None
+    except msgspec.ValidationError:  # they may name a key that stands where a name should
+        words = 'it takes sections such as [openai] with keys = ["…"], or keys = [{key = "…", weight = 1, name = "…"}]'
+        raise ConfigurationError(f"credentials: {file}: {words}.") from None
+    if not all(re.fullmatch(CREDENTIALS_PATTERN, name) for name in found):
+        raise ConfigurationError(f"credentials: {file}: a section's name is small letters, digits, '_' and '-'.")
+    return found
 
 
 def _check_key(text: str, label: str) -> None:

@@ -1,96 +1,120 @@
 """OpenAI's image wire, as its own API and all that speak it have it: bodies, forms, answers, events and errors.
 
 Shapes as in the official SDK, `openai.types`: ImagesResponse, ImageGenStreamEvent, ImageEditStreamEvent,
-ImageGenerateParams and ImageEditParams.
+ImageGenerateParams and ImageEditParams. What a picture needs is read strictly; all else (usage, quality …) counts only
+where it is what it should be, since a server that speaks the wire with an accent has made the pictures nevertheless.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urljoin
 
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
-from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked
-from hub.remote.wish import Wish
-from hub.types import Background, Effort, Usage
+from hub.errors import HubError, InvalidRequest, ProviderFailed, ProviderKeyRefused
+from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked, raw_base64
+from hub.remote.wish import OPTIONAL, Notice, Wish
+from hub.types import MAX_SEED, Background, Effort, Usage
 
-BLOCKED = {"moderation_blocked", "content_policy_violation"}
-NO_CREDIT = {"insufficient_quota", "billing_hard_limit_reached", "budget_exceeded"}
+BLOCKED = ("moderation_blocked", "content_policy_violation", "content_filter")
+NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exceeded")
+PARAMS = ("prompt", "n", "image", "mask", *OPTIONAL)
+"""Parameters at fault that are named to the client: they are the hub's own, too."""
+STATUSES = {
+    "invalid_request_error": 400,
+    "image_generation_user_error": 400,
+    "authentication_error": 401,
+    "permission_error": 403,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+}
+"""What an error in a stream would have had as a status, by its type or code."""
+PICTURES = ("partial_image", "completed")
+"""How the kinds of events end that have a picture."""
+MAX_PICTURES = 10
+
+_ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 class Item(Struct):
     """One picture of an answer."""
 
     b64_json: msgspec.Raw = msgspec.Raw(b"null")
-    url: str | None = None
-    revised_prompt: str | None = None
-
-
-class TokenDetails(Struct):
-    """What the input's tokens were spent on."""
-
-    text_tokens: int = 0
-    image_tokens: int = 0
-
-
-class Tokens(Struct):
-    """OpenAI's usage of images."""
-
-    input_tokens: int = 0
-    output_tokens: int = 0
-    input_tokens_details: TokenDetails | None = None
+    url: Any = None
+    revised_prompt: Any = None
 
 
 class Images(Struct):
-    """ImagesResponse."""
+    """ImagesResponse. `seed` and `warnings` are what the hub adds to it."""
 
     data: list[Item]
-    usage: Tokens | None = None
-    background: str | None = None
-    quality: str | None = None
-    seed: int | None = None
+    usage: Any = None
+    background: Any = None
+    quality: Any = None
+    seed: Any = None
+    warnings: Any = None
 
 
 class Event(Struct):
-    """A partial or completed picture."""
+    """A partial or completed picture; an error; or, from those who stream their own way, all that an answer has."""
 
-    b64_json: msgspec.Raw
-    partial_image_index: int = 0
-    image_index: int = 0
-    usage: Tokens | None = None
-    background: str | None = None
-    quality: str | None = None
+    type: Any = None
+    error: Any = None
+    b64_json: msgspec.Raw = msgspec.Raw(b"null")
+    url: Any = None
+    data: list[Item] | None = None
+    partial_image_index: Any = None
+    image_index: Any = None
+    usage: Any = None
+    background: Any = None
+    quality: Any = None
+    seed: Any = None
+    warnings: Any = None
 
 
-def raw_base64(value: msgspec.Raw) -> bytes | None:
-    """The text of a JSON string of base64, as it stands there; None for null. Escapes are rare, and then undone."""
-    text = bytes(value)
-    if text == b"null":
+def picture_of(item: Item | Event, base: str) -> Picture | None:
+    """In base64, or behind a link, which may be relative to the server's `base` URL; None where there is neither."""
+    text = raw_base64(item.b64_json)
+    if text is not None:
+        return Link(text.decode("ascii", "replace")) if text.startswith(b"data:") else Base64(text)
+    if not isinstance(item.url, str) or not item.url:
         return None
-    if not text.startswith(b'"'):
-        raise ProviderFailed("The provider answered with something else than pictures.", may_have_billed=True)
-    return msgspec.json.decode(text, type=str).encode() if b"\\" in text else text[1:-1]
+    return Link(item.url if _ABSOLUTE.match(item.url) else urljoin(f"{base}/", item.url))
 
 
-def usage_of(tokens: Tokens | None) -> Usage | None:
-    """As the hub counts them."""
-    if tokens is None:
+def usage_of(told: Any) -> Usage | None:
+    """As the hub counts them; None where nothing was counted."""
+    if not isinstance(told, dict):
         return None
-    details = tokens.input_tokens_details or TokenDetails(text_tokens=tokens.input_tokens)
-    return Usage(text_tokens=details.text_tokens, image_tokens=details.image_tokens, output_tokens=tokens.output_tokens)
+    details = told.get("input_tokens_details")
+    if not isinstance(details, dict):
+        details = {"text_tokens": told.get("input_tokens")}
+    usage = Usage(
+        text_tokens=_count(details.get("text_tokens")),
+        image_tokens=_count(details.get("image_tokens")),
+        output_tokens=_count(told.get("output_tokens")),
+    )
+    return usage if usage.text_tokens or usage.image_tokens or usage.output_tokens else None
 
 
-def effort_of(text: str | None) -> Effort | None:
-    """A quality that the hub has, too."""
-    return text if text in ("low", "medium", "high") else None  # type: ignore[return-value]
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and value > 0 else 0
 
 
-def background_of(text: str | None) -> Background | None:
+def effort_of(told: Any) -> Effort | None:
+    """A quality that the hub has, too; what is beyond high is high."""
+    if told in ("xhigh", "max"):
+        return "high"
+    return told if told in ("low", "medium", "high") else None
+
+
+def background_of(told: Any) -> Background | None:
     """A background that is known."""
-    return text if text in ("opaque", "transparent") else None  # type: ignore[return-value]
+    return told if told in ("opaque", "transparent") else None
 
 
 def body_of(wish: Wish, n: int, further: Mapping[str, object]) -> dict[str, object]:
@@ -129,60 +153,109 @@ def _as_text(value: Any) -> str:
     return value if isinstance(value, str) else msgspec.json.encode(value).decode()
 
 
-def made_of(images: Images) -> Made:
-    """The pictures of an ImagesResponse, in base64 or behind links."""
-    pictures: list[Picture] = []
-    for item in images.data:
-        text = raw_base64(item.b64_json)
-        if text is not None:
-            pictures.append(Base64(text))
-        elif item.url is not None:
-            pictures.append(Link(item.url))
+def made_of(images: Images, base: str = "") -> Made:
+    """The pictures of an ImagesResponse. `base`: the server's base URL."""
+    pictures = [(item, picture_of(item, base)) for item in images.data]
+    prompts = [_text(item.revised_prompt) for item, picture in pictures if picture is not None]
     return Made(
-        pictures=pictures,
+        pictures=[picture for _, picture in pictures if picture is not None],
         usage=usage_of(images.usage),
-        seed=images.seed,
-        revised_prompts=[item.revised_prompt for item in images.data if item.revised_prompt],
+        seed=_seed(images.seed),
+        revised_prompts=prompts if any(prompts) else [],
         background=background_of(images.background),
         quality=effort_of(images.quality),
+        notices=notices_of(images.warnings),
     )
 
 
-def made_of_event(adapter: Adapter, name: str, data: bytes) -> Partial | Made | None:
-    """A preview or a finished picture; raises what an `error` event tells."""
-    if name == "error" or data.startswith(b'{"error"'):
-        answer = Answer(400, {}, data)
-        raise openai_refusal(adapter, answer) or ProviderFailed(f"{adapter.title} failed.", may_have_billed=True)
-    kind = name.rpartition(".")[2]
-    if kind not in ("partial_image", "completed"):
-        return None
+def notices_of(told: Any) -> list[Notice]:
+    """Warnings of another hub, each of which begins with a parameter's name: which parameters they are about, and
+    nothing of their words."""
+    names = [each.partition(":")[0] for each in told if isinstance(each, str)] if isinstance(told, list) else []
+    words = "it was not done as asked, says the server that has drawn"
+    return [Notice(name, words) for name in dict.fromkeys(names) if name in PARAMS]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _seed(value: Any) -> int | None:
+    return value if type(value) is int and 0 <= value <= MAX_SEED else None
+
+
+def made_of_event(adapter: Adapter, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
+    """A preview or a finished picture, or None for what is of no interest; raises what an error tells. Its kind is the
+    event's name or its own `type`, since some servers name no events."""
     try:
         found = msgspec.json.decode(data, type=Event)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        if name.rpartition(".")[2] not in PICTURES:
+            return None
         words = f"{adapter.title} sent something else than pictures."
         raise ProviderFailed(words, may_have_billed=True) from None
-    picture = Base64(raw_base64(found.b64_json) or b"")
+    if name == "error" or found.type == "error" or found.error is not None:
+        raise _failure(adapter, data, found.error)
+    base = wish.manifest.remote.base_url or ""
+    if found.data is not None:
+        return made_of(Images(found.data, found.usage, found.background, found.quality, found.seed), base)
+    kind = next((kind for kind in PICTURES for told in (name, found.type) if _text(told).endswith(kind)), None)
+    if kind is None:
+        return None
+    picture = picture_of(found, base)
+    if picture is None:
+        raise ProviderFailed(f"{adapter.title} sent an event of a picture without one.", may_have_billed=True)
     if kind == "partial_image":
-        return Partial(found.image_index, found.partial_image_index, picture)
+        return Partial(_index(found.image_index), _index(found.partial_image_index), picture)
     return Made(
         [picture],
         usage=usage_of(found.usage),
+        seed=_seed(found.seed),
         background=background_of(found.background),
         quality=effort_of(found.quality),
+        notices=notices_of(found.warnings),
     )
+
+
+def _index(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < MAX_PICTURES else 0
+
+
+def _failure(adapter: Adapter, data: bytes, error: Any) -> HubError:
+    """An error in a stream, which came after a good status: as the status that it would have had."""
+    told = error if isinstance(error, dict) else {}
+    code = _text(told.get("code")) or str(told.get("code"))
+    status = int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 0
+    status = status or STATUSES.get(code) or STATUSES.get(_text(told.get("type"))) or 0
+    answer = Answer(status, {}, data)
+    found = openai_refusal(adapter, answer)
+    if found is None and status:
+        found = adapter.refusal(answer)
+    return found or ProviderFailed(f"{adapter.title} failed while it drew.", may_have_billed=True)
 
 
 def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
     """What OpenAI's envelope says more than the status: its code, and the parameter at fault where that is one of the
     hub's own."""
-    code, param = answer.peek("error", "code"), answer.peek("error", "param")
-    if code in BLOCKED:
+    code, kind = _text(answer.peek("error", "code")), _text(answer.peek("error", "type"))
+    if code in BLOCKED or kind in BLOCKED:
         return blocked(adapter.title)
-    if code in NO_CREDIT:
+    if code in NO_CREDIT or kind in NO_CREDIT:
         return ProviderKeyRefused(f"There is no credit left with {adapter.title}. This hub's owner has to act.")
-    if code == "rate_limit_exceeded" and answer.status == 400:  # in a stream, after a good status
-        return ProviderBusy(f"{adapter.title} takes no request just now.")
-    if answer.status in (400, 422) and param in ("prompt", "n", "size", "quality", "background", "image", "mask"):
+    if answer.status in (400, 422) and (param := _param(answer)) is not None:
         words = f"{adapter.title} does not take this '{param}'."
-        return InvalidRequest(words, param=str(param), code="provider_refused")
+        return InvalidRequest(words, param=param, code="provider_refused")
+    if answer.status in (429, 503) and answer.headers.get("x-should-retry") == "false":
+        return ProviderFailed(f"{adapter.title} cannot do this, and says that asking again would not help.")
     return None
+
+
+def _param(answer: Answer) -> str | None:
+    """The parameter at fault, by OpenAI's envelope, or as FastAPI tells it: the end of a path in `detail`."""
+    param = answer.peek("error", "param")
+    detail = answer.peek("detail")
+    if param is None and isinstance(detail, list) and detail and isinstance(detail[0], dict):
+        path = detail[0].get("loc")
+        param = path[-1] if isinstance(path, list) and path else None
+    param = _text(param).partition("[")[0]
+    return param if param in PARAMS else None

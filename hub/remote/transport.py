@@ -3,20 +3,20 @@
 No redirect is followed (it would carry the key along), no proxy or certificate is taken from the environment, no
 compressed answer is asked for. Bodies are read up to a limit, and every answer within its time, whoever drips. What
 fails is told by a ProviderError that says whether the provider may have done the work: it may, from the moment on when
-the whole request was on its way.
+the request's body began to leave (what is not whole nobody works on, but when it became whole only the kernel knows).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from hub.errors import ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, fetch, resolve
+from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
+from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
@@ -31,8 +31,14 @@ MAX_PICTURE = 64 << 20
 CONNECT = 10.0
 """Seconds to reach a provider."""
 CONNECTIONS = 200
+BRIEFLY = 5.0
+"""Seconds for what is not needed: an error's words, and telling a provider that nobody wants the pictures any more."""
 REDIRECTS = 3
 """Hops of a picture's URL that are followed, each checked, none with a key."""
+
+
+def _unheard() -> None:
+    pass
 
 
 class Transport:
@@ -43,6 +49,7 @@ class Transport:
         self._offline = offline
         self._resolve = resolve
         self._client: httpx2.AsyncClient | None = None
+        self._notifying: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -50,31 +57,49 @@ class Transport:
         try:
             yield
         finally:
+            await asyncio.gather(*self._notifying, return_exceptions=True)
             if self._client is not None:
                 await self._client.aclose()
                 self._client = None
 
-    async def send(self, call: Call, url: str, headers: Mapping[str, str]) -> Answer:
-        """The whole answer. Raises ProviderError. The caller limits the time."""
-        sent = _Sent()
-        with self._told(sent):
+    async def send(
+        self, call: Call, url: str, headers: Mapping[str, str], on_sent: Callable[[], None] = _unheard
+    ) -> Answer:
+        """The whole answer. `on_sent` is called when the request's body begins to leave. Raises ProviderError. The
+        caller limits the time."""
+        sent = _Sent(on_sent)
+        with _told(sent):
             async with self._open(call, url, headers, sent) as answer:
                 return await _read(answer)
         raise AssertionError
 
     @contextlib.asynccontextmanager
     async def events(
-        self, call: Call, url: str, headers: Mapping[str, str]
+        self, call: Call, url: str, headers: Mapping[str, str], on_sent: Callable[[], None] = _unheard
     ) -> AsyncIterator[Answer | AsyncIterator[tuple[str, bytes]]]:
         """The server-sent events of an answer, as (name, data); or the whole answer where it is something else."""
-        sent = _Sent()
-        with self._told(sent):
+        sent = _Sent(on_sent)
+        with _told(sent):
             async with self._open(call, url, headers, sent) as answer:
                 kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if answer.status_code == 200 and kind == "text/event-stream":
-                    yield _events(answer)
+                    _check_encoding(answer)
+                    async with contextlib.aclosing(_events(answer)) as events:
+                        yield events
                 else:
                     yield await _read(answer)
+
+    def notify(self, call: Call, url: str, headers: Mapping[str, str]) -> None:
+        """Sends a call whose answer nobody waits for, beside whatever else goes on. Never raises."""
+
+        async def tell() -> None:
+            with contextlib.suppress(ProviderError, TimeoutError):
+                async with asyncio.timeout(BRIEFLY):
+                    await self.send(call, url, headers)
+
+        task = asyncio.create_task(tell())
+        self._notifying.add(task)
+        task.add_done_callback(self._notifying.discard)
 
     async def download(self, url: str, own_host: str) -> bytes:
         """A picture that an answer names. `own_host`: the provider's `host:port`, which may lie in a private network as
@@ -120,101 +145,122 @@ class Transport:
         )
 
     def _connect(self) -> httpx2.AsyncClient:
+        from http.cookiejar import CookieJar, DefaultCookiePolicy
+
         import httpx2
 
         self._client = httpx2.AsyncClient(
             follow_redirects=False,
             trust_env=False,
+            verify=certificates(),
             timeout=httpx2.Timeout(None, connect=CONNECT),
             limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=30.0),
             headers={"Accept-Encoding": "identity", "User-Agent": "hub"},
+            # None is kept: a cookie would tie the requests of several keys together.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
         )
         return self._client
 
-    @contextlib.contextmanager
-    def _told(self, sent: _Sent) -> Any:
-        """What goes wrong with a connection, as ProviderErrors."""
-        import httpx2
-
-        try:
-            yield
-        except ProviderError:
-            raise
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
-            raise ProviderUnavailable("The provider cannot be reached.", code="provider_unreachable") from None
-        except httpx2.TimeoutException:
-            raise ProviderTimeout("The provider did not answer in time.", may_have_billed=sent.whole) from None
-        except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL):
-            raise ProviderFailed("The provider did not answer to the end.", may_have_billed=sent.whole) from None
-
 
 class _Sent:
-    """Whether the whole request has left: what is not whole, nobody works on."""
+    """Whether a request's body has begun to leave."""
 
-    def __init__(self) -> None:
-        self.whole = False
+    def __init__(self, on_sent: Callable[[], None]) -> None:
+        self.begun = False
+        self._on_sent = on_sent
 
     async def trace(self, event: str, _: Mapping[str, Any]) -> None:
         """A hook of the client's."""
         if event.endswith("send_request_body.started"):
-            self.whole = True
+            self.begun = True
+            self._on_sent()
+
+
+@contextlib.contextmanager
+def _told(sent: _Sent) -> Iterator[None]:
+    """What goes wrong with a connection, as ProviderErrors."""
+    import httpx2
+
+    try:
+        yield
+    except HubError:
+        raise
+    except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
+        raise ProviderUnavailable("The provider cannot be reached.", code="provider_unreachable") from None
+    except httpx2.TimeoutException:
+        raise ProviderTimeout("The provider did not answer in time.", may_have_billed=sent.begun) from None
+    except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL):
+        raise ProviderFailed("The provider did not answer to the end.", may_have_billed=sent.begun) from None
+
+
+def _check_encoding(answer: httpx2.Response) -> None:
+    if answer.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+        raise ProviderFailed("The provider answered in an encoding that was not asked for.", may_have_billed=True)
+
+
+def _too_large() -> ProviderFailed:
+    return ProviderFailed("The provider's answer is too large.", may_have_billed=True)
 
 
 async def _read(answer: httpx2.Response) -> Answer:
-    good = 200 <= answer.status_code < 300
-    most = MAX_ANSWER if good else MAX_ERROR
     headers = {name.lower(): value for name, value in answer.headers.items()}
-    if good and headers.get("content-encoding", "identity") != "identity":
-        raise ProviderFailed("The provider answered in an encoding that was not asked for.", may_have_billed=True)
-    pieces, length = [], 0
-    async for piece in answer.aiter_raw():
-        pieces.append(piece)
-        length += len(piece)
-        if length > most:
-            if good:
-                raise ProviderFailed("The provider's answer is too large.", may_have_billed=True)
-            break
-    return Answer(answer.status_code, headers, b"".join(pieces))
+    body = bytearray()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
+    if not 200 <= answer.status_code < 300:
+        await _begin(answer, body)
+        return Answer(answer.status_code, headers, bytes(body[:MAX_ERROR]))
+    _check_encoding(answer)
+    if int(headers.get("content-length", "0")) > MAX_ANSWER:
+        raise _too_large()
+    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async for piece in pieces:
+            body += piece
+            if len(body) > MAX_ANSWER:
+                raise _too_large()
+    return Answer(answer.status_code, headers, bytes(body))
 
 
-async def _events(answer: httpx2.Response) -> AsyncIterator[tuple[str, bytes]]:
+async def _begin(answer: httpx2.Response, body: bytearray) -> None:
+    """What comes soon of an error's body; its status says most already."""
+    import httpx2
+
+    with contextlib.suppress(httpx2.HTTPError, TimeoutError):
+        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(answer.aiter_raw()) as pieces:
+            async for piece in pieces:
+                body += piece
+                if len(body) > MAX_ERROR:
+                    return
+
+
+async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
     """Events by the rules of the HTML standard, as far as image APIs use them."""
     name, data = "", bytearray()
-    async for line in _lines(answer):
-        if not line:
-            if data:
-                yield name, bytes(data)
-            name, data = "", bytearray()
-            continue
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
-        if field == b"event":
-            name = value.decode("utf-8", "replace")
-        elif field == b"data":
-            data += (b"\n" if data else b"") + value
+    async with contextlib.aclosing(_lines(answer)) as lines:
+        async for line in lines:
+            if not line:
+                if data:
+                    yield name, bytes(data)
+                name, data = "", bytearray()
+                continue
+            field, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if field == b"event":
+                name = value.decode("utf-8", "replace")
+            elif field == b"data":
+                data += (b"\n" if data else b"") + value
 
 
-async def _lines(answer: httpx2.Response) -> AsyncIterator[bytes]:
+async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
     rest, total = bytearray(), 0
-    async for piece in answer.aiter_raw():
-        total += len(piece)
-        if total > MAX_ANSWER:
-            raise ProviderFailed("The provider's answer is too large.", may_have_billed=True)
-        start = len(rest)
-        rest += piece
-        end = rest.find(b"\n", start)
-        if end < 0:
-            continue
-        *lines, last = rest.split(b"\n")
-        rest = bytearray(last)
-        for line in lines:
-            yield bytes(line).removesuffix(b"\r")
-
-
-async def within(seconds: float, work: Any) -> Any:
-    """The result of `work`, or ProviderTimeout after so many seconds."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await work
-    except TimeoutError:
-        raise ProviderTimeout("The provider did not answer in time.", may_have_billed=True) from None
+    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async for piece in pieces:
+            total += len(piece)
+            if total > MAX_ANSWER:
+                raise _too_large()
+            start = len(rest)
+            rest += piece
+            if rest.find(b"\n", start) < 0:
+                continue
+            *lines, last = rest.split(b"\n")
+            rest = bytearray(last)
+            for line in lines:
+                yield bytes(line).removesuffix(b"\r")

@@ -9,14 +9,16 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import pybase64
 from msgspec import Struct
+from msgspec.structs import replace
 
 from hub.errors import InvalidRequest
-from hub.imaging.decode import decode_image
+from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
-from hub.imaging.verify import verify_image
+from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
 from hub.types import Background, Effort, ImageRequest, OutputFormat, Quality, Size
 
@@ -34,6 +36,8 @@ EFFORTS: dict[Quality, Effort] = {
     "max": "high",
 }
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+ORIENTATION = 0x0112
+"""EXIF's tag of how a camera was held."""
 EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
 
 OPTIONAL = (
@@ -79,7 +83,7 @@ class Notice(Struct, frozen=True):
 
 
 class Source(Struct, frozen=True):
-    """A source picture as it came: PNG, JPEG or WebP."""
+    """A source picture as it came, PNG, JPEG or WebP; one that a camera says to turn is turned."""
 
     data: bytes
     format: OutputFormat
@@ -94,6 +98,16 @@ class Source(Struct, frozen=True):
     def file_name(self) -> str:
         """For forms."""
         return f"image.{EXTENSIONS[self.format]}"
+
+    @property
+    def base64(self) -> str:
+        """For JSON."""
+        return pybase64.b64encode(self.data).decode()
+
+    @property
+    def data_url(self) -> str:
+        """For JSON that wants a URL."""
+        return f"data:{self.media_type};base64,{self.base64}"
 
 
 class Mask(Struct, frozen=True):
@@ -114,13 +128,12 @@ class Mask(Struct, frozen=True):
 
     @property
     def transparent_changes(self) -> bytes:
-        """A PNG with alpha, as OpenAI has it: transparent may change."""
+        """A PNG with alpha, as OpenAI has it: transparent may change. What may change is white as well, for servers
+        that take the OpenAI-like form and look at the colours alone."""
         from PIL import Image
 
-        black = Image.new("L", self.picture.size)
-        return _png(
-            Image.merge("LA", (black, self.picture.point([255 - value for value in range(256)]))).convert("RGBA")
-        )
+        stays = self.picture.point([255 - value for value in range(256)])
+        return _png(Image.merge("LA", (self.picture, stays)).convert("RGBA"))
 
 
 class Wish(Struct, frozen=True, kw_only=True):
@@ -188,10 +201,8 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     if remote.formats and output_format not in remote.formats:
         notices.append(Notice("output_format", f"{manifest.id} makes no {output_format}; it is {remote.formats[0]}"))
         output_format = remote.formats[0]
-    if request.strict and notices:
-        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
     quality = request.quality if "quality" in honoured else None
-    return Wish(
+    wish = Wish(
         manifest=manifest,
         request=request,
         size=size,
@@ -200,8 +211,17 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
         output_format=output_format,
         images=images,
         mask=mask,
-        notices=tuple(notices),
     )
+    return noting(wish, notices)
+
+
+def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:
+    """The wish with further notices, which say more than earlier ones of the same parameters. Where the request is
+    strict, the first one is an InvalidRequest."""
+    if wish.request.strict and notices:
+        raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
+    params = {each.param for each in notices}
+    return replace(wish, notices=(*(each for each in wish.notices if each.param not in params), *notices))
 
 
 def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
@@ -240,13 +260,36 @@ def _unhonoured(manifest: RemoteManifest, honoured: Collection[str], request: Im
 
 def _sources(request: ImageRequest) -> tuple[tuple[Source, ...], Mask | None]:
     """The pictures, each decoded once so that none is sent unchecked, but sent as they came."""
-    images, sizes = [], []
-    for data in request.images:
-        sizes.append(decode_image(data).size)
-        format_, size = verify_image(data)
-        images.append(Source(data, format_, size))
-    mask = Mask(read_mask(request.mask, sizes[0]).picture) if request.mask is not None else None
-    return tuple(images), mask
+    images = tuple(_source(data) for data in request.images)
+    mask = Mask(read_mask(request.mask, images[0].size).picture) if request.mask is not None else None
+    return images, mask
+
+
+def _source(data: bytes) -> Source:
+    """As it came, unless it has to be turned (the mask is for the upright picture, and providers differ in whether they
+    heed EXIF), or is only nearly whole."""
+    upright = decode_image(data).size
+    try:
+        if not _is_turned(data):
+            return Source(data, *verify_image(data))
+    except NotAnImage:  # such as a JPEG without its end, which every decoder forgives
+        pass
+    return Source(_upright(data), "png", upright)
+
+
+def _is_turned(data: bytes) -> bool:
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        return picture.getexif().get(ORIENTATION, 1) not in (0, 1)
+
+
+def _upright(data: bytes) -> bytes:
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        turned = ImageOps.exif_transpose(picture)
+        return _png(turned if turned.mode in ("L", "LA", "P", "RGB", "RGBA") else turned.convert("RGB"))
 
 
 def nearest_size(asked: Size, sizes: Sequence[Size], shapes: ShapesSection | None) -> Size:
@@ -277,21 +320,38 @@ def _within(asked: Size, shapes: ShapesSection) -> Size:
     if shapes.max_pixels is not None:
         shrink = min(shrink, math.sqrt(shapes.max_pixels / (width * height * grow * grow)))
     scale = grow * shrink
-    wide, high = (_rounded(side * scale, shapes) for side in (width, height))
-    while shapes.max_pixels is not None and wide * high > shapes.max_pixels:  # rounded up
-        wide, high = (wide - shapes.multiple, high) if wide >= high else (wide, high - shapes.multiple)
-    return Size(wide, high)
+    width, height = width * scale, height * scale
+    near = [Size(wide, high) for wide in _steps(width, shapes) for high in _steps(height, shapes)]
+    fitting = [each for each in near if _fits(each, shapes)]
+    return min(fitting or near, key=lambda each: (each.width - width) ** 2 + (each.height - height) ** 2)
 
 
-def _rounded(side: float, shapes: ShapesSection) -> int:
+def _steps(side: float, shapes: ShapesSection) -> list[int]:
+    """The lengths around a side's that are possible; rounding both sides alone would break other bounds."""
     step = shapes.multiple
     low, high = -(-shapes.min // step) * step, shapes.max // step * step
-    return min(high, max(low, round(side / step) * step))
+    first = int(side // step) * step
+    return sorted({min(high, max(low, first + more * step)) for more in (-1, 0, 1, 2)})
+
+
+def _fits(size: Size, shapes: ShapesSection) -> bool:
+    pixels, sides = size.width * size.height, sorted((size.width, size.height))
+    return (
+        (shapes.min_pixels or 1) <= pixels <= (shapes.max_pixels or pixels)
+        and shapes.min <= sides[0]
+        and sides[1] <= min(shapes.max, sides[0] * (shapes.max_ratio or math.inf))
+    )
 
 
 def nearest_ratio(asked: Size, ratios: Sequence[str]) -> str:
     """The aspect ratio, as `W:H`, that is nearest to a size's."""
     return min(ratios, key=lambda ratio: abs(math.log(_ratio_of(ratio)) - _shape(asked)))
+
+
+def tier(size: Size) -> Literal[1, 2, 4]:
+    """Which of the usual 1K, 2K and 4K a size is, by its area: that of a square of so many thousand pixels a side."""
+    side = math.sqrt(size.width * size.height)
+    return 1 if side < 1448 else 2 if side < 2896 else 4
 
 
 def _ratio_of(ratio: str) -> float:

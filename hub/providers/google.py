@@ -1,0 +1,191 @@
+"""Google's Gemini API: its image models draw in a chat, by `generateContent`, one picture a call.
+
+They take a shape and one of three sizes; the manifest lists the pixels that come of each pair. (Imagen, whose `predict`
+took n, was shut down in August 2026.) Shapes as in the official SDK, `google.genai.types`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from msgspec import Struct
+
+from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.remote.adapter import Adapter, Answer, Base64, Call, Made, Pending, blocked, raw_base64, retry_after
+from hub.remote.wish import Wish, nearest_ratio, tier
+from hub.types import Size, Usage
+
+RATIOS = ("1:1", "1:4", "1:8", "2:3", "3:2", "3:4", "4:1", "4:3", "4:5", "5:4", "8:1", "9:16", "16:9", "21:9")
+MAX_SEED = 2**31 - 1
+BLOCKED = {
+    "SAFETY",
+    "RECITATION",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT",
+    "IMAGE_RECITATION",
+}
+"""Reasons to finish that are a verdict on the contents."""
+
+
+class InlineData(Struct):
+    """Bytes in base64."""
+
+    data: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Part(Struct, rename="camel"):
+    """Text, or a picture. `thought`: a draft that the model has made for itself."""
+
+    inline_data: InlineData | None = None
+    thought: bool = False
+
+
+class Content(Struct):
+    """The parts of an answer."""
+
+    parts: list[Part] = []
+
+
+class Candidate(Struct, rename="camel"):
+    """One answer; without contents where it was blocked."""
+
+    content: Content | None = None
+    finish_reason: str | None = None
+
+
+class PromptFeedback(Struct, rename="camel"):
+    """Why a prompt had no answer at all."""
+
+    block_reason: str | None = None
+
+
+class ModalityTokens(Struct, rename="camel"):
+    """Tokens of one kind: TEXT, IMAGE …"""
+
+    modality: str = ""
+    token_count: int = 0
+
+
+class UsageMetadata(Struct, rename="camel"):
+    """What a call took."""
+
+    prompt_token_count: int = 0
+    candidates_token_count: int = 0
+    prompt_tokens_details: list[ModalityTokens] = []
+    candidates_tokens_details: list[ModalityTokens] = []
+
+
+class Generated(Struct, rename="camel"):
+    """GenerateContentResponse."""
+
+    candidates: list[Candidate] = []
+    prompt_feedback: PromptFeedback | None = None
+    usage_metadata: UsageMetadata | None = None
+
+
+class Google(Adapter):
+    """generativelanguage.googleapis.com, with a key of AI Studio's."""
+
+    name = "google"
+    title = "Google"
+    base_url = "https://generativelanguage.googleapis.com/v1beta"
+    key_variable = "GEMINI_API_KEY"
+    honours = frozenset({"size", "seed"})
+    documentation = "https://ai.google.dev/gemini-api/docs/image-generation"
+
+    def headers(self, key: str) -> Mapping[str, str]:
+        """Never in the URL, where logs on the way would keep it."""
+        return {"x-goog-api-key": key}
+
+    def call(self, wish: Wish, n: int, first: int) -> Call:
+        """The pictures come before the words, as Google's examples have it."""
+        del n
+        seed = wish.seed(first)
+        if seed is not None and seed > MAX_SEED:
+            raise InvalidRequest(f"seed: {self.title} takes none above {MAX_SEED}.", param="seed")
+        parts: list[dict[str, object]] = [
+            {"inlineData": {"mimeType": each.media_type, "data": each.base64}} for each in wish.images
+        ]
+        config: dict[str, object] = {"responseModalities": ["IMAGE"]}
+        if wish.size is not None:
+            config["imageConfig"] = _image_config(wish.size, wish.aspect_ratio)
+        if seed is not None:
+            config["seed"] = seed
+        config |= wish.manifest.remote.options.get("generationConfig", {})
+        body = {"contents": [{"role": "user", "parts": [*parts, {"text": wish.prompt}]}]}
+        return Call(
+            f"/models/{wish.model}:generateContent", json=wish.with_options({**body, "generationConfig": config})
+        )
+
+    def read(self, wish: Wish, answer: Answer) -> Made | Pending:
+        """GenerateContentResponse: a good status also tells of what was blocked."""
+        del wish
+        found = answer.read(Generated)
+        pictures = [
+            Base64(text)
+            for candidate in found.candidates
+            for part in (candidate.content or Content()).parts
+            if part.inline_data is not None and not part.thought
+            if (text := raw_base64(part.inline_data.data)) is not None
+        ]
+        if not pictures:
+            raise self._nothing(found)
+        return Made(pictures, usage=_usage(found.usage_metadata))
+
+    def refusal(self, answer: Answer) -> HubError:
+        """A wrong key is a 400 here, and a 429 tells in its body how long to wait."""
+        details = answer.peek("error", "details")
+        details = [each for each in details if isinstance(each, dict)] if isinstance(details, list) else []
+        if any(each.get("reason") == "API_KEY_INVALID" for each in details):
+            return ProviderKeyRefused(f"{self.title} does not take this hub's key. Its owner has to act.")
+        if answer.peek("error", "status") == "FAILED_PRECONDITION":
+            words = f"{self.title} wants something of this hub's account first, such as billing. Its owner has to act."
+            return ProviderKeyRefused(words)
+        if answer.status == 429:
+            delays = [each["retryDelay"] for each in details if isinstance(each.get("retryDelay"), str)]
+            wait = retry_after(answer) or (_seconds(delays[0]) if delays else None)
+            return ProviderBusy(f"{self.title} takes no request just now.", retry_after=wait)
+        return super().refusal(answer)
+
+    def _nothing(self, found: Generated) -> HubError:
+        reasons = {candidate.finish_reason for candidate in found.candidates}
+        if reasons & BLOCKED or (found.prompt_feedback is not None and found.prompt_feedback.block_reason):
+            return blocked(self.title)
+        return ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
+
+
+def _image_config(size: Size, ratio: str | None) -> dict[str, str]:
+    """The shape, and the size where it is not the default, for which models of one size alone have no name."""
+    level = tier(size)
+    return {"aspectRatio": ratio or nearest_ratio(size, RATIOS)} | ({"imageSize": f"{level}K"} if level > 1 else {})
+
+
+def _usage(told: UsageMetadata | None) -> Usage | None:
+    """Of what was made the pictures alone: words and thoughts have another price, which is small beside theirs."""
+    if told is None:
+        return None
+    image = _tokens(told.prompt_tokens_details, "IMAGE")
+    return Usage(
+        text_tokens=told.prompt_token_count - image,
+        image_tokens=image,
+        output_tokens=_tokens(told.candidates_tokens_details, "IMAGE") or told.candidates_token_count,
+    )
+
+
+def _tokens(details: list[ModalityTokens], modality: str) -> int:
+    return sum(each.token_count for each in details if each.modality == modality)
+
+
+def _seconds(text: str) -> int | None:
+    """A duration as protobuf writes it in JSON: `34.07s`."""
+    try:
+        return min(3600, max(1, int(float(text.removesuffix("s"))) + 1))
+    except (ValueError, OverflowError):
+        return None
+
+
+adapter = Google()
