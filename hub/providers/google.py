@@ -116,10 +116,8 @@ class Google(Adapter):
         if seed is not None:
             config["seed"] = seed
         config |= wish.manifest.remote.options.get("generationConfig", {})
-        body = {"contents": [{"role": "user", "parts": [*parts, {"text": wish.prompt}]}]}
-        return Call(
-            f"/models/{wish.model}:generateContent", json=wish.with_options({**body, "generationConfig": config})
-        )
+        body = wish.with_options({"contents": [{"role": "user", "parts": [*parts, {"text": wish.prompt}]}]})
+        return Call(f"/models/{wish.model}:generateContent", json=body | {"generationConfig": config})
 
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """GenerateContentResponse: a good status also tells of what was blocked."""

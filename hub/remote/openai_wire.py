@@ -144,13 +144,7 @@ def form_of(wish: Wish, body: dict[str, object]) -> Form:
     files = [(field, each.file_name, each.data, each.media_type) for each in wish.images]
     if wish.mask is not None:
         files.append(("mask", "mask.png", wish.mask.transparent_changes, "image/png"))
-    return Form(fields=[(name, _as_text(value)) for name, value in body.items()], files=files)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return Form.of(body, files)
 
 
 def made_of(images: Images, base: str = "") -> Made:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from multipart import MultipartSegment, PushMultipartParser, parse_options_header
@@ -68,9 +68,36 @@ class Asked:
         return found
 
     @property
+    def pictures(self) -> list[bytes]:
+        """All pictures in it: parts of a form, strings of a JSON body in base64 or as data URLs, or the whole body."""
+        kind = self.headers.get("content-type", "").partition(";")[0]
+        if kind == "multipart/form-data":
+            found = [part.data for part in self.parts]
+        elif kind == "application/json":
+            found = [_decoded(text) for text in _strings(json.loads(self.body))]
+        else:
+            found = [self.body]
+        return [data for data in found if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF"))]
+
+    @property
     def fields(self) -> dict[str, str]:
         """The text fields of a form."""
         return {part.name: part.data.decode() for part in self.parts if part.filename is None}
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in _strings(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in _strings(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError:
+        return b""
 
 
 @dataclass
@@ -105,6 +132,8 @@ class Protocol:
     """Whether an answer has to be asked for again."""
     size: ClassVar[str | None] = "1024x1024"
     """One that the model draws; None where sizes cannot be asked for."""
+    mask: ClassVar[Literal["transparent", "white", "black"]] = "white"
+    """How a mask says what may change."""
 
     def check_key(self, asked: Asked) -> bool:
         """Whether the key came as it should."""
@@ -149,6 +178,16 @@ class Upstream(ThreadingHTTPServer):
         self.faults: deque[Fault] = deque()
         self.picture_faults: deque[Fault] = deque()
         self.pictures: dict[str, bytes] = {}
+        self.made: list[bytes] = []
+        """Every picture, as it was sent."""
+        self.encoded: list[str] = []
+        """Those that were sent in base64."""
+        self.spoil: Callable[[bytes], bytes] = bytes
+        """What is done to each picture before it is sent."""
+        self.garble: Callable[[str], str] = str
+        """The same for its base64."""
+        self.pictures_at = ""
+        """Where links lead to, if not here: an origin."""
         self.failures: list[str] = []
         """What was wrong with requests that no provider would understand; a test wants none."""
         self.jobs: dict[str, Any] = {}
@@ -176,18 +215,27 @@ class Upstream(ThreadingHTTPServer):
         image = Image.new("RGB", (width, height), (count % 256, 80, count // 256 % 256))
         buffer = io.BytesIO()
         image.save(buffer, image_format)
-        return buffer.getvalue()
+        self.made.append(self.spoil(buffer.getvalue()))
+        return self.made[-1]
 
     def base64(self, *size: int, image_format: str = "PNG") -> str:
         """A new picture in base64."""
-        return base64.b64encode(self.picture(*size, image_format=image_format)).decode()
+        text = self.garble(base64.b64encode(self.picture(*size, image_format=image_format)).decode())
+        self.encoded.append(text)
+        return text
 
     def link(self, *size: int, image_format: str = "PNG") -> str:
         """A new picture's URL, here."""
         data = self.picture(*size, image_format=image_format)
         name = f"/pictures/{len(self.pictures)}.{image_format.lower()}"
         self.pictures[name] = data
-        return self.url + name
+        return (self.pictures_at or self.url) + name
+
+    def forget(self) -> None:
+        """As if nothing had been asked yet; pictures can still be fetched."""
+        for each in (self.asked, self.faults, self.picture_faults, self.made, self.encoded, self.failures):
+            each.clear()
+        self.spoil, self.garble, self.pictures_at = bytes, str, ""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -355,6 +403,27 @@ def huge(mebibytes: int) -> Fault:
         return True
 
     return fault
+
+
+def endless(mebibytes: int) -> Fault:
+    """A body of unknown length that goes on until the other side has had enough, or for so long."""
+
+    def fault(handler: _Handler, asked: Asked) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for _ in range(mebibytes):
+            handler.wfile.write(b"100000\r\n" + b"A" * (1 << 20) + b"\r\n")
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def nothing() -> Fault:
+    """This one is answered as always."""
+    return lambda handler, asked: False
 
 
 def elsewhere(url: str, status: int = 307) -> Fault:
