@@ -198,7 +198,9 @@ def sides() -> Iterator[tuple[list[Side], Clients, bytes]]:
         upstream = Upstream(place, picture)
         stack.callback(upstream.stop)
         upstream.wait_listening()
-        bases = {form: f"http://127.0.0.1:{upstream.port}{path.partition('/images')[0]}" for form, path in PATHS.items()}
+        bases = {
+            form: f"http://127.0.0.1:{upstream.port}{path.partition('/images')[0]}" for form, path in PATHS.items()
+        }
         (place / "models").mkdir()
         for form, base in bases.items():
             (place / "models" / f"{form}.toml").write_text(MANIFEST.format(format=form, base=base))
@@ -216,7 +218,7 @@ def noise(size: int) -> bytes:
     """A PNG file of nearly so many bytes: grey noise, which no compression makes smaller."""
     width = 1024
     height = size // width
-    bits = random.Random(1).randbytes(width * height)  # noqa: S311  # no secret
+    bits = random.Random(1).randbytes(width * height)  # no secret
     rows = b"".join(b"\0" + bits[start : start + width] for start in range(0, len(bits), width))
 
     def chunk(kind: bytes, data: bytes) -> bytes:
