@@ -113,6 +113,7 @@ class Transport:
                 patience=120,
                 redirects=REDIRECTS,
                 offline=self._offline,
+                client=self._client or self._connect(),
             )
         except Unfetchable as error:
             if error.why == "timeout":
@@ -149,12 +150,13 @@ class Transport:
 
         import httpx2
 
+        from hub.http1 import AsyncioTransport
+
         self._client = httpx2.AsyncClient(
             follow_redirects=False,
             trust_env=False,
-            verify=certificates(),
+            transport=AsyncioTransport(certificates(), CONNECTIONS),
             timeout=httpx2.Timeout(None, connect=CONNECT),
-            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=30.0),
             headers={"Accept-Encoding": "identity", "User-Agent": "hub"},
             # None is kept: a cookie would tie the requests of several keys together.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
