@@ -30,6 +30,10 @@ MAX_IDLE = 20
 IDLE = 30.0
 """Seconds for which a connection that nobody uses is kept."""
 
+RACE = 0.25
+"""Seconds after which the next address of a name is tried beside the one before."""
+
+_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _TARGET = re.compile(rb"[!-~]+")
 _FORBIDDEN = re.compile(rb"[\0\r\n]")
@@ -103,13 +107,13 @@ class AsyncioTransport(httpx2.AsyncBaseTransport):
 
     async def _connected(self, origin: Origin, request: httpx2.Request) -> Connection:
         scheme, host, port, name = origin
-        tls: dict[str, Any] = {"ssl": self._certificates, "server_hostname": name} if scheme == "https" else {}
+        given: dict[str, Any] = {"ssl": self._certificates, "server_hostname": name} if scheme == "https" else {}
+        if not _ADDRESS.fullmatch(host):
+            given["happy_eyeballs_delay"] = RACE
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(request.extensions.get("timeout", {}).get("connect")):
-                _, connection = await loop.create_connection(
-                    lambda: Connection(self.span), host, port, happy_eyeballs_delay=0.25, **tls
-                )
+                _, connection = await loop.create_connection(lambda: Connection(self.span), host, port, **given)
         except TimeoutError:
             raise httpx2.ConnectTimeout("", request=request) from None
         except (OSError, UnicodeError) as error:  # UnicodeError: a name that no resolver takes
