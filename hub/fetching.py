@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import io
 import ipaddress
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
@@ -39,6 +40,8 @@ class Unfetchable(Exception):
 
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a host, from the system's resolver."""
+    with contextlib.suppress(ValueError):  # the unusual forms of addresses are for the system
+        return [str(ipaddress.IPv4Address(host))]
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 
@@ -154,12 +157,12 @@ async def _from(
             raise Unfetchable("status", answer.status_code)
         if int(answer.headers.get("content-length", "0")) > max_bytes:
             raise Unfetchable("large")
-        body = bytearray()
+        body = io.BytesIO()
         async for piece in answer.aiter_raw():
-            body += piece
-            if len(body) > max_bytes:
+            body.write(piece)
+            if body.tell() > max_bytes:
                 raise Unfetchable("large")
-        return bytes(body), None
+        return body.getvalue(), None
 
 
 @functools.cache

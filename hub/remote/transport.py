@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -206,31 +207,32 @@ def _too_large() -> ProviderFailed:
 
 async def _read(answer: httpx2.Response) -> Answer:
     headers = {name.lower(): value for name, value in answer.headers.items()}
-    body = bytearray()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
     if not 200 <= answer.status_code < 300:
-        await _begin(answer, body)
-        return Answer(answer.status_code, headers, bytes(body[:MAX_ERROR]))
+        return Answer(answer.status_code, headers, await _begin(answer))
     _check_encoding(answer)
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
+    body = io.BytesIO()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
     async with contextlib.aclosing(answer.aiter_raw()) as pieces:
         async for piece in pieces:
-            body += piece
-            if len(body) > MAX_ANSWER:
+            body.write(piece)
+            if body.tell() > MAX_ANSWER:
                 raise _too_large()
-    return Answer(answer.status_code, headers, bytes(body))
+    return Answer(answer.status_code, headers, body.getvalue())
 
 
-async def _begin(answer: httpx2.Response, body: bytearray) -> None:
+async def _begin(answer: httpx2.Response) -> bytes:
     """What comes soon of an error's body; its status says most already."""
     import httpx2
 
+    body = bytearray()
     with contextlib.suppress(httpx2.HTTPError, TimeoutError):
         async with asyncio.timeout(BRIEFLY), contextlib.aclosing(answer.aiter_raw()) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > MAX_ERROR:
-                    return
+                    break
+    return bytes(body[:MAX_ERROR])
 
 
 async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
