@@ -286,7 +286,10 @@ class _Again(Exception):
         self.error = error
 
 
-def billed(error: ProviderError) -> ProviderError:
+Billed = TypeVar("Billed", bound=HubError)
+
+
+def billed(error: Billed) -> Billed:
     """The error of a request for which the provider may charge, whatever the error alone would mean."""
     error.may_have_billed = True
     error.headers["x-should-retry"] = "false"
