@@ -262,7 +262,9 @@ class ModelManifest(Listing, kw_only=True):
 
 PROVIDER_PATTERN = r"^[a-z][a-z0-9_]{0,31}$(?!\n)"
 CREDENTIALS_PATTERN = r"^[a-z][a-z0-9_-]{0,31}$(?!\n)"
+FIELD_PATTERN = r"^[A-Za-z][A-Za-z0-9_]{0,63}(\[\])?$(?!\n)"
 ProviderName = Annotated[str, Meta(pattern=PROVIDER_PATTERN)]
+RemoteName = Annotated[str, Meta(min_length=1, max_length=200)]
 CredentialsName = Annotated[str, Meta(pattern=CREDENTIALS_PATTERN)]
 
 
@@ -278,20 +280,43 @@ class ShapesSection(Struct, forbid_unknown_fields=True, kw_only=True):
     max_pixels: Annotated[int, Meta(ge=1)] | None = None
 
 
+Input = Literal[
+    "prompt",
+    "n",
+    "image",
+    "mask",
+    "size",
+    "width",
+    "height",
+    "aspect_ratio",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "negative_prompt",
+    "strength",
+    "output_format",
+    "output_compression",
+]
+"""What a model of its own inputs may be told; see RemoteSection.fields."""
+
+
 class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """Where a remote model is, and what it can do.
 
-    `model`: the provider's name for it. `base_url`: where it is asked, if not at the provider's own address.
-    `credentials`: the name of the keys to use; those of the provider's name, unless there is a `base_url`, which gets
-    no key that is not named here. `timeout`: seconds for one whole answer. `max_n`: pictures in one call; more are had
-    by several. `max_images`: source pictures. `sizes` or `shapes`: what it draws; without both, the provider's rules.
-    `aspect_ratios`: as `W:H`, where the provider takes these instead. `formats`: the files it can make. `leaves`:
-    whether a request to it leaves this machine; else it does unless its address is loopback. `honours`: parameters
-    that it takes beside those that every such server does (openai_compatible). `options`: further fields
-    of each request's body, as the provider documents them.
+    `model`: the provider's name for it; `models`: other names, for tasks that it does under another. `base_url`: where
+    it is asked, if not at the provider's own address. `credentials`: the name of the keys to use; those of the
+    provider's name, unless there is a `base_url`, which gets no key that is not named here. `timeout`: seconds for one
+    whole answer. `max_n`: pictures in one call; more are had by several. `max_images`: source pictures. `sizes` or
+    `shapes`: what it draws; without both, the provider's rules. `aspect_ratios`: as `W:H`, where the provider takes
+    these instead. `formats`: the files it can make. `leaves`: whether a request to it leaves this machine; else it does
+    unless its address is loopback. `honours`: parameters that it takes beside those that every such server does
+    (openai_compatible). `fields`: where each model has inputs of its own (replicate, fal), what it takes and how it
+    calls it; `[]` at the end makes a list. `options`: further fields of each request's body, as the provider documents
+    them.
     """
 
-    model: Annotated[str, Meta(min_length=1, max_length=200)]
+    model: RemoteName
+    models: dict[Task, RemoteName] = field(default_factory=dict)
     base_url: str | None = None
     credentials: CredentialsName | None = None
     timeout: Annotated[int, Meta(ge=1, le=3600)] = 180
@@ -303,11 +328,13 @@ class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     formats: list[OutputFormat] = field(default_factory=list)
     leaves: bool | None = None
     honours: list[Annotated[str, Meta(pattern=r"^[a-z_]{1,32}$(?!\n)")]] = field(default_factory=list)
+    fields: dict[Input, Annotated[str, Meta(pattern=FIELD_PATTERN)]] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
 
 
 class RemoteDefaults(Struct, forbid_unknown_fields=True, kw_only=True):
-    """What a request that says nothing gets. Without a size, the provider chooses."""
+    """What a request that says nothing gets. Without a size, the provider chooses; of an edit it always does, since
+    most keep to the source's shape."""
 
     size: SizeText | None = None
     quality: Effort | None = None

@@ -89,7 +89,7 @@ async def blocklet(request: AnyRequest) -> Response[bytes]:
     operation_class=operation(
         as_json(InvokeRequest), answers={200: as_json(InvokeResponse)}, parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL]
     ),
-    responses=errors(404, 409, 507),
+    responses=errors(402, 404, 409, 502, 504, 507),
     summary="AIGNE: create or edit images",
 )
 async def invoke(request: AnyRequest) -> Response[bytes]:
@@ -116,7 +116,7 @@ async def invoke(request: AnyRequest) -> Response[bytes]:
         answers={200: as_json(GenerationsResponse)},
         parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL],
     ),
-    responses=errors(404, 409, 507),
+    responses=errors(402, 404, 409, 502, 504, 507),
     summary="AIGNE: generations",
 )
 async def generations(request: AnyRequest) -> Response[bytes]:

@@ -24,7 +24,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.wish import Notice, Wish
 from hub.types import Background, Effort, Usage
@@ -32,11 +32,23 @@ from hub.types import Background, Effort, Usage
 T = TypeVar("T")
 
 
+class JobFailed(ProviderFailed):
+    """The provider says that it has given up what it was waited for: asking again cannot help."""
+
+
 class Form(Struct, frozen=True, kw_only=True):
     """A multipart body: text fields, and files as (field, file name, content, media type)."""
 
     fields: Sequence[tuple[str, str]] = ()
     files: Sequence[tuple[str, str, bytes, str]] = ()
+
+    @classmethod
+    def of(cls, body: Mapping[str, object], files: Sequence[tuple[str, str, bytes, str]] = ()) -> Form:
+        """The fields of a body: text as it is, all else as JSON writes it."""
+        texts = {
+            name: each if isinstance(each, str) else msgspec.json.encode(each).decode() for name, each in body.items()
+        }
+        return cls(fields=list(texts.items()), files=files)
 
 
 class Call(Struct, frozen=True):
@@ -136,12 +148,24 @@ class Made(Struct, frozen=True):
 
 class Pending(Struct, frozen=True):
     """Not ready: `ask` again after so many seconds. `progress`: per cent, where the provider tells it. `cancel`: what
-    to send if nobody wants the pictures any more."""
+    to send if nobody wants the pictures any more. `cost`: in US dollars, where it is told now and not with the
+    pictures. Of an answer to a question, `ask`, `cancel` and `cost` may be None: then they are as before."""
 
-    ask: Call
+    ask: Call | None = None
     after: float = 1.0
     progress: int | None = None
     cancel: Call | None = None
+    cost: float | None = None
+
+    def since(self, before: Pending) -> Pending:
+        """With all that was known before and that this one does not tell."""
+        return Pending(
+            self.ask or before.ask,
+            self.after,
+            self.progress,
+            self.cancel or before.cancel,
+            before.cost if self.cost is None else self.cost,
+        )
 
 
 class Partial(Struct, frozen=True):
@@ -225,6 +249,8 @@ class Adapter:
             return InvalidRequest(words, code="provider_refused")
         if 300 <= status < 400:
             return ProviderFailed(f"{self.title} sent the request elsewhere, and it was not sent there.")
+        if status in (504, 524):  # a proxy of its own gave up waiting
+            return ProviderTimeout(f"{self.title} did not answer in time ({status}).", may_have_billed=True)
         return ProviderFailed(f"{self.title} failed ({status}).", may_have_billed=True)
 
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
+from msgspec.structs import replace
+
 from hub.errors import (
     HubError,
     ModelUnusable,
@@ -33,7 +35,7 @@ from hub.errors import (
     ProviderUnavailable,
 )
 from hub.fetching import Unfetchable, split
-from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending, Unreadable
+from hub.remote.adapter import Adapter, Answer, Call, JobFailed, Made, Partial, Pending, Unreadable
 from hub.remote.credentials import Key, Keys
 from hub.remote.result import joined
 from hub.remote.transport import Transport
@@ -72,13 +74,14 @@ class Work:
 
 
 class Caller:
-    """Sends the calls of one request."""
+    """Sends the calls of one request. `stays`: what the provider names on another machine is not asked for."""
 
-    def __init__(self, transport: Transport, adapter: Adapter, wish: Wish, keys: Keys) -> None:
+    def __init__(self, transport: Transport, adapter: Adapter, wish: Wish, keys: Keys, *, stays: bool = False) -> None:
         self._transport = transport
         self._adapter = adapter
         self._wish = wish
         self._keys = keys
+        self._stays = stays
         base = wish.manifest.remote.base_url or adapter.base_url
         if base is None:
             words = f"{wish.manifest.id} has no address. This hub's owner has to give it one (remote.base_url)."
@@ -89,11 +92,7 @@ class Caller:
         """What the provider makes of a call, and how `work` stands meanwhile. Raises HubError."""
         try:
             found, key = await self._sent(call, work, on_partial)
-            while isinstance(found, Pending):
-                if found.progress is not None:
-                    on_progress(found.progress)
-                found = await self._asked(found, key)
-            return found
+            return await self._finished(found, key, on_progress) if isinstance(found, Pending) else found
         except HubError as error:
             work.may_be_billed = isinstance(error, ProviderError) and error.may_have_billed
             raise
@@ -102,7 +101,7 @@ class Caller:
         """A picture that an answer names. Raises ProviderError."""
         base = urlsplit(self._base)
         port = base.port or (443 if base.scheme == "https" else 80)
-        return await self._transport.download(url, f"{base.hostname}:{port}")
+        return await self._transport.download(url, f"{base.hostname}:{port}", stays=self._stays)
 
     async def _sent(self, call: Call, work: Work, on_partial: OnPartial) -> tuple[Made | Pending, Key | None]:
         """The answer to a call, which is sent again where that is safe."""
@@ -187,24 +186,38 @@ class Caller:
                 raise ProviderBusy(f"{title} takes no request just now.", retry_after=max(1, math.ceil(wait)))
             await _pause(wait)
 
-    async def _asked(self, pending: Pending, key: Key | None) -> Made | Pending:
-        """One more question, after some time; some may fail in a row. Where nobody waits any more, the provider is
-        told."""
-        failures, wait = 0, pending.after
+    async def _finished(self, pending: Pending, key: Key | None, on_progress: OnProgress) -> Made:
+        """What becomes of a job. One that nobody waits for any more is cancelled."""
         try:
             while True:
-                await asyncio.sleep(min(LONGEST_POLL, max(SHORTEST_POLL, wait)))
-                try:
-                    return await self._question(pending.ask, key)
-                except _Again as again:
-                    failures += 1
-                    if failures == POLL_FAILURES or pending.ask.method != "GET":
-                        raise billed(again.error) from None
-                    wait = max(pending.after * (1 + failures), again.error.retry_after or 0)
+                if pending.progress is not None:
+                    on_progress(pending.progress)
+                found = await self._asked(pending, key)
+                if isinstance(found, Made):
+                    return found if found.cost is not None else replace(found, cost=pending.cost)
+                pending = found.since(pending)
+        except JobFailed:
+            raise
         except (asyncio.CancelledError, ProviderError):
             if pending.cancel is not None:
-                self._transport.notify(pending.cancel, self._url(pending.cancel.url), self._headers(key))
+                with contextlib.suppress(ProviderError):
+                    self._transport.notify(pending.cancel, self._url(pending.cancel.url), self._headers(key))
             raise
+
+    async def _asked(self, pending: Pending, key: Key | None) -> Made | Pending:
+        """One more answer about a job, after some time; some questions may fail in a row."""
+        if pending.ask is None:
+            raise ProviderFailed(f"{self._adapter.title} did not say where its answer will be.", may_have_billed=True)
+        failures, wait = 0, pending.after
+        while True:
+            await asyncio.sleep(min(LONGEST_POLL, max(SHORTEST_POLL, wait)))
+            try:
+                return await self._question(pending.ask, key)
+            except _Again as again:
+                failures += 1
+                if failures == POLL_FAILURES or pending.ask.method != "GET":
+                    raise billed(again.error) from None
+                wait = max(pending.after * (1 + failures), again.error.retry_after or 0)
 
     async def _question(self, ask: Call, key: Key | None) -> Made | Pending:
         """Raises _Again for what another question may mend."""
@@ -220,9 +233,9 @@ class Caller:
         except ProviderError as error:
             if isinstance(error, ProviderKeyRefused):
                 raise billed(error) from None
-            if isinstance(error, Unreadable) or not 200 <= answer.status < 300:
-                raise _Again(error) from None
-            raise  # it says that the work has failed
+            if isinstance(error, JobFailed) or (200 <= answer.status < 300 and not isinstance(error, Unreadable)):
+                raise
+            raise _Again(error) from None
 
     def _read(self, answer: Answer) -> Made | Pending:
         if 200 <= answer.status < 300:
@@ -254,7 +267,8 @@ class Caller:
         with contextlib.suppress(Unfetchable):
             named, _ = split(url)
             base, host = urlsplit(self._base), str(named.hostname)
-            own = any(host == site or host.endswith(f".{site}") for site in self._adapter.sites)
+            sites = () if self._stays else self._adapter.sites
+            own = any(host == site or host.endswith(f".{site}") for site in sites)
             if named.scheme == base.scheme and (named.netloc == base.netloc or (own and named.netloc == host)):
                 return url
         raise ProviderFailed(f"{self._adapter.title} named an address that is not its own.", may_have_billed=True)

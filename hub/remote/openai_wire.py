@@ -22,6 +22,8 @@ from hub.types import MAX_SEED, Background, Effort, Usage
 
 BLOCKED = ("moderation_blocked", "content_policy_violation", "content_filter")
 NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exceeded")
+NO_KEY = ("no_db_connection",)
+"""What LiteLLM's proxy answers to a key that it does not know, with status 400, where it has no database of keys."""
 PARAMS = ("prompt", "n", "image", "mask", *OPTIONAL)
 """Parameters at fault that are named to the client: they are the hub's own, too."""
 STATUSES = {
@@ -144,13 +146,7 @@ def form_of(wish: Wish, body: dict[str, object]) -> Form:
     files = [(field, each.file_name, each.data, each.media_type) for each in wish.images]
     if wish.mask is not None:
         files.append(("mask", "mask.png", wish.mask.transparent_changes, "image/png"))
-    return Form(fields=[(name, _as_text(value)) for name, value in body.items()], files=files)
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+    return Form.of(body, files)
 
 
 def made_of(images: Images, base: str = "") -> Made:
@@ -242,6 +238,8 @@ def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
         return blocked(adapter.title)
     if code in NO_CREDIT or kind in NO_CREDIT:
         return ProviderKeyRefused(f"There is no credit left with {adapter.title}. This hub's owner has to act.")
+    if kind in NO_KEY:
+        return ProviderKeyRefused(f"{adapter.title} does not take this hub's key. Its owner has to act.")
     if answer.status in (400, 422) and (param := _param(answer)) is not None:
         words = f"{adapter.title} does not take this '{param}'."
         return InvalidRequest(words, param=param, code="provider_refused")

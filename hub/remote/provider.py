@@ -37,10 +37,16 @@ class RemoteProvider:
         self._credentials = credentials
 
     async def generate(
-        self, manifest: RemoteManifest, request: ImageRequest, on_event: OnEvent | None = None
+        self,
+        manifest: RemoteManifest,
+        request: ImageRequest,
+        on_event: OnEvent | None = None,
+        *,
+        stays: bool = False,
     ) -> ImageResult:
         """See `hub.providers.Provider`. The pictures are as the provider made them, byte for byte: other sizes and
-        formats than were asked for are told, not mended."""
+        formats than were asked for are told, not mended. `stays`: the request must not leave this machine, so what the
+        provider names elsewhere is not asked for."""
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
         if request.images:
@@ -48,7 +54,7 @@ class RemoteProvider:
         else:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
-        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest))
+        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest), stays=stays)
         return await _Run(adapter, wish, caller, on_event).result()
 
     def keys_of(self, manifest: RemoteManifest) -> Keys:

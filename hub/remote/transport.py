@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve
+from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve, split
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
@@ -101,9 +101,11 @@ class Transport:
         self._notifying.add(task)
         task.add_done_callback(self._notifying.discard)
 
-    async def download(self, url: str, own_host: str) -> bytes:
+    async def download(self, url: str, own_host: str, *, stays: bool = False) -> bytes:
         """A picture that an answer names. `own_host`: the provider's `host:port`, which may lie in a private network as
-        the owner has named it. No key goes along. Raises ProviderFailed."""
+        the owner has named it. No key goes along. `stays`: from there or from this machine alone. Raises
+        ProviderFailed."""
+        own = stays and _host_of(url) == own_host
         try:
             return await fetch(
                 url,
@@ -111,8 +113,8 @@ class Transport:
                 max_bytes=MAX_PICTURE,
                 resolve=self._resolve,
                 patience=120,
-                redirects=REDIRECTS,
-                offline=self._offline,
+                redirects=0 if own else REDIRECTS,
+                offline=self._offline or (stays and not own),
             )
         except Unfetchable as error:
             if error.why == "timeout":
@@ -264,3 +266,12 @@ async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
             rest = bytearray(last)
             for line in lines:
                 yield bytes(line).removesuffix(b"\r")
+
+
+def _host_of(url: str) -> str | None:
+    """`host:port` of a URL; None for one that is none."""
+    try:
+        parts, port = split(url)
+    except Unfetchable:
+        return None
+    return f"{parts.hostname}:{port}"

@@ -20,21 +20,11 @@ from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
 from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import Background, Effort, ImageRequest, OutputFormat, Quality, Size
+from hub.types import EFFORTS, MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EFFORTS: dict[Quality, Effort] = {
-    "auto": "medium",
-    "low": "low",
-    "medium": "medium",
-    "standard": "medium",
-    "high": "high",
-    "hd": "high",
-    "xhigh": "high",
-    "max": "high",
-}
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 ORIENTATION = 0x0112
 """EXIF's tag of how a camera was held."""
@@ -153,8 +143,8 @@ class Wish(Struct, frozen=True, kw_only=True):
 
     @property
     def model(self) -> str:
-        """The provider's name of the model."""
-        return self.manifest.remote.model
+        """The provider's name of the model, for what is asked of it."""
+        return self.manifest.remote.models.get(self.request.task, self.manifest.remote.model)
 
     @property
     def prompt(self) -> str:
@@ -166,9 +156,21 @@ class Wish(Struct, frozen=True, kw_only=True):
         """What the pictures' background is if nobody says otherwise."""
         return "transparent" if self.request.background == "transparent" else "opaque"
 
-    def seed(self, first: int) -> int | None:
-        """The seed for a call whose pictures begin with number `first`; None where none was given."""
-        return None if self.request.seed is None else self.request.seed + first
+    def seed(self, first: int, most: int = MAX_SEED) -> int | None:
+        """The seed for a call whose pictures begin with number `first`; None where none was given. Raises
+        InvalidRequest for one that is larger than the provider takes."""
+        seed = self.request.seed
+        if seed is None:
+            return None
+        if seed > most:
+            words = f"seed: {self.manifest.id} takes at most {most}."
+            raise InvalidRequest(words, param="seed", code="unsupported_value")
+        return (seed + first) % (most + 1)
+
+    def left_out(self, *names: str) -> list[Notice]:
+        """Notices for those of these parameters that were given: the model takes them, but not for this task."""
+        given = [name for name in names if getattr(self.request, name) not in (None, (), *SAME.get(name, ()))]
+        return [Notice(name, f"{self.manifest.id} takes none for such a task; it was not used") for name in given]
 
     def with_options(self, body: dict[str, object]) -> dict[str, object]:
         """The body without what is None, and with the manifest's options."""
@@ -184,7 +186,8 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     if len(images) > remote.max_images:
         words = f"image: {manifest.id} takes at most {remote.max_images}, and {len(images)} were sent."
         raise InvalidRequest(words, param="image", code="unsupported_value")
-    asked = request.size or (parse_size(manifest.defaults.size) if manifest.defaults.size else None)
+    default = manifest.defaults.size if not request.images else None
+    asked = request.size or (parse_size(default) if default else None)
     size = ratio = None
     if asked is not None and "size" in honoured:
         if remote.aspect_ratios:
@@ -237,6 +240,8 @@ def _check_task(manifest: RemoteManifest, request: ImageRequest) -> None:
         "image-to-image": ("cannot edit pictures.", "image"),
         "text-to-image": ("only edits pictures; give it one.", "image"),
     }[request.task]
+    if request.task == "image-to-image" and "inpainting" in manifest.tasks:
+        words, param = "only changes a part of a picture; say by a mask which.", "mask"
     raise InvalidRequest(f"{param}: {manifest.id} {words}", param=param, code="unsupported_value")
 
 
@@ -245,6 +250,9 @@ def _unhonoured(manifest: RemoteManifest, honoured: Collection[str], request: Im
     found = []
     for name in OPTIONAL:
         value = getattr(request, name)
+        if name == "strength" and value is not None and not request.images:
+            found.append(Notice(name, "there is no image; it was not used"))
+            continue
         if name in honoured or value in (None, (), *SAME.get(name, ())) or name == "output_format":
             continue
         if name == "background":

@@ -7,16 +7,19 @@ it, and refuses what it would refuse. An `Upstream` serves one, and makes the fa
 from __future__ import annotations
 
 import base64
+import functools
 import io
 import json
+import struct
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlsplit
 
 from multipart import MultipartSegment, PushMultipartParser, parse_options_header
@@ -68,9 +71,36 @@ class Asked:
         return found
 
     @property
+    def pictures(self) -> list[bytes]:
+        """All pictures in it: parts of a form, strings of a JSON body in base64 or as data URLs, or the whole body."""
+        kind = self.headers.get("content-type", "").partition(";")[0]
+        if kind == "multipart/form-data":
+            found = [part.data for part in self.parts]
+        elif kind == "application/json":
+            found = [_decoded(text) for text in _strings(json.loads(self.body))]
+        else:
+            found = [self.body]
+        return [data for data in found if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF"))]
+
+    @property
     def fields(self) -> dict[str, str]:
         """The text fields of a form."""
         return {part.name: part.data.decode() for part in self.parts if part.filename is None}
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return [text for each in value.values() for text in _strings(each)]
+    if isinstance(value, list):
+        return [text for each in value for text in _strings(each)]
+    return [value] if isinstance(value, str) else []
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text.partition(",")[2] if text.startswith("data:") else text, validate=True)
+    except ValueError:
+        return b""
 
 
 @dataclass
@@ -105,6 +135,8 @@ class Protocol:
     """Whether an answer has to be asked for again."""
     size: ClassVar[str | None] = "1024x1024"
     """One that the model draws; None where sizes cannot be asked for."""
+    mask: ClassVar[Literal["transparent", "white", "black"]] = "white"
+    """How a mask says what may change."""
 
     def check_key(self, asked: Asked) -> bool:
         """Whether the key came as it should."""
@@ -149,6 +181,16 @@ class Upstream(ThreadingHTTPServer):
         self.faults: deque[Fault] = deque()
         self.picture_faults: deque[Fault] = deque()
         self.pictures: dict[str, bytes] = {}
+        self.made: list[bytes] = []
+        """Every picture, as it was sent."""
+        self.encoded: list[str] = []
+        """Those that were sent in base64."""
+        self.spoil: Callable[[bytes], bytes] = bytes
+        """What is done to each picture before it is sent."""
+        self.garble: Callable[[str], str] | None = None
+        """The same for its base64, when the answer is sent."""
+        self.pictures_at = ""
+        """Where links lead to, if not here: an origin."""
         self.failures: list[str] = []
         """What was wrong with requests that no provider would understand; a test wants none."""
         self.jobs: dict[str, Any] = {}
@@ -165,29 +207,57 @@ class Upstream(ThreadingHTTPServer):
 
     @property
     def work(self) -> list[Asked]:
-        """What would be billed: every POST."""
-        return [each for each in self.asked if each.method == "POST"]
+        """What would be billed: every POST but those that stop what another one has begun."""
+        return [each for each in self.asked if each.method == "POST" and not each.path.endswith("/cancel")]
 
     def picture(self, width: int = 1024, height: int = 1024, image_format: str = "PNG") -> bytes:
         """A new picture, unlike all before; small in bytes whatever its size."""
         with self._lock:
             self._count += 1
             count = self._count
-        image = Image.new("RGB", (width, height), (count % 256, 80, count // 256 % 256))
-        buffer = io.BytesIO()
-        image.save(buffer, image_format)
-        return buffer.getvalue()
+        data = _named(_drawn(width, height, image_format), f"number {count}".encode())
+        self.made.append(self.spoil(data))
+        return self.made[-1]
 
     def base64(self, *size: int, image_format: str = "PNG") -> str:
         """A new picture in base64."""
-        return base64.b64encode(self.picture(*size, image_format=image_format)).decode()
+        text = base64.b64encode(self.picture(*size, image_format=image_format)).decode()
+        self.encoded.append(text)
+        return text
 
     def link(self, *size: int, image_format: str = "PNG") -> str:
         """A new picture's URL, here."""
         data = self.picture(*size, image_format=image_format)
         name = f"/pictures/{len(self.pictures)}.{image_format.lower()}"
         self.pictures[name] = data
-        return self.url + name
+        return (self.pictures_at or self.url) + name
+
+    def forget(self) -> None:
+        """As if nothing had been asked yet; pictures can still be fetched."""
+        for each in (self.asked, self.faults, self.picture_faults, self.made, self.encoded, self.failures):
+            each.clear()
+        self.spoil, self.garble, self.pictures_at = bytes, None, ""
+
+
+@functools.cache
+def _drawn(width: int, height: int, image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (width, height), (200, 80, 20)).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+def _named(data: bytes, name: bytes) -> bytes:
+    """The same pixels with a remark in the file: drawing takes a hundred times as long."""
+    if data.startswith(b"\x89PNG"):
+        chunk = b"tEXtComment\0" + name
+        end = len(data) - 12  # before IEND
+        return (
+            data[:end] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + data[end:]
+        )
+    if data.startswith(b"RIFF"):
+        chunk = b"name" + struct.pack("<I", len(name)) + name + b"\0" * (len(name) % 2)
+        return b"RIFF" + struct.pack("<I", len(data) - 8 + len(chunk)) + data[8:] + chunk
+    return data[:2] + b"\xff\xfe" + struct.pack(">H", len(name) + 2) + name + data[2:]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -251,6 +321,9 @@ class _Handler(BaseHTTPRequestHandler):
             body, kind = reply.body, "application/octet-stream"
         else:
             body, kind = json.dumps(reply.body).encode(), "application/json"
+        if (garble := self.server.garble) is not None:
+            for text in self.server.encoded:
+                body = body.replace(text.encode(), json.dumps(garble(text))[1:-1].encode())
         self.send_response(reply.status)
         for name, value in {"Content-Type": kind, **reply.headers, "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -355,6 +428,27 @@ def huge(mebibytes: int) -> Fault:
         return True
 
     return fault
+
+
+def endless(mebibytes: int) -> Fault:
+    """A body of unknown length that goes on until the other side has had enough, or for so long."""
+
+    def fault(handler: _Handler, asked: Asked) -> bool:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "application/json")
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for _ in range(mebibytes):
+            handler.wfile.write(b"100000\r\n" + b"A" * (1 << 20) + b"\r\n")
+        handler.close_connection = True
+        return True
+
+    return fault
+
+
+def nothing() -> Fault:
+    """This one is answered as always."""
+    return lambda handler, asked: False
 
 
 def elsewhere(url: str, status: int = 307) -> Fault:

@@ -13,8 +13,8 @@ from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
 from hub.loras import Loras
 from hub.manifest import ModelManifest
-from hub.providers.local.plan import QUALITY, engine_model, prepare
-from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
+from hub.providers.local.plan import engine_model, prepare
+from hub.types import EFFORTS, Accepted, ImageRequest, ImageResult, OnEvent
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class LocalProvider:
         if request.loras:
             worn = await asyncio.to_thread(self._worn, request)
             job = msgspec.structs.replace(job, loras=worn)
-        quality = QUALITY[request.quality or "auto"]
+        quality = EFFORTS[request.quality or "auto"]
         try:
             if on_event:
                 on_event(Accepted(size=job.output, quality=quality, output_format=job.output_format))
@@ -60,6 +60,7 @@ class LocalProvider:
             quality=quality,
             sources=sources,
             warnings=warnings,
+            device_seconds=finished.device_seconds,
         )
 
     async def load(self, manifest: ModelManifest, *, pinned: bool | None) -> None:

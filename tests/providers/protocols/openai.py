@@ -31,6 +31,7 @@ class OpenAIProtocol(Protocol):
     remote = {"model": "gpt-image-2.5-flare", "max_n": 10, "max_images": 16}
     tasks = ["text-to-image", "image-to-image", "inpainting"]
     streams = True
+    mask = "transparent"
 
     def answer(self, asked: Asked, upstream: Upstream) -> Reply:
         kind = {"/images/generations": "image_generation", "/images/edits": "image_edit"}.get(asked.path)

@@ -46,6 +46,7 @@ class OpenAICompatibleProtocol(Protocol):
     remote = {"model": "painter", "max_n": 4, "max_images": 4}
     tasks = ["text-to-image", "image-to-image", "inpainting"]
     streams = True
+    mask = "transparent"
     links = True
     extensions: frozenset[str] = frozenset()
     """Those that this server has."""
