@@ -7,10 +7,12 @@ Who fetches says which hosts may lie in a private network; all others have to be
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import io
 import ipaddress
 import socket
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -18,6 +20,8 @@ from hub.offline import is_here
 
 if TYPE_CHECKING:
     import ssl
+
+    import httpx2
 
 TIMEOUT = 20.0
 
@@ -36,6 +40,8 @@ class Unfetchable(Exception):
 
 async def resolve(host: str, port: int) -> list[str]:
     """The addresses of a host, from the system's resolver."""
+    with contextlib.suppress(ValueError):  # the unusual forms of addresses are for the system
+        return [str(ipaddress.IPv4Address(host))]
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     return [str(entry[4][0]) for entry in found]
 
@@ -65,11 +71,14 @@ async def fetch(
     patience: float | None = None,
     redirects: int = 0,
     offline: bool = False,
+    client: httpx2.AsyncClient | None = None,
 ) -> bytes:
     """The body behind a URL.
 
     `trusted`: `host` or `host:port` that may lie in a private network. `patience`: seconds for all of it, TIMEOUT if
-    nothing else is said. `redirects`: how many are followed, each checked like the first. Raises Unfetchable.
+    nothing else is said. `redirects`: how many are followed, each checked like the first. `client`: one that
+    follows no redirect, sends no credentials and keeps connections apart by `sni_hostname`; else one is made for this.
+    Raises Unfetchable.
     """
     try:
         async with asyncio.timeout(patience or TIMEOUT):
@@ -82,7 +91,8 @@ async def fetch(
                 named = host in trusted or f"{host}:{port}" in trusted
                 if not named and not all(is_public(address) for address in addresses):
                     raise Unfetchable("private")
-                body, location = await _from_any(parts, addresses, port, max_bytes, follow=left > 0)
+                async with _client(client) as asking:
+                    body, location = await _from_any(asking, parts, addresses, port, max_bytes, follow=left > 0)
                 if location is None:
                     return body
                 url = _joined(url, location)
@@ -100,15 +110,28 @@ def _joined(url: str, location: str) -> str:
         raise Unfetchable("invalid") from None
 
 
+@contextlib.asynccontextmanager
+async def _client(given: httpx2.AsyncClient | None) -> AsyncIterator[httpx2.AsyncClient]:
+    import httpx2
+
+    if given is not None:
+        yield given
+        return
+    async with httpx2.AsyncClient(
+        follow_redirects=False, trust_env=False, timeout=None, verify=certificates()
+    ) as client:
+        yield client
+
+
 async def _from_any(
-    parts: SplitResult, addresses: Sequence[str], port: int, max_bytes: int, *, follow: bool
+    client: httpx2.AsyncClient, parts: SplitResult, addresses: Sequence[str], port: int, max_bytes: int, *, follow: bool
 ) -> tuple[bytes, str | None]:
     """From the first address that takes the connection: the body, or where it is said to be."""
     import httpx2
 
     for address in addresses:
         try:
-            return await _from(address, parts, port, max_bytes, follow=follow)
+            return await _from(client, address, parts, port, max_bytes, follow=follow)
         except httpx2.ConnectError:
             continue
         except httpx2.TimeoutException:
@@ -121,30 +144,25 @@ async def _from_any(
 
 
 async def _from(
-    address: str, parts: SplitResult, port: int, max_bytes: int, *, follow: bool
+    client: httpx2.AsyncClient, address: str, parts: SplitResult, port: int, max_bytes: int, *, follow: bool
 ) -> tuple[bytes, str | None]:
-    import httpx2
-
     literal = f"[{address}]" if ":" in address else address
     target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
     headers = {"Host": parts.netloc, "Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
     extensions = {"sni_hostname": parts.hostname}
-    async with (
-        httpx2.AsyncClient(follow_redirects=False, trust_env=False, timeout=None, verify=certificates()) as client,
-        client.stream("GET", target, headers=headers, extensions=extensions) as answer,
-    ):
+    async with client.stream("GET", target, headers=headers, extensions=extensions, timeout=None) as answer:
         if answer.is_redirect and follow and answer.headers.get("location"):
             return b"", str(answer.headers["location"])
         if answer.status_code != 200:
             raise Unfetchable("status", answer.status_code)
         if int(answer.headers.get("content-length", "0")) > max_bytes:
             raise Unfetchable("large")
-        body = bytearray()
+        body = io.BytesIO()
         async for piece in answer.aiter_raw():
-            body += piece
-            if len(body) > max_bytes:
+            body.write(piece)
+            if body.tell() > max_bytes:
                 raise Unfetchable("large")
-        return bytes(body), None
+        return body.getvalue(), None
 
 
 @functools.cache

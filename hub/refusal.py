@@ -12,7 +12,6 @@ from hub.errors import (
     ModelUnusable,
     Offline,
     ProviderBusy,
-    ProviderError,
     ProviderKeyRefused,
     ProviderUnavailable,
     QueueFull,
@@ -53,7 +52,7 @@ def refusal(route: Route, request: ImageRequest, caller: Caller, tried: Sequence
 
 
 def _of_tried(route: Route, tried: Sequence[HubError]) -> HubError:
-    billed = [each for each in tried if isinstance(each, ProviderError) and each.may_have_billed]
+    billed = [each for each in tried if each.may_have_billed]
     ours = [each for each in tried if not isinstance(each, InvalidRequest)]
     error = (billed or ours or tried)[-1]
     if route.manifest is None or len(route.left_out) < 2:

@@ -21,7 +21,6 @@ from hub.errors import (
     HubError,
     InvalidRequest,
     ModelUnusable,
-    ProviderError,
     ProviderTimeout,
     StorageFull,
 )
@@ -130,7 +129,7 @@ class Serving:
                 with self._breaking(manifest):
                     result = await self._remote.generate(manifest, request, hearing, stays=stays)
         except HubError as error:
-            billed = isinstance(error, ProviderError) and error.may_have_billed
+            billed = error.may_have_billed
             raise
         except BaseException:  # cancelled, or a fault of ours, after it may have been sent
             billed = hearing is not None and hearing.accepted
@@ -225,7 +224,7 @@ class _Run:
 
     @property
     def _billed(self) -> bool:
-        return any(isinstance(each, ProviderError) and each.may_have_billed for each in self._errors.values())
+        return any(each.may_have_billed for each in self._errors.values())
 
     def _late(self) -> ProviderTimeout:
         told = [f"{name} failed ({error.code})" for name, error in self._errors.items()]

@@ -218,6 +218,24 @@ def test_what_the_provider_refuses_is_the_requests_own_fault(house: House) -> No
     house.run(test)
 
 
+def test_a_refusal_counts_where_other_calls_of_the_request_were_served(house: House) -> None:
+    far = house.models / "far.toml"
+    far.write_text(far.read_text().replace("max_n = 10", "max_n = 1"))
+
+    def refused_late(handler: Any, asked: Asked) -> bool:
+        time.sleep(0.3)  # the other one is served meanwhile
+        return answers(400)(handler, asked)
+
+    house.far.faults.append(refused_late)
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        error = await fails(hub.generate("far", msgspec.structs.replace(STAR, n=2)))
+        assert error.status == 400 and error.may_have_billed
+        assert await spent(hub) == 0.08, "the estimate, since one of two was made"
+
+    house.run(test)
+
+
 def test_a_strict_request_goes_to_one_that_honours_it(house: House) -> None:
     write_route(house.models, "near", "small")
 

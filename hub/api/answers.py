@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,9 @@ from hub.api.params import ResponseFormat
 from hub.hub import Hub
 from hub.jobs import Job, JobResult
 from hub.types import Background, Effort, OutputFormat, Usage
+
+_HOLE = msgspec.Raw(b"null")
+_HOLED = b'"b64_json":null'
 
 
 class Rendering(Struct, frozen=True, kw_only=True):
@@ -72,11 +76,29 @@ def rendering_of(job: Job) -> Rendering:
 
 async def images_response(job: Job, hub: Hub, origin: str) -> ImagesResponse:
     """The answer of a completed job, with links under `origin` or base64, as its request asked."""
+    how = rendering_of(job)
+    return await _response(job, hub, origin, [] if how.response_format == "url" else await in_base64(hub, job))
+
+
+async def images_body(job: Job, hub: Hub, origin: str) -> list[bytes]:
+    """The same as JSON, in parts: between them the base64 is as it came, since an encoder would copy it."""
+    if rendering_of(job).response_format == "url":
+        return [msgspec.json.encode(await _response(job, hub, origin, []))]
+    texts = job.encoded or [pybase64.b64encode(image) for image in await hub.jobs.images(job)]
+    hollow = msgspec.json.encode(await _response(job, hub, origin, [_HOLE] * len(texts)))
+    first, *others = hollow.split(_HOLED)  # no string holds these bytes: its quotes are escaped
+    parts = [first]
+    for text, other in zip(texts, others, strict=True):
+        parts += [b'"b64_json":"', text, b'"' + other]
+    return parts
+
+
+async def _response(job: Job, hub: Hub, origin: str, texts: Sequence[Any]) -> ImagesResponse:
     result, how = await job.finished(), rendering_of(job)
     if how.response_format == "url":
         data = [Image(url=origin + hub.files.link(name)) for name in result.files]
     else:
-        data = [Image(b64_json=text) for text in await in_base64(hub, job)]
+        data = [Image(b64_json=text) for text in texts]
     for image, prompt in zip(data, result.revised_prompts, strict=False):
         image.revised_prompt = prompt or UNSET
     answer = ImagesResponse(created=int(job.row.created_at), data=data, warnings=warnings_of(how, result))

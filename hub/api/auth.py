@@ -19,8 +19,9 @@ _HOST = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 """What allowed_hosts takes (hub/settings.py)."""
 
 
-def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
-    """A Litestar guard. With keys set: a known Bearer key. Without: only this machine's own programs.
+async def require_key(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """A Litestar guard. With keys set: a known Bearer key. Without: only this machine's own programs. A coroutine,
+    since Litestar has plain functions wait for a thread.
 
     An open hub listens on loopback, but a web page in the owner's browser reaches that too, by DNS rebinding (a
     foreign Host) or by a cross-site request (a foreign Origin). Both are refused.

@@ -11,10 +11,11 @@ from typing import Literal
 import msgspec
 from litestar import Response
 
-from hub.api.answers import Rendering, images_response
+from hub.api.answers import Rendering, images_body
 from hub.api.events import EventStream, image_events, or_error
 from hub.api.job_body import job_body
 from hub.api.params import ResponseFormat, Wanted, choose_response_format
+from hub.api.parts import InParts
 from hub.api.wire import (
     JOB,
     TARGET,
@@ -48,8 +49,7 @@ async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
         held.enter_context(hub.jobs.watching(job))
         if mode == "wait":
             await wait_for(request, job)
-            answer = await images_response(job, hub, origin_for_links(request, hub.settings))
-            return Response(msgspec.json.encode(answer), media_type="application/json")
+            return InParts(await images_body(job, hub, origin_for_links(request, hub.settings)))
         queue = held.enter_context(job.events())
         await unless_client_leaves(request.receive, job.accepted())  # what is wrong with it is told by a status
         if mode == "stream":

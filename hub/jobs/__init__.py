@@ -34,6 +34,8 @@ Work = Callable[[OnEvent], Awaitable[ImageResult]]
 UNCOLLECTED = 600.0
 """Seconds for which a finished picture that nobody took is handed to the next identical request."""
 SWEEP_INTERVAL = 60.0
+START_NOTED = 0.25
+"""Seconds of work after which it is written down that a job has started; its end tells the same, where it is sooner."""
 
 
 class Jobs:
@@ -261,11 +263,15 @@ class Jobs:
         await self._close(job)
 
     def _hear(self, job: Job, event: Event) -> None:
-        """Passes an event on, and has the first step written down beside the work."""
+        """Passes an event on, and has the first step written down soon, beside the work."""
         waited = job.row.started_at is None
         job.hear(event)
         if waited and job.row.started_at is not None:
-            noting = asyncio.create_task(self._note_start(job.row.id, job.row.started_at, job.row.steps))
+            asyncio.get_running_loop().call_later(START_NOTED, self._note, job, job.row.started_at)
+
+    def _note(self, job: Job, started_at: float) -> None:
+        if not job.closing and not job.ended and not self._closing:
+            noting = asyncio.create_task(self._note_start(job.row.id, started_at, job.row.steps))
             self._noting.add(noting)
             noting.add_done_callback(self._noting.discard)
 

@@ -251,14 +251,18 @@ class Caller:
         except HubError:
             raise
         except Exception as error:  # its words may be the provider's
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(where.filename).name}:{where.lineno}"
-            log.error("%s: an answer was not understood: %s, %s", self._adapter.name, type(error).__name__, place)
+            log.error("%s: an answer was not understood: %s", self._adapter.name, _place_of(error))
         words = f"{self._adapter.title} answered with something else than pictures."
         raise Unreadable(words, may_have_billed=True)
 
     def _headers(self, key: Key | None) -> dict[str, str]:
-        return {} if key is None else dict(self._adapter.headers(key.reveal()))
+        if key is None:
+            return {}
+        try:
+            return dict(self._adapter.headers(key.reveal()))
+        except Exception as error:  # its words may be the key
+            log.error("%s: the key %s cannot be sent: %s", self._adapter.name, key.name, _place_of(error))
+        raise ProviderUnavailable(f"This hub's key for {self._adapter.title} cannot be sent. Its owner has to act.")
 
     def _url(self, url: str) -> str:
         """A call's whole URL. One that the provider has named gets the key only where it is the provider's."""
@@ -282,11 +286,20 @@ class _Again(Exception):
         self.error = error
 
 
-def billed(error: ProviderError) -> ProviderError:
+Billed = TypeVar("Billed", bound=HubError)
+
+
+def billed(error: Billed) -> Billed:
     """The error of a request for which the provider may charge, whatever the error alone would mean."""
     error.may_have_billed = True
     error.headers["x-should-retry"] = "false"
     return error
+
+
+def _place_of(error: Exception) -> str:
+    """What kind of error, and where, without its words."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}, {Path(where.filename).name}:{where.lineno}"
 
 
 async def _pause(seconds: float) -> None:

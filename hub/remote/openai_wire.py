@@ -16,7 +16,19 @@ import msgspec
 from msgspec import Struct
 
 from hub.errors import HubError, InvalidRequest, ProviderFailed, ProviderKeyRefused
-from hub.remote.adapter import Adapter, Answer, Base64, Form, Link, Made, Partial, Picture, blocked, raw_base64
+from hub.remote.adapter import (
+    Adapter,
+    Answer,
+    Base64,
+    Form,
+    Link,
+    Made,
+    Partial,
+    Picture,
+    Unreadable,
+    blocked,
+    raw_base64,
+)
 from hub.remote.wish import OPTIONAL, Notice, Wish
 from hub.types import MAX_SEED, Background, Effort, Usage
 
@@ -40,6 +52,7 @@ PICTURES = ("partial_image", "completed")
 MAX_PICTURES = 10
 
 _ABSOLUTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_BASE64 = re.compile(rb'"b64_json"\s*:\s*"')
 
 
 class Item(Struct):
@@ -147,6 +160,29 @@ def form_of(wish: Wish, body: dict[str, object]) -> Form:
     if wish.mask is not None:
         files.append(("mask", "mask.png", wish.mask.transparent_changes, "image/png"))
     return Form.of(body, files)
+
+
+def read_images(answer: Answer) -> Images:
+    """`answer.read(Images)`, in a third of the time: base64 is cut out, since a parser looks at each of its bytes."""
+    body, start = answer.body, 0
+    rest: list[bytes] = []
+    cut: list[bytes] = []
+    while match := _BASE64.search(body, start):
+        begin, end = match.end() - 1, body.find(b'"', match.end()) + 1
+        if not end or body.find(b"\\", begin, end) >= 0:  # no end; or escapes, which are rare, and the parser's
+            break
+        rest += [body[start:begin], str(len(cut)).encode()]
+        cut.append(body[begin:end])
+        start = end
+    images = msgspec.structs.replace(answer, body=b"".join([*rest, body[start:]])).read(Images)
+    following = 0
+    for item in images.data:
+        number = bytes(item.b64_json)
+        if number.isdigit():
+            if not following <= int(number) < len(cut):  # the provider's own number
+                raise Unreadable("The provider answered with something else than pictures.", may_have_billed=True)
+            item.b64_json, following = msgspec.Raw(cut[int(number)]), int(number) + 1
+    return images
 
 
 def made_of(images: Images, base: str = "") -> Made:

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from hub.errors import ProviderError, ProviderFailed, ProviderTimeout
+from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
 from hub.remote.caller import Caller, Work, billed
@@ -100,7 +100,7 @@ class _Run:
         except TimeoutError:
             words = f"{self._adapter.title} did not answer within {wish.manifest.remote.timeout} seconds."
             raise ProviderTimeout(words, may_have_billed=any(work.may_be_billed for work in works)) from None
-        except ProviderError as error:
+        except HubError as error:  # a refusal, too: its sisters may have been served
             if any(work.may_be_billed for work in works):
                 raise billed(error) from None
             raise

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -115,6 +116,7 @@ class Transport:
                 patience=120,
                 redirects=0 if own else REDIRECTS,
                 offline=self._offline or (stays and not own),
+                client=self._client or self._connect(),
             )
         except Unfetchable as error:
             if error.why == "timeout":
@@ -151,12 +153,13 @@ class Transport:
 
         import httpx2
 
+        from hub.http1 import AsyncioTransport
+
         self._client = httpx2.AsyncClient(
             follow_redirects=False,
             trust_env=False,
-            verify=certificates(),
+            transport=AsyncioTransport(certificates(), CONNECTIONS),
             timeout=httpx2.Timeout(None, connect=CONNECT),
-            limits=httpx2.Limits(max_connections=CONNECTIONS, max_keepalive_connections=20, keepalive_expiry=30.0),
             headers={"Accept-Encoding": "identity", "User-Agent": "hub"},
             # None is kept: a cookie would tie the requests of several keys together.
             cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
@@ -206,31 +209,43 @@ def _too_large() -> ProviderFailed:
 
 async def _read(answer: httpx2.Response) -> Answer:
     headers = {name.lower(): value for name, value in answer.headers.items()}
-    body = bytearray()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
     if not 200 <= answer.status_code < 300:
-        await _begin(answer, body)
-        return Answer(answer.status_code, headers, bytes(body[:MAX_ERROR]))
+        return Answer(answer.status_code, headers, await _begin(answer))
     _check_encoding(answer)
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
-    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+    body = io.BytesIO()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
+    async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
-            body += piece
-            if len(body) > MAX_ANSWER:
-                raise _too_large()
-    return Answer(answer.status_code, headers, bytes(body))
+            body.write(piece)
+    return Answer(answer.status_code, headers, body.getvalue())
 
 
-async def _begin(answer: httpx2.Response, body: bytearray) -> None:
+async def _begin(answer: httpx2.Response) -> bytes:
     """What comes soon of an error's body; its status says most already."""
     import httpx2
 
+    body = bytearray()
     with contextlib.suppress(httpx2.HTTPError, TimeoutError):
-        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(_pieces(answer)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > MAX_ERROR:
-                    return
+                    break
+    return bytes(body[:MAX_ERROR])
+
+
+async def _pieces(answer: httpx2.Response) -> AsyncGenerator[bytes]:
+    """A body as it comes, up to the limit."""
+    total = count = 0
+    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async for piece in pieces:
+            total, count = total + len(piece), count + 1
+            if total > MAX_ANSWER:
+                raise _too_large()
+            if count % 100 == 0:  # chunks of a byte each come ten thousand at once, and take a second to be read
+                await asyncio.sleep(0)
+            yield piece
 
 
 async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
@@ -252,12 +267,9 @@ async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
 
 
 async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
-    rest, total = bytearray(), 0
-    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+    rest = bytearray()
+    async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
-            total += len(piece)
-            if total > MAX_ANSWER:
-                raise _too_large()
             start = len(rest)
             rest += piece
             if rest.find(b"\n", start) < 0:

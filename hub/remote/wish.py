@@ -280,7 +280,7 @@ def _source(data: bytes) -> Source:
     try:
         if not _is_turned(data):
             return Source(data, *verify_image(data))
-    except NotAnImage:  # such as a JPEG without its end, which every decoder forgives
+    except NotAnImage:  # such as a PNG without its end, which decoders forgive
         pass
     return Source(_upright(data), "png", upright)
 

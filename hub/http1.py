@@ -1,0 +1,345 @@
+"""HTTP/1.1 under httpx2, on asyncio's own sockets: an answer of megabytes is read in a few steps.
+
+httpx2's usual transport reads 64 KiB at a time, through nine layers and as many copies, and asks the kernel about every
+idle connection before each request: 2 ms for a picture in base64, where this takes 0.4 (docs/decisions/0024-relay.md).
+llhttp parses, strictly. What differs from the usual transport: HTTP/2, proxies, HEAD and CONNECT are not spoken; of the
+timeouts `connect` alone is kept, since whoever asks limits the whole; a request's body is sent whole; and a connection
+over TLS is used again only for the very host name that its certificate was checked against.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import select
+import ssl
+from collections import deque
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import httptools
+import httpx2
+
+SPAN = 1 << 18
+"""Bytes that are read at once."""
+AHEAD = 1 << 20
+"""Bytes that may wait for who reads; then the sender has to."""
+MAX_HEAD = 1 << 17
+"""Bytes of headers, of trailers, and of whatever else is not the body."""
+MAX_IDLE = 20
+IDLE = 30.0
+"""Seconds for which a connection that nobody uses is kept."""
+
+RACE = 0.25
+"""Seconds after which the next address of a name is tried beside the one before."""
+
+_ADDRESS = re.compile(r"[0-9.]+|.*:.*")
+_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_TARGET = re.compile(rb"[!-~]+")
+_FORBIDDEN = re.compile(rb"[\0\r\n]")
+Origin = tuple[str, str, int, str]
+
+
+class AsyncioTransport(httpx2.AsyncBaseTransport):
+    """For `httpx2.AsyncClient(transport=…)`. Used in one event loop."""
+
+    def __init__(self, certificates: ssl.SSLContext, connections: int = 200) -> None:
+        """`connections`: how many may be in use at once; further requests wait."""
+        self.span = memoryview(bytearray(SPAN))
+        """Where the bytes of all connections arrive: what is there is parsed before anything else comes."""
+        self._certificates = certificates
+        self._places = asyncio.Semaphore(connections)
+        self._idle: deque[tuple[Origin, float, Connection]] = deque()
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """See httpx2. The event of the `trace` extension is `http11.send_request_body.started`."""
+        body = await request.aread()
+        head = _head_of(request, len(body))
+        await self._places.acquire()
+        connection = None
+        try:
+            origin = _origin_of(request)
+            connection = self._kept(origin) or await self._connected(origin, request)
+            if trace := request.extensions.get("trace"):
+                await trace("http11.send_request_body.started", {})
+            status, headers = await connection.ask(head, body)
+        except BaseException:
+            self._places.release()
+            if connection is not None:
+                connection.abort()
+            raise
+        stream = _Body(self, origin, connection)
+        return httpx2.Response(status, headers=headers, stream=stream, extensions={"http_version": b"HTTP/1.1"})
+
+    async def aclose(self) -> None:
+        """Ends the connections that nobody uses."""
+        while self._idle:
+            self._idle.pop()[2].abort()
+
+    def done(self, origin: Origin, connection: Connection) -> None:
+        """Nobody reads on: the connection is kept, where it can be used again."""
+        self._places.release()
+        if not connection.reusable:
+            connection.abort()
+            return
+        connection.rest(lambda: self._forget(connection))
+        self._idle.append((origin, asyncio.get_running_loop().time(), connection))
+        self._let_go()
+
+    def _forget(self, connection: Connection) -> None:
+        self._idle = deque(each for each in self._idle if each[2] is not connection)
+
+    def _let_go(self) -> None:
+        before = asyncio.get_running_loop().time() - IDLE
+        while self._idle and (len(self._idle) > MAX_IDLE or self._idle[0][1] < before):
+            self._idle.popleft()[2].abort()
+
+    def _kept(self, origin: Origin) -> Connection | None:
+        self._let_go()
+        for kept in reversed(self._idle):
+            if kept[0] == origin:
+                self._idle.remove(kept)
+                if not kept[2].stale:
+                    return kept[2]
+                kept[2].abort()
+                return self._kept(origin)
+        return None
+
+    async def _connected(self, origin: Origin, request: httpx2.Request) -> Connection:
+        scheme, host, port, name = origin
+        given: dict[str, Any] = {"ssl": self._certificates, "server_hostname": name} if scheme == "https" else {}
+        if not _ADDRESS.fullmatch(host):
+            given["happy_eyeballs_delay"] = RACE
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(request.extensions.get("timeout", {}).get("connect")):
+                _, connection = await loop.create_connection(lambda: Connection(self.span), host, port, **given)
+        except TimeoutError:
+            raise httpx2.ConnectTimeout("", request=request) from None
+        except (OSError, UnicodeError) as error:  # UnicodeError: a name that no resolver takes
+            raise httpx2.ConnectError(str(error), request=request) from None
+        return connection
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One exchange at a time."""
+
+    def __init__(self, span: memoryview) -> None:
+        self._span = span
+        self._transport: asyncio.Transport
+        self._parser: httptools.HttpResponseParser | None = None
+        self._lost: Exception | bool = False
+        self._on_lost: Any = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._status = 0
+        """Of the answer; 0 until its headers are whole."""
+        self._framed = False
+        """Whether something tells where the body ends; else the connection's end does."""
+        self._complete = False
+        self._keep = False
+        self._failure: Exception | None = None
+        self._pieces: list[bytes] = []
+        self._ahead = self._noise = 0
+        self._paused = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    async def ask(self, head: bytes, body: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Sends a request; the status and the headers of its answer. Raises httpx2.TransportError."""
+        if self._lost:
+            raise httpx2.WriteError("the connection was lost")
+        self._begin()
+        self._on_lost = None
+        self._parser = httptools.HttpResponseParser(self)
+        if len(body) < SPAN:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._transport.write(body)
+        while not self._status:
+            await self._more()
+        return self._status, self._headers
+
+    async def piece(self) -> bytes:
+        """The next bytes of the body; none at its end. Raises httpx2.TransportError."""
+        while not self._pieces and not self._complete:
+            await self._more()
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces, self._ahead = [], 0
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+        return data
+
+    async def _more(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    @property
+    def reusable(self) -> bool:
+        """Whether another request may follow."""
+        return self._complete and self._keep and not self._pieces and not self._lost
+
+    @property
+    def stale(self) -> bool:
+        """Whether the server has ended it while it rested, or says something unasked."""
+        if self._lost or self._transport.is_closing():
+            return True
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
+        return bool(poll.poll(0))
+
+    def rest(self, on_lost: Any) -> None:
+        """Nothing is expected. `on_lost` is called where it ends meanwhile."""
+        self._parser, self._on_lost = None, on_lost
+
+    def abort(self) -> None:
+        """Ends it at once."""
+        self._on_lost = None
+        self._transport.abort()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _fail(self, error: Exception) -> None:
+        if not self._complete and self._failure is None:
+            self._failure = error
+            self._wake()
+        self._keep = False
+        self._transport.abort()
+
+    # asyncio's protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """The connection stands."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where the next bytes go."""
+        del sizehint
+        return self._span
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes have come."""
+        if self._parser is None:  # while it rests
+            self._fail(httpx2.RemoteProtocolError("unasked"))
+            return
+        self._noise += nbytes
+        try:
+            self._parser.feed_data(self._span[:nbytes])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._fail(httpx2.RemoteProtocolError("not HTTP/1.1"))
+            return
+        if self._noise > MAX_HEAD:
+            self._fail(httpx2.RemoteProtocolError("endless headers"))
+        elif self._ahead > AHEAD and not self._paused and not self._complete:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        """The server sends no more; `connection_lost` follows."""
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """It has ended, whoever ended it."""
+        self._lost = exc or True
+        if self._on_lost is not None:
+            self._on_lost()
+        if self._status and not self._framed and exc is None:
+            self._complete = True
+            self._wake()
+        elif exc is not None:
+            self._fail(httpx2.ReadError("the connection was lost"))
+        else:
+            self._fail(httpx2.RemoteProtocolError("the connection ended before the answer did"))
+
+    # llhttp's callbacks
+
+    def on_message_begin(self) -> None:
+        """An answer begins; nobody asked for a second one."""
+        if self._complete:
+            self._keep = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or a trailer, which is not kept."""
+        if not self._status:
+            self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """All of them."""
+        if self._parser is None or self._status:
+            return
+        status = self._parser.get_status_code()
+        if status < 200:  # the answer is still to come
+            self._headers = []
+            return
+        names = {name.lower() for name, _ in self._headers}
+        self._framed = bool(names & {b"content-length", b"transfer-encoding"})
+        self._noise = 0
+        self._status = status
+        self._wake()
+
+    def on_body(self, body: bytes) -> None:
+        """Some bytes of it."""
+        if not self._complete:
+            self._pieces.append(body)
+            self._ahead += len(body)
+            self._noise = 0
+            self._wake()
+
+    def on_message_complete(self) -> None:
+        """The answer is whole."""
+        if self._parser is not None and self._status and not self._complete:
+            self._complete, self._keep = True, self._parser.should_keep_alive()
+            self._wake()
+
+
+class _Body(httpx2.AsyncByteStream):
+    """What follows the headers."""
+
+    def __init__(self, transport: AsyncioTransport, origin: Origin, connection: Connection) -> None:
+        self._transport = transport
+        self._origin = origin
+        self._connection: Connection | None = connection
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while self._connection is not None and (piece := await self._connection.piece()):
+            yield piece
+
+    async def aclose(self) -> None:
+        """Nobody reads on."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            self._transport.done(self._origin, connection)
+
+
+def _origin_of(request: httpx2.Request) -> Origin:
+    url = request.url
+    if url.scheme not in ("http", "https") or not url.raw_host:
+        raise httpx2.UnsupportedProtocol("neither http nor https", request=request)
+    host = url.raw_host.decode("ascii")
+    name = str(request.extensions.get("sni_hostname") or host)
+    return url.scheme, host, url.port or (443 if url.scheme == "https" else 80), name
+
+
+def _head_of(request: httpx2.Request, length: int) -> bytes:
+    """The request line and the headers; raises httpx2.LocalProtocolError for what would be read as something else."""
+    method, target = request.method.encode("ascii", "replace"), request.url.raw_path
+    if request.method in ("HEAD", "CONNECT") or not _TOKEN.fullmatch(method) or not _TARGET.fullmatch(target):
+        raise httpx2.LocalProtocolError("not a request that is sent", request=request)
+    lines = [b"%s %s HTTP/1.1" % (method, target)]
+    for name, value in request.headers.raw:
+        if not _TOKEN.fullmatch(name) or _FORBIDDEN.search(value):
+            raise httpx2.LocalProtocolError("not a header", request=request)
+        if name.lower() not in (b"content-length", b"transfer-encoding"):
+            lines.append(b"%s: %s" % (name, value.strip()))
+    if length or request.method not in ("GET", "DELETE"):
+        lines.append(b"Content-Length: %d" % length)
+    return b"\r\n".join([*lines, b"", b""])
