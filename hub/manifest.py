@@ -308,7 +308,8 @@ class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     provider's name, unless there is a `base_url`, which gets no key that is not named here. `timeout`: seconds for one
     whole answer. `max_n`: pictures in one call; more are had by several. `max_images`: source pictures. `sizes` or
     `shapes`: what it draws; without both, the provider's rules. `aspect_ratios`: as `W:H`, where the provider takes
-    these instead. `formats`: the files it can make. `leaves`: whether a request to it leaves this machine; else it does
+    these instead; `source_ratio`: what is sent in their place for an edit without a size, so that it keeps the shape of
+    its source, where the model has such a word. `formats`: the files it can make. `leaves`: whether a request to it leaves this machine; else it does
     unless its address is loopback. `honours`: parameters that it takes beside those that every such server does
     (openai_compatible). `fields`: where each model has inputs of its own (replicate, fal), what it takes and how it
     calls it; `[]` at the end makes a list. `options`: further fields of each request's body, as the provider documents
@@ -325,6 +326,7 @@ class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     sizes: list[SizeText] = field(default_factory=list)
     shapes: ShapesSection | None = None
     aspect_ratios: list[Annotated[str, Meta(pattern=r"^[1-9][0-9]?:[1-9][0-9]?$(?!\n)")]] = field(default_factory=list)
+    source_ratio: Annotated[str, Meta(min_length=1, max_length=64)] | None = None
     formats: list[OutputFormat] = field(default_factory=list)
     leaves: bool | None = None
     honours: list[Annotated[str, Meta(pattern=r"^[a-z_]{1,32}$(?!\n)")]] = field(default_factory=list)

@@ -88,7 +88,7 @@ class Replicate(Adapter):
 
 
 def _inputs(wish: Wish, n: int, first: int) -> dict[str, object]:
-    """Models that take a size in pixels beside an aspect ratio want the latter to be `custom`, and know a name for the
+    """Models that take a size in pixels beside an aspect ratio want the latter to be `custom`; some have a word for the
     shape of the source."""
     fields = wish.manifest.remote.fields or FIELDS
     body = inputs_of(wish, n, first, fields)
@@ -98,8 +98,8 @@ def _inputs(wish: Wish, n: int, first: int) -> dict[str, object]:
     if ratio is not None and ratio not in body:
         if "width" in fields and wish.size is not None:
             body[ratio] = "custom"
-        elif wish.images:
-            body[ratio] = "match_input_image"
+        elif wish.images and wish.manifest.remote.source_ratio is not None:
+            body[ratio] = wish.manifest.remote.source_ratio
     return body
 
 
