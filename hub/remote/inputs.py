@@ -29,8 +29,9 @@ def honoured_by(fields: Mapping[Input, str]) -> frozenset[str]:
 
 
 def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> dict[str, object]:
-    """The inputs for n pictures from number `first` on, without the manifest's options. Raises ModelUnusable where the
-    manifest names no field for what its model is said to take."""
+    """The inputs for n pictures from number `first` on, without the manifest's options. A lossy format's compression is
+    always told: what models there take for granted is less than 100. Raises ModelUnusable where the manifest names no
+    field for what its model is said to take."""
     request, size = wish.request, wish.size
     values: dict[Input, object] = {
         "prompt": wish.prompt,
@@ -43,7 +44,7 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
         "negative_prompt": request.negative_prompt,
         "strength": request.strength if wish.images else None,
         "output_format": wish.output_format,
-        "output_compression": request.output_compression if request.output_compression < 100 else None,
+        "output_compression": request.output_compression if wish.output_format != "png" else None,
         "aspect_ratio": wish.aspect_ratio,
     }
     if size is not None and wish.aspect_ratio is None:

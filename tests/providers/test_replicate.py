@@ -114,8 +114,18 @@ def test_a_model_that_takes_shapes_is_told_the_nearest() -> None:
         "aspect_ratio": "16:9",
         "num_outputs": 2,
         "output_format": "jpg",
+        "output_quality": 100,
         "num_inference_steps": 20,
     }
+
+
+def test_the_best_quality_is_told_too_since_a_lower_one_is_the_models_default() -> None:
+    manifest = ready_made("replicate-flux-2-pro")
+    asked = [
+        adapter.call(wish_for(adapter, manifest, output_format=output_format, output_compression=compression), 1, 0)
+        for output_format, compression in (("jpeg", 100), ("webp", 30), ("png", 100))
+    ]
+    assert [each.json["input"].get("output_quality") for each in asked] == [100, 30, None]
 
 
 def test_an_edit_without_a_size_keeps_its_sources_shape() -> None:
