@@ -309,11 +309,11 @@ class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     whole answer. `max_n`: pictures in one call; more are had by several. `max_images`: source pictures. `sizes` or
     `shapes`: what it draws; without both, the provider's rules. `aspect_ratios`: as `W:H`, where the provider takes
     these instead; `source_ratio`: what is sent in their place for an edit without a size, so that it keeps the shape of
-    its source, where the model has such a word. `formats`: the files it can make. `leaves`: whether a request to it leaves this machine; else it does
-    unless its address is loopback. `honours`: parameters that it takes beside those that every such server does
-    (openai_compatible). `fields`: where each model has inputs of its own (replicate, fal), what it takes and how it
-    calls it; `[]` at the end makes a list. `options`: further fields of each request's body, as the provider documents
-    them.
+    its source, where the model has such a word. `formats`: the files it can make. `leaves`: whether a request to it
+    leaves this machine; else it does unless its address is loopback. `honours`: parameters that it takes beside those
+    that every model there does (openai_compatible, openrouter, together, xai). `fields`: where each model has inputs of
+    its own (replicate, fal), what it takes and how it calls it; `[]` at the end makes a list. `options`: further fields
+    of each request's body, as the provider documents them.
     """
 
     model: RemoteName

@@ -12,7 +12,7 @@ from volcenginesdkarkruntime.types.images import SequentialImageGenerationOption
 from hub.errors import InvalidRequest, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.providers.bytedance import adapter
-from hub.remote.adapter import Answer
+from hub.remote.adapter import Answer, Link, Made
 from hub.types import ImageRequest, Size, Usage
 from tests.providers.protocols.bytedance import ByteDanceProtocol
 from tests.providers.ready_made import READY_MADE, ask, mask, picture, ready_made, wish_for
@@ -124,6 +124,20 @@ def test_seed_and_guidance_are_for_models_whose_manifest_names_them() -> None:
     manifest.remote.honours = ["seed", "guidance_scale"]
     asked = adapter.call(wish_for(adapter, manifest, seed=3, guidance_scale=2.5), 1, 0).json
     assert (asked["seed"], asked["guidance_scale"]) == (3, 2.5)
+
+
+def test_a_parameter_that_it_never_takes_is_told_whatever_the_manifest_says() -> None:
+    manifest = ready_made(S4)
+    manifest.remote.honours = ["negative_prompt"]
+    notices = wish_for(adapter, manifest, negative_prompt="rain", output_format="jpeg").notices
+    assert [each.param for each in notices] == ["negative_prompt"]
+
+
+def test_base64_may_stand_in_a_data_url() -> None:
+    body = b'{"data": [{"b64_json": "data:image/png;base64,eA=="}]}'
+    made = adapter.read(wish_for(adapter, ready_made(S4)), Answer(200, {}, body))
+    assert isinstance(made, Made)
+    assert made.pictures == [Link("data:image/png;base64,eA==")]
 
 
 @pytest.mark.parametrize("stream", [False, True])

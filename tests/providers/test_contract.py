@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import io
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image, ImageChops
 
@@ -19,6 +22,7 @@ from hub.errors import HubError, InvalidRequest, ProviderUnavailable
 from hub.imaging.verify import verify_image
 from hub.manifest import RemoteManifest, parse_size
 from hub.registry import REMOTE, read_manifest
+from hub.remote.adapter import Made
 from hub.remote.wish import OPTIONAL, noting, plan
 from hub.types import ImageRequest, ImageResult, Lora, Preview, Size
 from tests.providers.conftest import Driven
@@ -240,6 +244,55 @@ def test_a_base_url_of_the_owners_gets_no_key_that_the_manifest_does_not_name(dr
     if driven.adapter.needs_key:
         assert isinstance(error, ProviderUnavailable)
         assert driven.upstream.asked == []
+
+
+WRONG: tuple[Any, ...] = (None, "secret words", -1, 1.5, True, False, {}, {"a": 1}, [], [None], ["x"], 2**70)
+"""What a field may hold by mistake, or by a later version of the provider's API."""
+
+
+def spoilt(told: Any, needed: Callable[[str, Any], bool], name: str = "") -> Iterator[Any]:
+    """What was told, with one thing after another in it spoilt that is not needed; what is a verdict stays one, and so
+    does what stands with pictures in one list."""
+    if not needed(name, told):
+        yield from (each for each in WRONG if not isinstance(told, bool) or not isinstance(each, bool))
+    keys = list(told) if isinstance(told, dict) else range(len(told)) if isinstance(told, list) else ()
+    holding = [key for key in keys if isinstance(key, int) and needed("", told[key])]
+    for key in holding or keys:
+        for each in spoilt(told[key], needed, str(key)):
+            changed = copy.copy(told)
+            changed[key] = each
+            yield changed
+
+
+@pytest.mark.parametrize("previews", [0, 2])
+def test_what_stands_beside_the_pictures_cannot_lose_them(
+    driven: Driven, previews: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, heard, events = driven.adapter, [], []
+    read, event = adapter.read, adapter.event
+    monkeypatch.setattr(adapter, "read", lambda *told: (heard.append(told), read(*told))[1])
+    monkeypatch.setattr(adapter, "event", lambda *told: (events.append(told), event(*told))[1])
+    check(driven, driven.make(prompt=PROMPT, partial_images=previews, **sources(driven)))
+
+    def needed(name: str, told: Any) -> bool:
+        """Pictures, whatever holds them, and a verdict on all; an event's kind."""
+        text = json.dumps(told)
+        marks = [json.dumps(each) for each in driven.upstream.encoded] + ["/pictures/"]
+        return any(mark in text for mark in marks) or name in ("status", "type")
+
+    for wish, answer in heard:
+        if isinstance(made := read(wish, answer), Made):
+            for changed in spoilt(json.loads(answer.body), needed):
+                told = msgspec.structs.replace(answer, body=json.dumps(changed).encode())
+                again = read(wish, told)
+                assert isinstance(again, Made), changed
+                assert again.pictures == made.pictures, changed
+    for wish, name, data in events:
+        if isinstance(found := event(wish, name, data), Made) and found.pictures:
+            for changed in spoilt(json.loads(data), needed):
+                again = event(wish, name, json.dumps(changed).encode())
+                assert isinstance(again, Made), changed
+                assert again.pictures == found.pictures, changed
 
 
 def test_its_adapter_tells_who_it_is(driven: Driven) -> None:

@@ -42,6 +42,15 @@ def form_of(model: RemoteManifest = LARGE, **changes: Any) -> tuple[str, dict[st
     return call.url, dict(call.form.fields), [field for field, *_ in call.form.files]
 
 
+def test_a_manifests_options_are_written_as_its_api_reads_them() -> None:
+    options = {"style_preset": "anime", "tiled": True, "weight": 0.5}
+    assert form_of(manifest_of("stability", "core", options=options))[1].items() >= {
+        ("style_preset", "anime"),
+        ("tiled", "true"),
+        ("weight", "0.5"),
+    }
+
+
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
 def test_what_the_ready_made_models_ask_is_understood(model: RemoteManifest) -> None:
     everything = {"negative_prompt": "dogs", "guidance_scale": 5.0, "strength": 0.5, "seed": 9, "size": SQUARE}

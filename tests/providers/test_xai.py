@@ -173,6 +173,14 @@ def test_words_that_were_made_of_the_prompt_and_the_cost_are_told() -> None:
     found = read({"data": [{"b64_json": "eA==", "revised_prompt": "a fine cat"}], "usage": {"cost_in_usd_ticks": 1}})
     assert (found.revised_prompts, found.cost) == (["a fine cat"], 1e-10)
     assert read({"data": [{"b64_json": "eA=="}]}).cost is None
+    assert read({"data": [{"b64_json": "eA=="}], "usage": {"cost_in_usd_ticks": "600000000"}}).cost == 0.06
+
+
+def test_words_that_were_made_of_the_prompt_stay_with_their_pictures() -> None:
+    moderated = {"respect_moderation": False, "revised_prompt": "a dog"}
+    items = [{"b64_json": "eA=="}, moderated, {"b64_json": "eQ==", "revised_prompt": "a fine cat"}]
+    assert read({"data": items}).revised_prompts == ["", "a fine cat"]
+    assert read({"data": items[:1]}).revised_prompts == []
 
 
 def test_links_are_downloaded_where_the_manifest_asks_for_them() -> None:
