@@ -83,11 +83,12 @@ class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class CreateImageRequest(ImageParams, kw_only=True):
     """OpenAI's body of an image generation. With `image` it is an edit, as the documented endpoint offers it; `mask`
-    may then say where."""
+    may then say where, and `input_fidelity` how closely it keeps to its source."""
 
     prompt: Prompt
     image: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
     mask: str | None = None
+    input_fidelity: Literal["high", "low"] | None = None
 
 
 class ImageReference(Struct, forbid_unknown_fields=True, kw_only=True):

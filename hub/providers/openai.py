@@ -50,6 +50,8 @@ class OpenAI(Adapter):
         request, found = wish.request, []
         if request.quality in _FINER and not _is_finer(wish.model):
             found.append(Notice("quality", f"{wish.manifest.id} has no {request.quality}; high was asked for"))
+        if not wish.images and "input_fidelity" in self.honoured(wish.manifest):
+            found += wish.left_out("input_fidelity")
         if request.moderation == "low" and wish.images:
             found.append(Notice("moderation", f"{wish.manifest.id} has no such parameter in edits; it was not used"))
         return found

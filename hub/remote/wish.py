@@ -48,8 +48,10 @@ OPTIONAL = (
     "input_fidelity",
     "partial_images",
 )
-"""Parameters that an adapter may honour. `user` and `safety_identifier` are for whom it may concern."""
-
+"""Parameters that an adapter may honour, and is warned about if it does not."""
+SERVERS_OWN = ("user", "safety_identifier", "strict")
+"""Those that a manifest may name too, since a server of the owner's takes them, and that no warning is about: they are
+for whom it may concern."""
 
 SAME: dict[str, tuple[object, ...]] = {
     "quality": ("auto",),
