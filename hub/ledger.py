@@ -31,7 +31,7 @@ from hub.accounts import Column, Span, Sums, UsageRow
 from hub.database import Database
 from hub.errors import BudgetExceeded
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
-from hub.remote.wish import nearest_size
+from hub.remote.sizes import nearest_size
 from hub.report import look
 from hub.routing import is_free
 from hub.store import Store

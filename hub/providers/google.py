@@ -15,7 +15,8 @@ from msgspec import Struct
 from hub.errors import HubError, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending, blocked, retry_after
 from hub.remote.reading import at, count, listed, picture_of, text
-from hub.remote.wish import Wish, nearest_ratio, tier
+from hub.remote.sizes import nearest_ratio, tier
+from hub.remote.wish import Wish
 from hub.types import Size, Usage
 
 RATIOS = ("1:1", "1:4", "1:8", "2:3", "3:2", "3:4", "4:1", "4:3", "4:5", "5:4", "8:1", "9:16", "16:9", "21:9")

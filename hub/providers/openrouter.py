@@ -16,7 +16,8 @@ from hub.errors import HubError, ProviderFailed
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending, blocked
 from hub.remote.reading import at, count, event_of, number, picture_of
-from hub.remote.wish import Wish, tier
+from hub.remote.sizes import tier
+from hub.remote.wish import Wish
 from hub.types import Usage
 
 FURTHER = frozenset({"quality", "seed", "output_format", "output_compression", "background", "partial_images"})

@@ -16,7 +16,8 @@ from hub.errors import HubError, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending, blocked
 from hub.remote.reading import at, number, picture_of, text
-from hub.remote.wish import Notice, Wish, tier
+from hub.remote.sizes import tier
+from hub.remote.wish import Notice, Wish
 from hub.types import Effort
 
 TICKS = 10_000_000_000

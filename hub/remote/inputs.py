@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pybase64
-
 from hub.errors import ModelUnusable
 from hub.manifest import Input
-from hub.remote.wish import Mask, Wish
+from hub.remote.wish import Wish
 
 SIZES: frozenset[str] = frozenset({"size", "width", "aspect_ratio"})
 UNNAMED: frozenset[str] = frozenset({"prompt", "n", "image", "mask", "width", "height", "aspect_ratio"})
@@ -37,7 +35,7 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
         "prompt": wish.prompt,
         "n": n if n > 1 else None,
         "image": [each.data_url for each in wish.images] or None,
-        "mask": _mask(wish.mask) if wish.mask is not None else None,
+        "mask": wish.mask.data_url if wish.mask is not None else None,
         "seed": wish.seed(first),
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
@@ -61,8 +59,3 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
         if value is not None:
             body[field.removesuffix("[]")] = value[0] if isinstance(value, list) and field[-1] != "]" else value
     return body
-
-
-def _mask(mask: Mask) -> str:
-    """White may change, as most models have it."""
-    return f"data:image/png;base64,{pybase64.b64encode(mask.white_changes).decode()}"

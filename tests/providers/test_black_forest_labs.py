@@ -72,6 +72,14 @@ def test_every_ready_made_manifest_asks_for_what_its_model_takes(file: str) -> N
             ask(upstream, wish, manifest)
 
 
+@pytest.mark.parametrize("file", [each for each in ALL if "fill" not in each])
+def test_of_a_request_without_a_size_a_model_makes_what_its_manifest_says(file: str) -> None:
+    with serving(BlackForestLabsProtocol()) as upstream:
+        manifest = ready_made(file, upstream)
+        result = ask(upstream, ImageRequest(prompt="a cat"), manifest)
+    assert (str(result.size), result.warnings) == (manifest.defaults.size, ())
+
+
 def test_a_model_that_takes_shapes_is_told_a_shape() -> None:
     asked = body("black-forest-labs-flux-3-image", size=Size(1920, 1080), seed=3)
     assert asked == {"prompt": "a cat", "aspect_ratio": "16:9", "resolution": "1k"}

@@ -18,7 +18,7 @@ from PIL import Image
 from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.registry import read_manifest
-from hub.remote.wish import nearest_size
+from hub.remote.sizes import nearest_size
 from hub.types import Event, Preview, Size
 from tests.providers.asking import ask, picture
 from tests.providers.protocols import protocol
