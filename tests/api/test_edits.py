@@ -397,7 +397,13 @@ def test_input_fidelity_is_taken_and_high_is_a_warning(server: Server) -> None:
 
 
 def test_the_documented_endpoint_takes_input_fidelity_with_its_image(server: Server) -> None:
-    wish = {"prompt": "x", "image": data_url(SOURCE), "size": "128x128", "num_inference_steps": 2, "input_fidelity": "high"}
+    wish = {
+        "prompt": "x",
+        "image": data_url(SOURCE),
+        "size": "128x128",
+        "num_inference_steps": 2,
+        "input_fidelity": "high",
+    }
     answer = generate(server, "/api/images/generations", **wish)
     assert [each.partition(":")[0] for each in answer.json["warnings"]] == ["input_fidelity"]
 
