@@ -164,7 +164,7 @@ class Serving:
                 return "", 0.0
         if keys.pick() is not None:
             return "", 0.0
-        rest = keys.rested_in
+        rest = keys.rested_in()
         if rest is None:
             return "refused", 0.0
         return ("busy", rest) if rest > LONGEST_WAIT else ("", 0.0)
