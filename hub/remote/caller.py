@@ -94,7 +94,7 @@ class Caller:
             found, key = await self._sent(call, work, on_partial)
             return await self._finished(found, key, on_progress) if isinstance(found, Pending) else found
         except HubError as error:
-            work.may_be_billed = isinstance(error, ProviderError) and error.may_have_billed
+            work.may_be_billed = error.may_have_billed
             raise
 
     async def download(self, url: str) -> bytes:
@@ -112,8 +112,8 @@ class Caller:
             try:
                 found = await self._try(call, key, work, on_partial)
             except ProviderError as error:
+                work.may_be_billed = error.may_have_billed
                 await self._after(error, key, refused, tries)
-                work.may_be_billed = False
                 tries += not isinstance(error, ProviderKeyRefused)
             else:
                 if key is not None:
@@ -137,7 +137,7 @@ class Caller:
                         await on_partial(found)
                     elif found is not None:
                         made.append(found)
-            except ProviderError as error:
+            except HubError as error:  # a refusal, too: what was shown was made
                 raise billed(error) if begun else error from None
             return joined(made)
 
