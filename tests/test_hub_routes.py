@@ -30,7 +30,7 @@ from hub.errors import (
 from hub.hub import Hub
 from hub.jobs import Ask
 from hub.settings import Settings
-from hub.types import Accepted, Event, ImageRequest, Progress
+from hub.types import Accepted, Event, ImageRequest, ImageResult, Progress
 from tests.providers.protocols.openai import OpenAIProtocol
 from tests.providers.upstream import KEY, Asked, Reply, Upstream, answers, dropped, serving, slow
 from tests.routes import StandIn, hub_without_engine, write_credentials, write_local, write_remote, write_route
@@ -494,16 +494,29 @@ def test_one_request_at_a_time_tries_it_again(house: House) -> None:
 
 
 def test_many_that_wait_go_elsewhere(house: House) -> None:
-    write_route(house.models, "small\nmax_waiting = 1", "far")
+    write_route(house.models, "small\nmax_waiting = 2", "far")
+
+    class Busy(StandIn):
+        async def generate(self, *asked: Any) -> ImageResult:
+            await turn.wait()
+            return await super().generate(*asked)
+
+    turn = asyncio.Event()
 
     async def test(hub: Hub, drawing: StandIn) -> None:
-        waiting = [0]
-        hub._serving._waiting = lambda: waiting[0]
-        assert (await hub.generate("image", STAR)).target == "small"
-        waiting[0] = 2  # this one and another
-        assert (await hub.generate("image", STAR)).target == "small"
-        waiting[0] = 3
-        assert (await hub.generate("image", STAR)).target == "far"
+        async def served() -> str:
+            ask = Ask(owner=None, kind="image_generation", model="image", rendering=b"{}", output_format="png")
+            job = await hub.jobs.submit(ask, lambda on_event: hub.generate("image", STAR, on_event))
+            with hub.jobs.watching(job):
+                return (await job.finished()).target
+
+        hub._local = Busy()  # type: ignore[assignment]
+        first = [asyncio.create_task(served()) for _ in range(4)]
+        _, waiting = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        assert len(waiting) == 3 and await served() == "far"
+        turn.set()
+        assert await asyncio.gather(*first) == ["small"] * 3 + ["far"], "those that came first stay"
+        assert await served() == "small"
 
     house.run(test)
 
