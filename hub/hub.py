@@ -110,6 +110,10 @@ class Hub:
         """What `generate` would do, without doing it. `caller`: where the ledger does not run. Raises ModelNotFound."""
         return await self._serving.decide(model, request, caller=caller)
 
+    async def caller(self, owner: str) -> Caller:
+        """What a key ("" on a hub without keys) may do now."""
+        return await self._serving.caller(owner)
+
     def _tell_broken_routes(self) -> None:
         for listed in self.registry:
             if isinstance(listed.manifest, RouteManifest) and not listed.is_alias:

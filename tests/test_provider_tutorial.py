@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -86,3 +87,12 @@ def test_a_hub_with_the_tutorial_s_files_makes_the_pictures_of_its_last_step(tre
     bodies = [asked.json for asked in upstream.work]
     assert sorted((body["count"], body["seed"]) for body in bodies) == [(2, 11), (4, 7)]
     assert bodies[0]["brush"] == "charcoal-1"
+
+
+def test_the_tutorial_s_provider_keeps_what_all_promise(tree: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/providers/test_contract.py"]
+    environ = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run([*command, "-k", "easel"], cwd=tree, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) > 30, done.stdout

@@ -94,7 +94,8 @@ async def images_body(job: Job, hub: Hub, origin: str) -> list[bytes]:
 
 
 async def _response(job: Job, hub: Hub, origin: str, texts: Sequence[Any]) -> ImagesResponse:
-    result, how = await job.finished(), rendering_of(job)
+    how = rendering_of(job)
+    result = await (job.finished() if how.response_format == "url" else job.had())
     if how.response_format == "url":
         data = [Image(url=origin + hub.files.link(name)) for name in result.files]
     else:

@@ -44,11 +44,13 @@ async def respond(request: AnyRequest, wanted: Wanted) -> Response[bytes]:
     hub: Hub = request.app.state.hub
     mode = mode_of(request, wanted)
     is_v1 = request.scope["path"].startswith("/v1/")
-    job = await submit(request, wanted, choose_response_format(wanted, hub, is_v1=is_v1), mode)
+    response_format = choose_response_format(wanted, hub, is_v1=is_v1)
+    job = await submit(request, wanted, response_format, mode)
     with contextlib.ExitStack() as held:
         held.enter_context(hub.jobs.watching(job))
         if mode == "wait":
-            await wait_for(request, job)
+            at_once = response_format == "b64_json" and job.row.idempotency_key is None
+            await wait_for(request, job, stored=not at_once)
             return InParts(await images_body(job, hub, origin_for_links(request, hub.settings)))
         queue = held.enter_context(job.events())
         await unless_client_leaves(request.receive, job.accepted())  # what is wrong with it is told by a status
@@ -122,10 +124,11 @@ async def submit(
     return job
 
 
-async def wait_for(request: AnyRequest, job: Job) -> JobResult:
-    """The job's result, or its error; ClientGone when the client leaves before. Call it inside `watching`."""
+async def wait_for(request: AnyRequest, job: Job, *, stored: bool = True) -> JobResult:
+    """The job's result, or its error; ClientGone when the client leaves before. Call it inside `watching`.
+    `stored`: not before its pictures lie in files."""
     hub: Hub = request.app.state.hub
-    result = await unless_client_leaves(request.receive, job.finished())
+    result = await unless_client_leaves(request.receive, job.finished() if stored else job.had())
     hub.jobs.collect(job)
     return result
 

@@ -93,7 +93,9 @@ class Jobs:
     async def get(self, job_id: str, owner: str | None) -> Job:
         """A job by id; raises NotFound for one that is unknown, expired, or another key's."""
         job = self._live.get(job_id)
-        if job is None:
+        if job is not None:
+            await job.settled()
+        else:
             row = await self._store.get(job_id)
             job = Job(row) if row else None
         if job is None or job.row.owner != owner or (job.ended and job.row.expires_at <= time.time()):
@@ -102,6 +104,7 @@ class Jobs:
 
     async def newest(self, owner: str | None, limit: int) -> list[Job]:
         """The newest jobs of a key, newest first."""
+        await asyncio.gather(*(job.settled() for job in self._live.values()))
         rows = await self._store.newest(owner, limit)
         return [self._live.get(row.id) or Job(row) for row in rows]
 
@@ -307,7 +310,7 @@ class Jobs:
         job.images, job.encoded = made.images, made.encoded
         output_format = made.output_format or ask.output_format
         result = JobResult(
-            files=await self._save_all(made.images, output_format, keep_until),
+            files=[],
             seed=made.seed,
             size=made.size,
             quality=made.quality,
@@ -318,7 +321,10 @@ class Jobs:
             usage=made.usage or Usage(text_tokens=0, image_tokens=0, output_tokens=0),
             warnings=list(made.warnings),
         )
-        self._hold(job, result, keep_until)
+        if made.encoded:
+            job.have(result)
+        files = await self._save_all(made.images, output_format, keep_until)
+        self._hold(job, msgspec.structs.replace(result, files=files), keep_until)
 
     @staticmethod
     def _hold(job: Job, result: JobResult, keep_until: float) -> None:

@@ -75,6 +75,8 @@ class Job:
         """The encoded pictures, while there may be a client to send them to; later they are read from files."""
         self.encoded: tuple[bytes, ...] = ()
         """The same in base64, where a provider sent them so."""
+        self.made: JobResult | None = None
+        """The result, still without its files' names, where a client may have it before they are stored."""
         self.plan: Accepted | None = None
         """What the pictures will be like; known once the request was accepted."""
         self.repeats = False
@@ -91,9 +93,11 @@ class Job:
         self.task: asyncio.Task[None] | None = None
         self._accepted = asyncio.Event()
         self._ended = asyncio.Event()
+        self._had = asyncio.Event()
         self._listeners: list[asyncio.Queue[Event | None]] = []
         if row.status in ("completed", "failed", "cancelled"):
             self._ended.set()
+            self._had.set()
 
     @property
     def ended(self) -> bool:
@@ -128,6 +132,16 @@ class Job:
             raise NotFound("This job has no result.")
         return self.result
 
+    async def had(self) -> JobResult:
+        """The same as soon as the pictures are here, for whoever takes them at once and needs no file."""
+        await self._had.wait()
+        return self.made or await self.finished()
+
+    async def settled(self) -> None:
+        """Returns when nothing is being written down: whoever comes back for a job sees no half-way."""
+        if self.closing:
+            await self._ended.wait()
+
     @contextlib.contextmanager
     def events(self) -> Iterator[asyncio.Queue[Event | None]]:
         """A queue of the events from now on; None is the last."""
@@ -154,8 +168,14 @@ class Job:
         for queue in self._listeners:
             queue.put_nowait(event)
 
+    def have(self, made: JobResult) -> None:
+        """Wakes all that wait for the pictures alone; from now on the job cannot be cancelled."""
+        self.made, self.closing = made, True
+        self._had.set()
+
     def end(self) -> None:
         """Wakes all that wait for the end."""
         self._ended.set()
+        self._had.set()
         for queue in self._listeners:
             queue.put_nowait(None)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from hub.errors import HubError, InvalidRequest
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending
-from hub.remote.openai_wire import body_of, form_of, made_of, made_of_event, openai_refusal, read_images
+from hub.remote.openai_wire import body_of, form_of, made_of_event, openai_refusal, read_made
 from hub.remote.wish import Notice, Wish
 from hub.types import ImageRequest
 
@@ -82,7 +82,7 @@ class OpenAI(Adapter):
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """ImagesResponse."""
         del wish
-        return made_of(read_images(answer))
+        return read_made(answer)
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """image_generation.* and image_edit.*; an `error` event ends the stream."""

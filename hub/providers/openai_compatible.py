@@ -12,7 +12,7 @@ from __future__ import annotations
 from hub.errors import HubError
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, File, Made, Partial, Pending
-from hub.remote.openai_wire import body_of, form_of, made_of, made_of_event, openai_refusal, read_images
+from hub.remote.openai_wire import body_of, form_of, made_of_event, openai_refusal, read_made
 from hub.remote.wish import Wish
 
 EXTENSIONS = (
@@ -66,7 +66,7 @@ class OpenAICompatible(Adapter):
         `response_format = "file"`."""
         if answer.media_type.startswith("image/"):
             return Made([File(answer.body)])
-        return made_of(read_images(answer), wish.manifest.remote.base_url or "")
+        return read_made(answer, wish.manifest.remote.base_url or "")
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """As OpenAI's."""

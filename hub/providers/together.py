@@ -9,7 +9,7 @@ from __future__ import annotations
 from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending
-from hub.remote.openai_wire import made_of, openai_refusal, read_images
+from hub.remote.openai_wire import openai_refusal, read_made
 from hub.remote.wish import Wish
 
 FURTHER = {"num_inference_steps": "steps", "guidance_scale": "guidance_scale", "negative_prompt": "negative_prompt"}
@@ -55,7 +55,7 @@ class Together(Adapter):
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """ImageFile, whose pictures have OpenAI's fields."""
         del wish
-        return made_of(read_images(answer))
+        return read_made(answer)
 
     def refusal(self, answer: Answer) -> HubError:
         """A 403 can mean that the account does not allow a partner's model, and not that the key is wrong."""

@@ -25,7 +25,6 @@ from hub.remote.adapter import (
     Made,
     Partial,
     Picture,
-    Unreadable,
     blocked,
     raw_base64,
 )
@@ -91,9 +90,10 @@ class Event(Struct):
     warnings: Any = None
 
 
-def picture_of(item: Item | Event, base: str) -> Picture | None:
-    """In base64, or behind a link, which may be relative to the server's `base` URL; None where there is neither."""
-    text = raw_base64(item.b64_json)
+def picture_of(item: Item | Event, base: str, cut: dict[bytes, bytes] | None = None) -> Picture | None:
+    """In base64, or behind a link, which may be relative to the server's `base` URL; None where there is neither.
+    `cut`: the base64 that was cut out, by the numbers in its place; each is used once."""
+    text = (cut.pop(bytes(item.b64_json), None) if cut else None) or raw_base64(item.b64_json)
     if text is not None:
         return Link(text.decode("ascii", "replace")) if text.startswith(b"data:") else Base64(text)
     if not isinstance(item.url, str) or not item.url:
@@ -162,32 +162,32 @@ def form_of(wish: Wish, body: dict[str, object]) -> Form:
     return Form.of(body, files)
 
 
-def read_images(answer: Answer) -> Images:
-    """`answer.read(Images)`, in a third of the time: base64 is cut out, since a parser looks at each of its bytes."""
+def read_made(answer: Answer, base: str = "") -> Made:
+    """The pictures of an answer that is an ImagesResponse. `base`: the server's base URL.
+
+    Base64 is cut out before the rest is parsed, and a number put in its place: a parser looks at each of its bytes, and
+    then copies them."""
     body, start = answer.body, 0
     rest: list[bytes] = []
-    cut: list[bytes] = []
+    cut: dict[bytes, bytes] = {}
     while match := _BASE64.search(body, start):
-        begin, end = match.end() - 1, body.find(b'"', match.end()) + 1
-        if not end or body.find(b"\\", begin, end) >= 0:  # no end; or escapes, which are rare, and the parser's
+        begin, end = match.end(), body.find(b'"', match.end())
+        if end < 0 or body.find(b"\\", begin, end) >= 0:  # no end; or escapes, which are rare, and the parser's
             break
-        rest += [body[start:begin], str(len(cut)).encode()]
-        cut.append(body[begin:end])
-        start = end
+        if end > begin:
+            number = str(len(cut)).encode()
+            rest += [body[start : begin - 1], number]
+            cut[number] = body[begin:end]
+        else:
+            rest.append(body[start : end + 1])
+        start = end + 1
     images = msgspec.structs.replace(answer, body=b"".join([*rest, body[start:]])).read(Images)
-    following = 0
-    for item in images.data:
-        number = bytes(item.b64_json)
-        if number.isdigit():
-            if not following <= int(number) < len(cut):  # the provider's own number
-                raise Unreadable("The provider answered with something else than pictures.", may_have_billed=True)
-            item.b64_json, following = msgspec.Raw(cut[int(number)]), int(number) + 1
-    return images
+    return made_of(images, base, cut)
 
 
-def made_of(images: Images, base: str = "") -> Made:
-    """The pictures of an ImagesResponse. `base`: the server's base URL."""
-    pictures = [(item, picture_of(item, base)) for item in images.data]
+def made_of(images: Images, base: str = "", cut: dict[bytes, bytes] | None = None) -> Made:
+    """The pictures of an ImagesResponse. `cut`: see `picture_of`."""
+    pictures = [(item, picture_of(item, base, cut)) for item in images.data]
     prompts = [_text(item.revised_prompt) for item, picture in pictures if picture is not None]
     return Made(
         pictures=[picture for _, picture in pictures if picture is not None],

@@ -28,7 +28,7 @@ PARALLEL = 4
 
 
 class RemoteProvider:
-    """Has pictures made by the models of `provider = …` manifests that are not local. See `hub.providers.Provider`."""
+    """Has pictures made by the models of `provider = …` manifests that are not local."""
 
     def __init__(self, adapter_of: Callable[[str], Adapter], transport: Transport, credentials: Credentials) -> None:
         """adapter_of: by the provider's name; raises HubError for one that there is not."""
@@ -44,9 +44,11 @@ class RemoteProvider:
         *,
         stays: bool = False,
     ) -> ImageResult:
-        """See `hub.providers.Provider`. The pictures are as the provider made them, byte for byte: other sizes and
-        formats than were asked for are told, not mended. `stays`: the request must not leave this machine, so what the
-        provider names elsewhere is not asked for."""
+        """Makes the pictures; `on_event` hears of their life, on the event loop. Raises HubError.
+
+        They are as the provider made them, byte for byte: other sizes and formats than were asked for are told, not
+        mended. `stays`: the request must not leave this machine, so what the provider names elsewhere is not asked for.
+        """
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
         if request.images:

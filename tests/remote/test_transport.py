@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -156,14 +157,13 @@ def test_nonsense_never_raises_anything_but_what_is_told() -> None:
     run(test, react)
 
 
-def test_where_nobody_listens_or_no_such_name_is_nothing_was_sent() -> None:
+def test_where_nobody_listens_nothing_was_sent() -> None:
     async def main() -> None:
         through = Transport()
         async with through.running():
-            for url in ("http://127.0.0.1:1/x", "http://no-such-host.invalid/x"):
-                with pytest.raises(ProviderUnavailable) as caught:
-                    await through.send(ASK, url, {})
-                assert not caught.value.may_have_billed
+            with pytest.raises(ProviderUnavailable) as caught:
+                await through.send(ASK, "http://127.0.0.1:1/x", {})
+            assert not caught.value.may_have_billed
 
     asyncio.run(main())
 
@@ -261,25 +261,28 @@ def test_a_picture_that_drips_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_body_that_comes_byte_by_byte_does_not_hold_up_others() -> None:
     async def react(_: Heard, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        chunks = b"1\r\nA\r\n" * 10_000
-        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n")
-        await writer.drain()
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(10):
+            writer.write(b"1\r\nA\r\n" * 10_000)
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
 
     async def test(through: Transport, server: Server) -> None:
-        turns = 0
+        longest = 0.0
 
         async def others() -> None:
-            nonlocal turns
+            nonlocal longest
             while True:
-                turns += 1
+                start = time.thread_time()  # what others on the machine take does not count
                 await asyncio.sleep(0)
+                longest = max(longest, time.thread_time() - start)
 
         beside = asyncio.create_task(others())
         answer = await through.send(ASK, f"{server.url}/x", {})
         beside.cancel()
         await asyncio.wait({beside})
-        assert len(answer.body) == 10_000
-        assert turns > 90
+        assert len(answer.body) == 100_000
+        assert longest < 0.25
 
     run(test, react)
 

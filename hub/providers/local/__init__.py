@@ -35,7 +35,7 @@ class LocalProvider:
     async def generate(
         self, manifest: ModelManifest, request: ImageRequest, on_event: OnEvent | None = None
     ) -> ImageResult:
-        """See `Provider`."""
+        """Makes the pictures. `on_event` hears of their life, on the event loop. Raises HubError."""
         if request.images:
             loop = asyncio.get_running_loop()
             job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
