@@ -22,6 +22,7 @@ HubError
 ├── OutOfMemory             503  out_of_memory        it does not fit into the memory there is; the words say what would
 ├── ProviderError           what a remote provider did; `may_have_billed` says whether another try can cost twice
 │   ├── ProviderFailed      502  provider_failed          an error of its own, or an answer that is none
+│   │   └── NothingMade     502  provider_failed          it works, but made nothing of this request, or as it was asked
 │   ├── ProviderTimeout     504  provider_timeout
 │   ├── ProviderBusy        503  provider_busy            with Retry-After
 │   ├── ProviderKeyRefused  503  provider_key_refused     it does not take the owner's key, or that has no credit left
@@ -333,6 +334,11 @@ class ProviderError(HubError):
 
 class ProviderFailed(ProviderError):
     """The provider answered with an error of its own, with something that is no answer, or not to the end."""
+
+
+class NothingMade(ProviderFailed):
+    """The provider is well and has made nothing: of this request, or by how this hub is set up to ask it. That says
+    nothing about the requests of others."""
 
 
 class ProviderTimeout(ProviderError):

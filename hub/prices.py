@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hub.manifest import PricesSection, TokenPrices, parse_size
-from hub.types import EFFORTS, Effort, ImageRequest, ImageResult, Size
+from hub.types import Effort, ImageRequest, ImageResult, Size
 from hub.usage import count_usage, image_tokens
 
 MEGAPIXEL = 1 << 20
@@ -31,19 +31,20 @@ def estimate(
     *,
     quality: Effort | None = None,
     calls: int | None = None,
+    largest: int = MEGAPIXEL,
 ) -> float | None:
     """US dollars that the request is expected to cost, rather too many; None where nothing in the table says.
 
-    `size`: what will be drawn, None where the provider chooses. `quality`: of a request that names none. `calls`: in
-    how many the prompt and the source pictures are sent; one for each picture where nobody says.
+    `size` and `quality`: what will be drawn, None where the provider chooses. `calls`: in how many the prompt and the
+    source pictures are sent; one for each picture where nobody says. `largest`: pixels of a picture whose size is
+    chosen, at most.
     """
-    if request.quality not in (None, "auto"):
-        quality = EFFORTS[request.quality]
     total = 0.0
     if prices.images:
         total += request.n * _price(prices.images, quality, size)
     if prices.megapixel:
-        total += request.n * _megapixels(size or USUAL) * prices.megapixel
+        pixels = size.width * size.height if size else largest
+        total += request.n * pixels / MEGAPIXEL * prices.megapixel
     if prices.tokens:
         total += _tokens(prices.tokens, request, size, quality, calls or request.n)
     knows = bool(prices.images or prices.megapixel or prices.tokens)

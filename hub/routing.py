@@ -61,8 +61,8 @@ def route(
 ) -> Route:
     """The decision; without targets where nothing may serve the request (hub.refusal says which error that is).
 
-    waiting: how many other requests wait on this hub. tried: of those that have failed at this request, the codes of
-    their errors. billed: whether one of them may be paid for, so that another must not be.
+    waiting: how many requests wait on this hub that came before this one. tried: of those that have failed at this
+    request, the codes of their errors. billed: whether one of them may be paid for, so that another must not be.
     """
     manifest = listed.manifest
     own = manifest if isinstance(manifest, RouteManifest) else None
@@ -215,7 +215,7 @@ def _not_able(each: _Candidate, question: _Question) -> Verdict:
     if section.max_waiting is not None and question.waiting > section.max_waiting:
         return (
             "max_waiting",
-            f"is for times when at most {section.max_waiting} requests wait, and {question.waiting} do",
+            f"is for times when at most {section.max_waiting} requests wait before this one, and {question.waiting} do",
         )
     return None
 

@@ -48,7 +48,7 @@ class Serving:
     """Decides, tries, and keeps the books.
 
     `draw` has a model of this machine draw, after its weights were seen to; `lacks` says whether these are not here and
-    nothing fetches them. `waiting`: how many jobs have not begun, that of the request itself among them.
+    nothing fetches them. `waiting`: how many jobs have not begun that came before the one that asks.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Serving:
         self._lacks = lacks
         self._remote = remote
         self._ledger = ledger
-        self._waiting = waiting
+        self.waiting = waiting
         self.breakers = Breakers()
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None) -> ImageResult:
@@ -107,10 +107,6 @@ class Serving:
         """What a key may do now."""
         left = await self._ledger.budget_left(owner)
         return Caller(owner=owner, may_leave=self._settings.may_leave(owner), budget_left=left)
-
-    def others_waiting(self) -> int:
-        """How many requests wait beside the one that asks."""
-        return max(0, self._waiting() - 1)
 
     async def attempt(
         self, decided: Route, target: Target, request: ImageRequest, on_event: OnEvent | None, *, stays: bool = True
@@ -178,7 +174,7 @@ class _Run:
         self._asked = listed.id
         self._request = request
         self._hearing = Hearing(on_event)
-        self._waiting = serving.others_waiting()
+        self._waiting = serving.waiting()
         self._deadline: int | None = getattr(listed.manifest, "deadline", None)
         self._retry_billed: bool = getattr(listed.manifest, "retry_billed", False)
         self._errors: dict[str, HubError] = {}

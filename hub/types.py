@@ -98,6 +98,11 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
             return "inpainting"
         return "image-to-image" if self.images else "text-to-image"
 
+    @property
+    def effort(self) -> Effort | None:
+        """The quality that it names, None where it leaves that to the model."""
+        return EFFORTS[self.quality] if self.quality not in (None, "auto") else None
+
 
 class Usage(Struct, frozen=True, kw_only=True):
     """Tokens of a request: of its text, of its source pictures, and of the pictures that were made."""

@@ -95,7 +95,7 @@ class Caller:
             found, key = await self._sent(call, work, on_partial)
             return await self._finished(found, key, on_progress) if isinstance(found, Pending) else found
         except HubError as error:
-            work.heard(spent=isinstance(error, ProviderError) and error.may_have_billed)
+            work.heard(spent=error.may_have_billed)
             raise
 
     async def download(self, url: str) -> bytes:
@@ -143,7 +143,7 @@ class Caller:
                         await on_partial(found)
                     elif found is not None:
                         made.append(found)
-            except ProviderError as error:
+            except HubError as error:  # a refusal, too: what was shown was made
                 raise billed(error) if begun else error from None
             return joined(made)
 

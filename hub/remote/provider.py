@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout
+from hub.errors import HubError, NothingMade, ProviderError, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
 from hub.remote.bill import Bill, Work
@@ -81,7 +81,7 @@ class _Run:
 
     async def result(self) -> ImageResult:
         wish, request = self._wish, self._wish.request
-        parts = shares(request.n, self._adapter.most(wish))
+        parts = shares(request.n, self._adapter.most(wish.manifest, request))
         for n, first in dict.fromkeys(
             (parts[0], parts[-1])
         ):  # what cannot be asked for is told before anything is sent
@@ -147,7 +147,7 @@ class _Run:
 
         made = await self._caller.made(call, work, on_partial, on_progress)
         if not made.pictures:
-            raise ProviderFailed(f"{self._adapter.title} made no picture.", may_have_billed=True)
+            raise NothingMade(f"{self._adapter.title} made no picture.", may_have_billed=True)
         had = await together(*(have(each, self._caller.download) for each in made.pictures[:n]))
         self._progress(first, 100 * n)
         return made, had
