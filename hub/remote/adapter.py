@@ -44,10 +44,6 @@ class JobFailed(NothingMade):
     """The provider says that it has given up what it was waited for: asking again cannot help."""
 
 
-class Blocked(InvalidRequest):
-    """The provider's own rules forbid the prompt, a picture or the result."""
-
-
 class NotForThisModel(ProviderKeyRefused):
     """The provider takes the key, perhaps, but not for this model: others may use it."""
 
@@ -289,10 +285,13 @@ def _date(text: str) -> float:
     return parsedate_to_datetime(text).timestamp()
 
 
-def blocked(title: str) -> Blocked:
-    """The error, in the hub's words."""
-    return Blocked(
+BLOCKED = "content_policy_violation"
+
+
+def blocked(title: str) -> InvalidRequest:
+    """The provider's own rules forbid the prompt, a picture or the result."""
+    return InvalidRequest(
         f"{title} refused the prompt, a picture or the result by its own content policy.",
         param="prompt",
-        code="content_policy_violation",
+        code=BLOCKED,
     )

@@ -36,9 +36,9 @@ from hub.errors import (
 )
 from hub.fetching import Unfetchable, split
 from hub.remote.adapter import (
+    BLOCKED,
     Adapter,
     Answer,
-    Blocked,
     Call,
     JobFailed,
     Made,
@@ -237,7 +237,7 @@ class Caller:
             if isinstance(error, ProviderKeyRefused):
                 raise billed(error) from None
             told = 200 <= answer.status < 300 and not isinstance(error, Unreadable)
-            if told or isinstance(error, (JobFailed, Blocked)):
+            if told or isinstance(error, JobFailed) or error.code == BLOCKED:
                 raise
             if isinstance(error, ProviderError):
                 raise _Again(error) from None
