@@ -73,6 +73,23 @@ class Work:
         self.may_be_billed = True
 
 
+class Works:
+    """All calls of one request, for who waits for it and stops waiting."""
+
+    def __init__(self) -> None:
+        self._all: list[Work] = []
+
+    def one(self) -> Work:
+        """A further call's."""
+        self._all.append(Work())
+        return self._all[-1]
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the provider may be at work on any of them, or have done it."""
+        return any(work.may_be_billed for work in self._all)
+
+
 class Caller:
     """Sends the calls of one request. `stays`: what the provider names on another machine is not asked for."""
 
