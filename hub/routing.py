@@ -136,12 +136,16 @@ def _candidates(
     return found, left_out
 
 
-def _cost_of(candidate: _Candidate) -> tuple[float, bool, int]:
+def _cost_of(candidate: _Candidate) -> tuple[float, int, int]:
+    """What a model of this machine will work is not known beforehand: it comes after all that is free, since what is
+    elsewhere would cost as well, and leave the machine."""
     cost = candidate.state.cost
+    if cost is None and isinstance(candidate.manifest, ModelManifest):
+        return (0.0, 2, candidate.place)
     return (float("inf") if cost is None else cost, candidate.leaves, candidate.place)
 
 
-_KEYS: dict[str, Callable[[_Candidate], tuple[float, bool, int]]] = {
+_KEYS: dict[str, Callable[[_Candidate], tuple[float, int, int]]] = {
     "listed": lambda each: (0.0, False, each.place),
     "local-first": lambda each: (0.0, each.leaves, each.place),
     "cheapest": _cost_of,
@@ -250,14 +254,16 @@ def _why(each: _Candidate, own: RouteManifest | None) -> str:
     if own is None:
         return ITSELF
     if own.order == "cheapest":
-        return price_words(each.state.cost)
+        return price_words(each.state.cost, local=isinstance(each.manifest, ModelManifest))
     if own.order == "listed":
         return f"it is number {each.place + 1} of the list"
     return "it is on another machine, which comes after those on this one" if each.leaves else "it is on this machine"
 
 
-def price_words(cost: float | None) -> str:
+def price_words(cost: float | None, *, local: bool) -> str:
     """What a request would cost."""
+    if cost is None and local:
+        return "what it will cost is known when it has drawn, and it is on this machine"
     if cost is None:
         return "its price is not known, which counts as the most expensive"
     return f"it costs about ${cost:.4g}" if cost else "it costs nothing"
