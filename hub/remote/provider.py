@@ -17,7 +17,7 @@ from hub.remote.pictures import Had, have
 from hub.remote.result import put_together, shares
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, noting, plan
-from hub.types import Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress, Size
+from hub.types import DEFAULT_SIZE, Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class _Run:
             await self._call(n, first)
         self._tell(
             Accepted(
-                size=wish.size or request.size or request.default_size or _SQUARE,
+                size=wish.size or request.size or DEFAULT_SIZE,  # who chooses does not tell it beforehand
                 quality=wish.effort or "medium",
                 output_format=wish.output_format,
                 background=wish.background,
@@ -162,7 +162,3 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-_SQUARE = Size(1024, 1024)
-"""What a stream's previews are said to be, where the provider chooses the size and does not tell it."""
