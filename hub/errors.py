@@ -8,6 +8,7 @@ HubError
 ├── InvalidApiKey           401  invalid_api_key
 ├── BudgetExceeded          402  budget_exceeded      what the key may spend in this month is spent, or would be
 ├── RemoteNotAllowed        403  remote_not_allowed   no target is left that this key, or this id, may use
+├── ModelForbidden          403  model_forbidden      no target is left that is meant for this key
 ├── HostNotAllowed          403  host_not_allowed
 ├── FileForbidden           403  invalid_signature
 ├── ModelNotFound           404  model_not_found
@@ -137,6 +138,15 @@ class RemoteNotAllowed(HubError):
     status = 403
     type = "permission_error"
     code = "remote_not_allowed"
+    final = True
+
+
+class ModelForbidden(HubError):
+    """No target is left that is meant for this key."""
+
+    status = 403
+    type = "permission_error"
+    code = "model_forbidden"
     final = True
 
 

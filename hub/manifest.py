@@ -53,6 +53,10 @@ def parse_size(text: str) -> Size:
     return Size(int(width), int(height))
 
 
+MIN_OUTPUT = 16
+"""Pixels a side of what a local model answers, at least."""
+
+
 class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """What the model draws itself (pixels), and the largest side that is made from it by resampling."""
 
@@ -65,6 +69,12 @@ class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.shapes.holds(parse_size(self.native)):
             raise ValueError("native must be a multiple of `multiple` and lie between `min` and `max`")
+
+    def refused(self, size: Size) -> str | None:
+        """Why a picture of this size cannot be had, in words; None where it can."""
+        if all(MIN_OUTPUT <= side <= self.max_output for side in (size.width, size.height)):
+            return None
+        return f"size: {size} is out of range; each side must be {MIN_OUTPUT} to {self.max_output} pixels."
 
     @property
     def shapes(self) -> NativeShapes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from hub.manifest import PricesSection, TokenPrices, parse_size
-from hub.types import Effort, ImageRequest, ImageResult, Size
+from hub.types import DEFAULT_SIZE, Effort, ImageRequest, ImageResult, Size
 from hub.usage import count_usage, image_tokens
 
 MEGAPIXEL = 1 << 20
@@ -21,7 +21,6 @@ FIDELITY_TOKENS = 6144
 """What `input_fidelity = "high"` adds to that."""
 PREVIEW_TOKENS = 100
 """Of a picture that is not finished, as output."""
-USUAL = Size(1024, 1024)
 
 
 def estimate(
@@ -75,9 +74,9 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
 def _tokens(prices: TokenPrices, request: ImageRequest, size: Size | None, quality: Effort | None, calls: int) -> float:
     """What the tokens of a request would cost. Without a table of output tokens they are the hub's own count."""
     known = prices.output_tokens
-    output = _price(known, quality, size) if known else image_tokens(size or USUAL)
+    output = _price(known, quality, size) if known else image_tokens(size or DEFAULT_SIZE)
     output += request.partial_images * PREVIEW_TOKENS
-    text = count_usage(request.prompt, (), USUAL, 0).text_tokens
+    text = count_usage(request.prompt, (), DEFAULT_SIZE, 0).text_tokens
     sources = len(request.images) + (request.mask is not None)
     source = SOURCE_TOKENS + (FIDELITY_TOKENS if request.input_fidelity == "high" else 0)
     told = calls * (text * prices.text + sources * source * prices.image)

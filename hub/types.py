@@ -40,6 +40,10 @@ class Size(Struct, frozen=True):
         return f"{self.width}x{self.height}"
 
 
+DEFAULT_SIZE = Size(1024, 1024)
+"""Of a generation that says none, as the documentation promises."""
+
+
 class Lora(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A LoRA by its name, and how much of it: 1 is as it was trained."""
 

@@ -459,6 +459,27 @@ def test_a_cancelled_request_asks_nobody_else_and_counts_as_what_it_may_have_cos
     house.run(test)
 
 
+@pytest.mark.parametrize("overdue", [False, True], ids=["cancelled", "overdue"])
+def test_who_leaves_before_anything_was_sent_pays_nothing(house: House, overdue: bool) -> None:
+    """While a provider that is busy is waited for: what it has refused it has not done."""
+    write_route(house.models, "near", deadline=2 if overdue else 60)
+    house.near.faults.append(answers(429, Retry_After="9"))
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        task = asyncio.create_task(hub.generate("image", STAR))
+        while not house.near.asked:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        if not overdue:
+            task.cancel()
+        found = (await asyncio.gather(task, return_exceptions=True))[0]
+        assert isinstance(found, ProviderTimeout if overdue else asyncio.CancelledError)
+        assert not getattr(found, "may_have_billed", False)
+        assert await spent(hub) == 0
+
+    house.run(test)
+
+
 def test_a_provider_that_fails_again_and_again_is_left_alone(house: House) -> None:
     write_route(house.models, "near", "far")
     house.near.faults.extend([answers(500)] * FAILURES)

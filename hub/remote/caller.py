@@ -47,11 +47,11 @@ from hub.remote.adapter import (
     Pending,
     Unreadable,
 )
-from hub.remote.bill import Work
 from hub.remote.credentials import Key, Keys
 from hub.remote.result import joined
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish
+from hub.remote.works import Work
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class Caller:
             try:
                 found = await self._try(call, key, work, on_partial)
             except ProviderError as error:
-                if work.bill.error is not None:
+                if work.works.error is not None:
                     raise
                 work.heard(spent=error.may_have_billed)
                 await self._after(error, key, refused, tries)

@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 from hub.errors import HubError, NothingMade, ProviderError, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
-from hub.remote.bill import Bill, Work
 from hub.remote.caller import Caller, billed
 from hub.remote.credentials import Credentials, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.result import put_together, shares
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, noting, plan
-from hub.types import Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress, Size
+from hub.remote.works import Work, Works
+from hub.types import DEFAULT_SIZE, Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
 
@@ -43,14 +43,14 @@ class RemoteProvider:
         request: ImageRequest,
         on_event: OnEvent | None = None,
         *,
+        works: Works | None = None,
         stays: bool = False,
-        bill: Bill | None = None,
     ) -> ImageResult:
         """Makes the pictures; `on_event` hears of their life, on the event loop. Raises HubError.
 
         They are as the provider made them, byte for byte: other sizes and formats than were asked for are told, not
-        mended. `stays`: the request must not leave this machine, so what the provider names elsewhere is not asked for.
-        `bill`: tells what it may cost, also when it is cancelled.
+        mended. `works` will hold the calls. `stays`: the request must not leave this machine, so what the provider
+        names elsewhere is not asked for.
         """
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
@@ -60,7 +60,7 @@ class RemoteProvider:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
         caller = Caller(self._transport, adapter, wish, self.keys_of(manifest), stays=stays)
-        return await _Run(adapter, wish, caller, on_event, bill or Bill()).result()
+        return await _Run(adapter, wish, caller, works or Works(), on_event).result()
 
     def keys_of(self, manifest: RemoteManifest) -> Keys:
         """The keys that a model's calls may carry."""
@@ -70,12 +70,12 @@ class RemoteProvider:
 class _Run:
     """One request at one provider: its calls, side by side, and their pictures."""
 
-    def __init__(self, adapter: Adapter, wish: Wish, caller: Caller, on_event: OnEvent | None, bill: Bill) -> None:
+    def __init__(self, adapter: Adapter, wish: Wish, caller: Caller, works: Works, on_event: OnEvent | None) -> None:
         self._adapter = adapter
         self._wish = wish
         self._caller = caller
+        self._works = works
         self._on_event = on_event
-        self._bill = bill
         self._places = asyncio.Semaphore(PARALLEL)
         self._percent: dict[int, int] = {}
 
@@ -88,7 +88,7 @@ class _Run:
             await self._call(n, first)
         self._tell(
             Accepted(
-                size=wish.size or request.size or request.default_size or _SQUARE,
+                size=wish.size or request.size or DEFAULT_SIZE,  # who chooses does not tell it beforehand
                 quality=wish.effort or "medium",
                 output_format=wish.output_format,
                 background=wish.background,
@@ -100,7 +100,7 @@ class _Run:
     async def _all(self, parts: Sequence[tuple[int, int]]) -> list[tuple[Made, list[Had]]]:
         """What all calls make, or the first error. After one nothing more is sent; what is on its way already goes on
         until it is known whether it costs anything."""
-        works = [self._bill.work() for _ in parts]
+        works = [self._works.one() for _ in parts]
         tasks = [
             asyncio.create_task(self._share(n, first, work)) for (n, first), work in zip(parts, works, strict=True)
         ]
@@ -110,19 +110,19 @@ class _Run:
             for task, work in zip(tasks, works, strict=True):
                 if not work.may_be_billed:
                     task.cancel()
-            await self._bill.known()
-            raise (billed(error) if self._bill.may_be_billed else error) from None
+            await self._works.known()
+            raise (billed(error) if self._works.may_be_billed else error) from None
         finally:
             await _stopped(tasks)
 
     async def _share(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
         async with self._places:
-            if self._bill.error is not None:
-                raise self._bill.error
+            if self._works.error is not None:
+                raise self._works.error
             try:
                 return await self._in_time(n, first, work)
             except HubError as error:
-                self._bill.error = self._bill.error or error
+                self._works.error = self._works.error or error
                 raise
 
     async def _in_time(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
@@ -194,7 +194,3 @@ async def _stopped(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-
-
-_SQUARE = Size(1024, 1024)
-"""What a stream's previews are said to be, where the provider chooses the size and does not tell it."""

@@ -26,14 +26,14 @@ from hub.errors import (
     ProviderUnavailable,
 )
 from hub.manifest import RemoteDefaults
-from hub.remote import bill, caller
+from hub.remote import caller, works
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending
-from hub.remote.bill import Bill
 from hub.remote.caller import Caller
 from hub.remote.credentials import Credentials, Key, Keys
 from hub.remote.provider import RemoteProvider
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, plan
+from hub.remote.works import Works
 from hub.types import Event, ImageRequest, ImageResult, Preview, Progress, Size
 from tests.remote.fake import (
     FAKE,
@@ -59,7 +59,7 @@ GOOD = says(body_of(png()))
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caller, "BACKOFF", 0.02)
     monkeypatch.setattr(caller, "SHORTEST_POLL", 0.01)
-    monkeypatch.setattr(bill, "GRACE", 0.3)
+    monkeypatch.setattr(works, "GRACE", 0.3)
 
 
 class Asking:
@@ -178,7 +178,7 @@ def test_a_request_that_is_refused_in_part_may_have_cost_something(reactions: tu
 def test_a_request_of_which_all_calls_are_refused_has_cost_nothing_whichever_is_refused_first(
     status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bill, "GRACE", 20)
+    monkeypatch.setattr(works, "GRACE", 20)
 
     async def test(asking: Asking) -> None:
         error = await asking.fail(n=10)
@@ -190,7 +190,7 @@ def test_a_request_of_which_all_calls_are_refused_has_cost_nothing_whichever_is_
 
 
 def test_a_request_is_given_up_as_soon_as_it_is_known_to_cost_something(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bill, "GRACE", 19)
+    monkeypatch.setattr(works, "GRACE", 19)
 
     async def test(asking: Asking) -> None:
         start = asyncio.get_running_loop().time()
@@ -205,9 +205,9 @@ def test_a_request_that_is_cancelled_costs_nothing_before_it_was_sent(reaction: 
     async def test(asking: Asking) -> None:
         if not costs:
             asking.keys.rest(asking.keys.all[0], 5)
-        told = Bill()
+        told = Works()
         model = manifest(asking.server.url)
-        task = asyncio.create_task(asking.provider.generate(model, ImageRequest(prompt="x"), bill=told))
+        task = asyncio.create_task(asking.provider.generate(model, ImageRequest(prompt="x"), works=told))
         await asyncio.sleep(0.1)
         while costs and not asking.server.posts:
             await asyncio.sleep(0.01)

@@ -13,30 +13,30 @@ GRACE = 5.0
 refused soon."""
 
 
-class Bill:
+class Works:
     """The calls of one request."""
 
     def __init__(self) -> None:
         self.error: HubError | None = None
         """That of the first call that has failed: after it nothing more is sent, nor sent again."""
-        self._works: list[Work] = []
+        self._all: list[Work] = []
         self._news = asyncio.Event()
 
-    def work(self) -> Work:
-        """One more call."""
-        self._works.append(Work(self, self._news))
-        return self._works[-1]
+    def one(self) -> Work:
+        """A further call."""
+        self._all.append(Work(self, self._news))
+        return self._all[-1]
 
     @property
     def may_be_billed(self) -> bool:
         """Whether the provider may charge for any of them."""
-        return any(work.may_be_billed for work in self._works)
+        return any(work.may_be_billed for work in self._all)
 
     async def known(self) -> None:
         """Returns when it is certain that something may be billed, or that nothing is, or else after GRACE."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(GRACE):
-                while {work.state for work in self._works} in ({"sent"}, {"sent", "idle"}):
+                while {work.state for work in self._all} in ({"sent"}, {"sent", "idle"}):
                     self._news.clear()
                     await self._news.wait()
 
@@ -45,8 +45,8 @@ class Work:
     """One call. `state`: `sent` while it is on its way, or worked on, and nothing was heard of it; `spent` when the
     provider has taken it, or has failed in a way after which it may charge; `idle` before, and when it was refused."""
 
-    def __init__(self, bill: Bill, news: asyncio.Event) -> None:
-        self.bill = bill
+    def __init__(self, works: Works, news: asyncio.Event) -> None:
+        self.works = works
         self.state: Literal["idle", "sent", "spent"] = "idle"
         self._news = news
 
