@@ -26,14 +26,16 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hub import accounts, prices
+from hub import accounts, prices, providers
 from hub.accounts import Column, Span, Sums, UsageRow
 from hub.database import Database
-from hub.errors import BudgetExceeded
+from hub.errors import BudgetExceeded, ModelUnusable
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
-from hub.remote.sizes import nearest_size
+from hub.remote.adapter import Adapter
+from hub.remote.result import shares
+from hub.remote.wish import intended
 from hub.report import look
-from hub.routing import is_free
+from hub.routing import is_free, size_at
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult
 from hub.usage import count_usage
@@ -214,12 +216,35 @@ class Ledger:
 
 def estimate(target: ModelManifest | RemoteManifest, request: ImageRequest) -> float | None:
     """US dollars that a target is expected to take for a request; see `prices.estimate`."""
-    asked = request.size or (parse_size(target.defaults.size) if target.defaults.size else None)
     if isinstance(target, ModelManifest):
-        return prices.estimate(target.prices, request, asked)
-    size = asked and nearest_size(asked, [parse_size(each) for each in target.remote.sizes], target.remote.shapes)
-    calls = -(-request.n // target.remote.max_n)
-    return prices.estimate(target.prices, request, size, quality=target.defaults.quality, calls=calls)
+        keeps = request.images and not (request.size or request.default_size)  # the size of its source
+        size = None if keeps else size_at(target, request)
+        most = target.size.max_output**2
+        return prices.estimate(target.prices, request, size, quality=request.effort, largest=most)
+    try:
+        adapter = providers.adapter(target.provider)
+    except ModelUnusable:  # told by the attempt, in its own words
+        honoured, most_pictures = Adapter.honours, target.remote.max_n
+    else:
+        honoured, most_pictures = adapter.honoured(target), adapter.most(target, request)
+    size, quality = intended(target, honoured, request)
+    return prices.estimate(
+        target.prices,
+        request,
+        size,
+        quality=quality,
+        calls=len(shares(request.n, most_pictures)),
+        largest=_largest(target),
+    )
+
+
+def _largest(target: RemoteManifest) -> int:
+    """Pixels of the largest picture that a remote model draws, as far as its manifest tells."""
+    shapes = target.remote.shapes
+    sizes = [parse_size(each) for each in target.remote.sizes]
+    if sizes or shapes is None:
+        return max((each.width * each.height for each in sizes), default=prices.MEGAPIXEL)
+    return min(shapes.max**2, shapes.max_pixels or shapes.max**2)
 
 
 def month_of(now: float) -> Span:

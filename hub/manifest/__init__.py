@@ -14,6 +14,7 @@ from hub.manifest.listing import ID_PATTERN, SIZE, ModelId, PricesSection, Token
 from hub.manifest.local import (
     COMMIT_PATTERN,
     COMPONENT_FILES,
+    MIN_OUTPUT,
     REPO_PATTERN,
     SCHEDULER_PATTERN,
     VARIANT_PATTERN,
@@ -43,6 +44,7 @@ __all__ = [
     "COMPONENT_FILES",
     "CREDENTIALS_PATTERN",
     "ID_PATTERN",
+    "MIN_OUTPUT",
     "PROVIDER_PATTERN",
     "REPO_PATTERN",
     "SCHEDULER_PATTERN",

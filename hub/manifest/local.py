@@ -9,7 +9,7 @@ from msgspec import Meta, Struct, field
 
 from hub.imaging.geometry import NativeShapes
 from hub.manifest.listing import Listing, PricesSection, SizeText, parse_size
-from hub.types import Effort, Style, Task
+from hub.types import Effort, Size, Style, Task
 
 DEVICE_PATTERN = r"^(cpu|mps|cuda:(0|[1-9][0-9]?))$"
 
@@ -33,6 +33,10 @@ Commit = Annotated[str, Meta(pattern=COMMIT_PATTERN)]
 Variant = Annotated[str, Meta(pattern=VARIANT_PATTERN)]
 
 
+MIN_OUTPUT = 16
+"""Pixels a side of what a local model answers, at least."""
+
+
 class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """What the model draws itself (pixels), and the largest side that is made from it by resampling."""
 
@@ -45,6 +49,12 @@ class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.shapes.holds(parse_size(self.native)):
             raise ValueError("native must be a multiple of `multiple` and lie between `min` and `max`")
+
+    def refused(self, size: Size) -> str | None:
+        """Why a picture of this size cannot be had, in words; None where it can."""
+        if all(MIN_OUTPUT <= side <= self.max_output for side in (size.width, size.height)):
+            return None
+        return f"size: {size} is out of range; each side must be {MIN_OUTPUT} to {self.max_output} pixels."
 
     @property
     def shapes(self) -> NativeShapes:

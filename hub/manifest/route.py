@@ -12,7 +12,8 @@ from hub.types import Task
 
 class TargetSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """One model that may serve a route's id, and when: only `tasks` of these kinds, only callers with these `keys`,
-    only requests of at most `max_pixels` a picture, and only while at most `max_waiting` requests wait on this hub."""
+    only requests of at most `max_pixels` a picture, and only while at most `max_waiting` requests wait on this hub that
+    came before."""
 
     model: ModelId
     tasks: list[Task] = field(default_factory=list)

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending, Picture, blocked
 from hub.remote.reading import at, count, event_of, picture_of, text
@@ -120,7 +120,7 @@ class ByteDance(Adapter):
     def _fault(self, fault: object) -> HubError:
         if SENSITIVE in text(at(fault, "code")):
             return blocked(self.title)
-        return ProviderFailed(f"{self.title} made no picture of this request.", may_have_billed=True)
+        return NothingMade(f"{self.title} made no picture of this request.", may_have_billed=True)
 
 
 def _usage(told: object) -> Usage | None:

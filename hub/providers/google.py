@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, NothingMade, ProviderBusy, ProviderKeyRefused
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending, blocked, retry_after
 from hub.remote.reading import at, count, listed, picture_of, text
 from hub.remote.sizes import nearest_ratio, tier
@@ -133,7 +133,7 @@ class Google(Adapter):
         reasons = {text(candidate.finish_reason) for candidate in found.candidates}
         if reasons & BLOCKED or at(found.prompt_feedback, "blockReason"):
             return blocked(self.title)
-        return ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
+        return NothingMade(f"{self.title} answered without a picture.", may_have_billed=True)
 
 
 def _image_config(size: Size, ratio: str | None) -> dict[str, str]:

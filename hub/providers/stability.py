@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Form, Made, Pending, blocked
 from hub.remote.reading import picture_of, seed
@@ -94,7 +94,7 @@ class Stability(Adapter):
             raise blocked(self.title)
         picture = picture_of(found.image)
         if picture is None:
-            raise ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
+            raise NothingMade(f"{self.title} answered without a picture.", may_have_billed=True)
         return Made([picture], seed=seed(found.seed))
 
     def refusal(self, answer: Answer) -> HubError:

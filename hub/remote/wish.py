@@ -17,7 +17,7 @@ from hub.imaging.masks import read_mask
 from hub.manifest import RemoteManifest, parse_size
 from hub.remote.sizes import nearest_ratio, nearest_size, ratio_of
 from hub.remote.sources import Mask, Source, read_source
-from hub.types import EFFORTS, MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
+from hub.types import MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
 
 OPTIONAL = (
     "size",
@@ -125,14 +125,13 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     mask = read_mask(request.mask, images[0].size) if request.mask is not None else None
     if mask is not None and mask.remark:
         notices.append(Notice("mask", mask.remark))
-    size, ratio = _size(manifest, request, notices) if "size" in honoured else (None, None)
-    quality = request.quality if "quality" in honoured else None
+    size, effort = intended(manifest, honoured, request)
     wish = Wish(
         manifest=manifest,
         request=request,
         size=size,
-        aspect_ratio=ratio,
-        effort=EFFORTS[quality] if quality not in (None, "auto") else manifest.defaults.quality,
+        aspect_ratio=_ratio(manifest, request, size, notices) if size is not None else None,
+        effort=effort,
         output_format=_format(manifest, request, notices),
         images=images,
         mask=Mask(mask.picture) if mask is not None else None,
@@ -140,22 +139,34 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     return noting(wish, notices)
 
 
-def _size(manifest: RemoteManifest, request: ImageRequest, notices: list[Notice]) -> tuple[Size | None, str | None]:
-    """The nearest size and aspect ratio that the model draws."""
-    remote, default = manifest.remote, manifest.defaults.size if not request.images else None
-    asked = request.size or (parse_size(default) if default else None)
-    if asked is None:
-        return None, None
-    ratio = None
-    if remote.aspect_ratios:
-        ratio = nearest_ratio(asked, remote.aspect_ratios)
+def wanted_size(manifest: RemoteManifest, request: ImageRequest) -> Size | None:
+    """The size that was asked for, or the manifest's own; None for an edit without one, which the provider chooses."""
+    default = manifest.defaults.size if not request.images else None
+    return request.size or (parse_size(default) if default else None)
+
+
+def intended(
+    manifest: RemoteManifest, honoured: Collection[str], request: ImageRequest
+) -> tuple[Size | None, Effort | None]:
+    """The size and the quality that the provider is told to draw; None where it shall choose."""
+    asked, remote = wanted_size(manifest, request), manifest.remote
+    size = None
+    if asked is not None and "size" in honoured:
+        size = nearest_size(asked, [parse_size(each) for each in remote.sizes], remote.shapes)
+    return size, (request.effort if "quality" in honoured else None) or manifest.defaults.quality
+
+
+def _ratio(manifest: RemoteManifest, request: ImageRequest, size: Size, notices: list[Notice]) -> str | None:
+    """The nearest aspect ratio that the model draws, where it is told one. Notes what is not as it was asked for."""
+    asked, ratio = wanted_size(manifest, request) or size, None
+    if manifest.remote.aspect_ratios:
+        ratio = nearest_ratio(asked, manifest.remote.aspect_ratios)
         near = math.isclose(ratio_of(ratio), asked.width / asked.height, rel_tol=0.01)
         if request.size is not None and not near:
             notices.append(Notice("size", f"{manifest.id} draws no {asked}; the nearest shape, {ratio}, was asked for"))
-    size = nearest_size(asked, [parse_size(each) for each in remote.sizes], remote.shapes)
     if request.size is not None and size != asked:
         notices.append(Notice("size", f"{manifest.id} draws no {asked}; {size}, the nearest, was asked for"))
-    return size, ratio
+    return ratio
 
 
 def _format(manifest: RemoteManifest, request: ImageRequest, notices: list[Notice]) -> OutputFormat:
