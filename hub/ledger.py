@@ -21,6 +21,7 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
@@ -72,6 +73,7 @@ class Ledger:
         self._unwritten: list[UsageRow] = []
         self._flush: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="hub-usage")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -83,6 +85,7 @@ class Ledger:
             sweeper.cancel()
             await asyncio.gather(sweeper, return_exceptions=True)
             await self._written()
+            self._looking.shutdown(wait=False, cancel_futures=True)
 
     @property
     def month(self) -> Span:
@@ -99,9 +102,12 @@ class Ledger:
         return await self._spent(owner) / MICRO
 
     async def used(self, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
-        """Uses summed up; see `report.look`. Beside the store, whose thread has more urgent things to do."""
+        """Uses summed up; see `report.look`. On a thread of its own: that of the store has more urgent things to do, as
+        have those which read and write files, and sums of a year take a while."""
         await self._written()
-        return await asyncio.to_thread(look, self._store.path, by, span, owner, limit)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._looking, look, self._store.path, by, span, owner, limit
+        )
 
     async def reserve(
         self, *, owner: str, asked: str, target: ModelManifest | RemoteManifest, request: ImageRequest
@@ -186,7 +192,8 @@ class Ledger:
         if self._flush is not None:
             self._flush.cancel()
             self._write_gathered()
-        await asyncio.gather(*self._writing)
+        if self._writing:
+            await asyncio.wait(self._writing)  # who stops waiting stops none of them
 
     async def _write(self, work: Callable[[Database], None]) -> None:
         await asyncio.shield(self._begin(work))

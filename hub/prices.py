@@ -6,12 +6,14 @@ An estimate is made to be compared and reserved, so where it has to guess it gue
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from hub.manifest import PricesSection, TokenPrices, parse_size
 from hub.types import DEFAULT_SIZE, Effort, ImageRequest, ImageResult, Size
 from hub.usage import count_usage, image_tokens
 
 MEGAPIXEL = 1 << 20
+QUALITIES: tuple[Effort, ...] = get_args(Effort)
 MILLION = 1_000_000
 MOST = 1_000_000.0
 """US dollars; who tells more for a request is not believed."""
@@ -52,7 +54,8 @@ def estimate(
 
 def cost(prices: PricesSection, result: ImageResult) -> float | None:
     """US dollars that a result has cost: what the provider tells, else what the table says of what was made; None
-    where neither does, or where tokens cost and the provider has not counted them.
+    where neither does, where tokens cost and the provider has not counted them, or where the price goes by a quality
+    that nobody has told.
 
     `result.usage` is to be the provider's own, not what the hub counts in its stead.
     """
@@ -62,6 +65,8 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
         return None
     made, total = len(result.images), result.device_seconds * prices.second
     if prices.images:
+        if not result.quality_told and len({_price(prices.images, each, result.size) for each in QUALITIES}) > 1:
+            return None
         total += made * _price(prices.images, result.quality, result.size)
     total += made * _megapixels(result.size) * prices.megapixel
     if prices.tokens and result.usage is not None:
@@ -93,7 +98,7 @@ def _price(table: Mapping[str, float], quality: Effort | None, size: Size | None
     A size that the table lacks counts as the next larger one; one beyond all, as the largest by its share of pixels.
     """
     if quality is None:
-        return max(_price(table, each, size) for each in ("low", "medium", "high"))
+        return max(_price(table, each, size) for each in QUALITIES)
     for key in (f"{quality}/{size}", f"{quality}/*", f"*/{size}", "*/*") if size else ():
         if key in table:
             return table[key]

@@ -124,8 +124,9 @@ class ImageResult(Struct, frozen=True, kw_only=True):
     pictures and the mask. `warnings`: what was not honoured. `usage` is what a provider has metered; None where it does
     not meter. `encoded`: the same files in base64, where a provider sent them so and nothing was changed: they are
     passed on as they came. `revised_prompts`: of each picture, what the provider made of the prompt, empty where it
-    tells none; or nothing at all. `target` is the id of the model that has drawn. `cost` is in US dollars, None where
-    nothing tells it; `device_seconds` is what a local device has worked.
+    tells none; or nothing at all. `target` is the id of the model that has drawn. `quality_told`: whether `quality` is
+    more than the hub's guess. `cost` is in US dollars, None where nothing tells it; `device_seconds` is what a local
+    device has worked.
     """
 
     images: tuple[bytes, ...]
@@ -140,6 +141,7 @@ class ImageResult(Struct, frozen=True, kw_only=True):
     encoded: tuple[bytes, ...] = ()
     revised_prompts: tuple[str, ...] = ()
     target: str = ""
+    quality_told: bool = True
     cost: float | None = None
     device_seconds: float = 0.0
 

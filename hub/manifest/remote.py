@@ -105,6 +105,8 @@ class RemoteManifest(Listing, kw_only=True):
     def __post_init__(self) -> None:
         if self.provider == "local":
             raise ValueError("a manifest of a local model has no `remote`")
+        if self.prices.second:
+            raise ValueError("prices.second is of a device of this machine; give what a picture, or its tokens, cost")
         if self.remote.base_url is not None:
             self.remote.base_url = _base_url(self.remote.base_url)
         elif self.provider == "openai_compatible":

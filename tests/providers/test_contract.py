@@ -340,6 +340,17 @@ def test_a_ready_made_manifest_can_be_asked(source: Path) -> None:
             assert "fox" not in call.url
 
 
+@pytest.mark.parametrize("source", READY_MADE, ids=lambda source: source.stem)
+def test_a_ready_made_manifest_that_prices_tokens_says_how_many_a_picture_takes(source: Path) -> None:
+    """Else they would be the hub's own count, which is less than a picture of high quality takes."""
+    manifest = read_manifest(source)
+    assert isinstance(manifest, RemoteManifest)
+    known = set(manifest.prices.tokens.output_tokens) if manifest.prices.tokens else {"*/*"}
+    sizes = set(manifest.remote.sizes) or {"*"}
+    for quality in ("low", "medium", "high"):
+        assert {"*/*", f"{quality}/*"} & known or {f"{quality}/{size}" for size in sizes} <= known
+
+
 def test_no_two_ready_made_manifests_have_one_id() -> None:
     ids = [read_manifest(source).id for source in READY_MADE]
     assert len(ids) == len(set(ids))
