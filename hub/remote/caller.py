@@ -5,8 +5,9 @@ or the provider said that it has no room (429, 503), or does not take the key. W
 `may_have_billed`, and what to do about it is the route's to decide (hub.routing).
 
 `may_have_billed` is true where any call of the request was on its way as a whole, and the provider has not said by a
-status (3xx, 4xx, 503, 529) that it did nothing: the answer never came, came too late, was a 5xx of another kind or no
-picture, or a picture could not be had. It is true as well for an error of one call whose sisters may have been billed.
+status (3xx, 4xx but 408, 503, 529) that it did nothing: the answer never came, came too late, was a 5xx of another kind
+or no picture, or a picture could not be had. It is true as well for an error of one call whose sisters may have been
+billed.
 """
 
 from __future__ import annotations
