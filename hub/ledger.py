@@ -28,14 +28,14 @@ import msgspec
 from msgspec import Struct
 
 from hub import accounts, prices, providers
-from hub.accounts import Column, Span, Sums, UsageRow
+from hub.accounts import MICRO, Column, Span, Sums, UsageRow
 from hub.database import Database
 from hub.errors import BudgetExceeded, ModelUnusable
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
 from hub.remote.adapter import Adapter
 from hub.remote.result import shares
 from hub.remote.wish import intended
-from hub.report import look
+from hub.report import left_of, limit_of, look
 from hub.routing import is_free, size_at
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult
@@ -43,7 +43,6 @@ from hub.usage import count_usage
 
 log = logging.getLogger(__name__)
 
-MICRO = 1_000_000
 DELAY = 0.5
 """Seconds for which uses that cost nothing are gathered, to be written together."""
 KEPT = 400 * 24 * 3600.0
@@ -94,8 +93,8 @@ class Ledger:
 
     async def budget_left(self, owner: str) -> float | None:
         """US dollars that a key may still spend in this month; None where nothing limits it."""
-        limit = self._limit_of(owner)
-        return None if limit is None else max(0, limit - await self._spent(owner)) / MICRO
+        budget = self._budget_of(owner)
+        return None if limit_of(budget) is None else left_of(budget, await self._spent(owner))
 
     async def spent(self, owner: str) -> float:
         """US dollars that a key has spent in this month, with what is reserved."""
@@ -128,7 +127,7 @@ class Ledger:
         )
         if is_free(target):
             return Entry(row, target, request, booked=False)
-        limit = None if expected == 0 else self._limit_of(owner)
+        limit = None if expected == 0 else limit_of(self._budget_of(owner))
         if limit is not None and expected is None and isinstance(target, RemoteManifest):
             raise exceeded(row, limit, await self._spent(owner))
         await self._book(row, limit)
@@ -149,12 +148,6 @@ class Ledger:
         self._unwritten.append(row)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(DELAY, self._write_gathered)
-
-    def _limit_of(self, owner: str) -> int | None:
-        budget = self._budget_of(owner)
-        if budget is None or budget == math.inf:
-            return None
-        return round(budget * MICRO) if budget > 0 else 0  # what is no number allows nothing
 
     async def _book(self, row: UsageRow, limit: int | None) -> None:
         """Writes a reservation, where there is room for it; one whose caller leaves meanwhile is taken back."""

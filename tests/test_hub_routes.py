@@ -585,9 +585,23 @@ def test_a_job_begins_anew_with_the_next_target(house: House) -> None:
         ask = Ask(owner=None, kind="image_generation", model="image", rendering=b"{}", output_format="png")
         job = await hub.jobs.submit(ask, lambda on_event: hub.generate("image", STAR, on_event))
         with hub.jobs.watching(job), job.events() as queue:
-            while await queue.get() is not None:
+            hear = job.hear
+
+            def hearing(event: Event) -> None:
+                hear(event)
                 seen.append((job.row.status, job.row.step, job.row.steps))
+
+            job.hear = hearing  # type: ignore[method-assign]
+            while await queue.get() is not None:
+                pass
             result = await job.finished()
+        assert seen == [
+            ("queued", 0, 0),  # accepted here
+            ("in_progress", 3, 6),
+            ("queued", 0, 0),  # accepted there: all begins anew
+            ("in_progress", 0, 100),
+            ("in_progress", 100, 100),
+        ]
         assert result.target == "far"
         assert job.plan is not None and str(job.plan.size) == "1024x1024"
         assert job.row.status == "completed" and job.row.step == job.row.steps == 100

@@ -77,22 +77,18 @@ def _caller(settings: Settings, owner: str) -> Caller:
     import sqlite3
     import time
 
-    from hub.accounts import spent
-    from hub.database import looking_into
     from hub.errors import ConfigurationError
-    from hub.ledger import MICRO, month_of, name_of
+    from hub.ledger import month_of, name_of
+    from hub.report import left_of, spent
     from hub.route import Caller
 
     budget = settings.budget_of(owner)
     path = settings.cache_dir / "hub.db"
-    if budget is not None:
-        try:
-            with looking_into(path) as raw:
-                used = spent(raw, owner, name_of(month_of(time.time()))) if raw is not None else 0
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigurationError(f"{path} cannot be read: {error}") from None
-        budget = max(0.0, budget - used / MICRO)
-    return Caller(owner=owner, may_leave=settings.may_leave(owner), budget_left=budget)
+    try:
+        used = 0 if budget is None else spent(path, owner, name_of(month_of(time.time())))
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    return Caller(owner=owner, may_leave=settings.may_leave(owner), budget_left=left_of(budget, used))
 
 
 def _decide(settings: Settings, model: str, request: ImageRequest, caller: Caller) -> Route:
