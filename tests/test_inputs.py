@@ -406,7 +406,9 @@ def test_a_public_host_is_reached_at_the_very_address_that_was_checked(
     """The dialler is replaced: nothing may leave loopback."""
     dialled: list[tuple[str, int]] = []
 
-    async def dial(address: str, parts: Any, port: int, max_bytes: int, *, follow: bool) -> tuple[bytes, None]:
+    async def dial(
+        client: Any, address: str, parts: Any, port: int, max_bytes: int, *, follow: bool
+    ) -> tuple[bytes, None]:
         dialled.append((address, port))
         return PICTURE, None
 
