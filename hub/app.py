@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.datastructures import State
 from litestar.exceptions import HTTPException
 
-from hub.api import admin, aigne, docs, engine, files, health, images, jobs, loras, models, openapi, tasks, wire
+from hub.api import admin, aigne, docs, engine, files, health, images, jobs, loras, models, openapi, tasks, usage, wire
 from hub.api.auth import require_key
 from hub.errors import HubError
 from hub.hub import Hub
@@ -40,6 +40,7 @@ def create_app(settings: Settings) -> Litestar:
             models.list_models,
             models.get_model,
             loras.list_loras,
+            usage.get_usage,
             *admin.handlers,
             *tasks.handlers,
             files.download,

@@ -15,6 +15,7 @@ import logging
 import os
 import secrets
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,42 @@ def open_database(path: Path) -> Database:
         return _open_sound(path)
 
 
+@contextlib.contextmanager
+def looking_into(path: Path) -> Iterator[sqlite3.Connection | None]:
+    """The database for a look from beside the hub, which may run: nothing is made, migrated or set aside. None where
+    there is none yet, or it is of an older hub.
+
+    Raises sqlite3.Error, or OSError, where it cannot be read; and ConfigurationError where a newer hub has made it.
+    """
+    with contextlib.ExitStack() as stack:
+        database = _looked_at(path, stack)
+        if database is None:
+            yield None
+            return
+        database.raw.execute("PRAGMA query_only = ON")
+        try:
+            version = _version(database.raw)
+        except _Damaged as error:
+            raise sqlite3.DatabaseError(str(error)) from None
+        _refuse_newer(path, version)
+        yield database.raw if version == migrations.HEAD else None
+
+
+def _looked_at(path: Path, stack: contextlib.ExitStack) -> Database | None:
+    """The database as it is, while nobody else opens or replaces it; None where there is none, or no longer."""
+    if not path.is_file():
+        return None
+    try:
+        stack.enter_context(alone_in(path.parent))
+        database = Database(path)
+    except (OSError, sqlite3.Error):
+        if path.is_file():
+            raise
+        return None
+    stack.callback(database.close)
+    return database
+
+
 def _make(name: str, folder: int) -> None:
     """Puts a new database in its place, where there is nothing."""
     try:
@@ -185,11 +222,7 @@ def _open_sound(path: Path) -> Database:
         if verdicts != [("ok",)]:
             raise _Damaged("its check failed")
         version = _version(database.raw)
-        if version > migrations.HEAD:
-            raise ConfigurationError(
-                f"{path}: made by a newer hub (schema {version}; this one knows {migrations.HEAD}). "
-                "Update this hub, or delete the file; its jobs are then forgotten."
-            )
+        _refuse_newer(path, version)
         for pragma in PRAGMAS:  # not before: the first one changes the file
             database.raw.execute(f"PRAGMA {pragma}").fetchall()
         if version < migrations.HEAD:
@@ -199,6 +232,14 @@ def _open_sound(path: Path) -> Database:
         database.close()
         raise
     return database
+
+
+def _refuse_newer(path: Path, version: str) -> None:
+    if version > migrations.HEAD:
+        raise ConfigurationError(
+            f"{path}: made by a newer hub (schema {version}; this one knows {migrations.HEAD}). "
+            "Update this hub, or delete the file; its jobs are then forgotten."
+        )
 
 
 def _version(raw: sqlite3.Connection) -> str:

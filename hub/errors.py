@@ -61,6 +61,8 @@ class HubError(Exception):
     code: str = "internal_error"
     final: bool = False
     """Whether the same request would fail again: OpenAI's clients, which repeat a 409 or a 5xx, are told not to."""
+    may_have_billed: bool = False
+    """Whether a remote provider may charge for the request all the same; see ProviderError."""
 
     def __init__(
         self, message: str, *, param: str | None = None, code: str | None = None, retry_after: int | None = None

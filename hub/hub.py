@@ -18,12 +18,13 @@ from hub.files import Files
 from hub.inputs import InputImages
 from hub.jobs import RESTARTED, Jobs
 from hub.keys import Keyring
+from hub.ledger import Ledger
 from hub.library.orders import Gone, Pull, Result
 from hub.library.places import Marks, Places
 from hub.library.progress import Progress
 from hub.library.tasks import Tasks
 from hub.loras import Loras
-from hub.manifest import ModelManifest, RemoteManifest
+from hub.manifest import ModelManifest, RouteManifest
 from hub.neighbours import Neighbours
 from hub.offline import QUIET, forbid, is_here, variables
 from hub.providers.local import LocalProvider
@@ -31,7 +32,9 @@ from hub.registry import LiveRegistry, Registry, absence
 from hub.remote.credentials import open_credentials
 from hub.remote.provider import RemoteProvider
 from hub.remote.transport import Transport
-from hub.routing import route
+from hub.route import Caller, Route
+from hub.routing import broken
+from hub.serving import Serving
 from hub.settings import Settings
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult, OnEvent
@@ -70,6 +73,7 @@ class Hub:
         self.keys = Keyring(settings.api_keys)
         self.inputs = InputImages(self.files, settings.image_hosts, offline=settings.offline)
         self.store = Store(settings.cache_dir)
+        self.ledger = Ledger(self.store, settings.budget_of)
         self.jobs = Jobs(self.store, self.files, max(settings.job_ttl, settings.file_ttl), settings.max_queue)
         self.places = Places.of(settings)
         self.tasks = Tasks(self.places, variables(offline=settings.offline), self._on_order)
@@ -77,7 +81,17 @@ class Hub:
         self._local = LocalProvider(self.engine, self.loras, receipts=settings.receipts)
         self._transport = Transport(offline=settings.offline)
         credentials = open_credentials(settings.credentials, providers.key_variables())
-        self._remote = RemoteProvider(providers.adapter, self._transport, credentials)
+        remote = RemoteProvider(providers.adapter, self._transport, credentials)
+        self._serving = Serving(
+            settings=settings,
+            registry=lambda: self.registry,
+            draw=self._draw,
+            lacks=self._lacks,
+            remote=remote,
+            ledger=self.ledger,
+            waiting=lambda: self.jobs.waiting,
+        )
+        self._tell_broken_routes()
 
     @property
     def registry(self) -> Registry:
@@ -85,20 +99,37 @@ class Hub:
         return self._registry.current
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None = None) -> ImageResult:
-        """Makes the pictures with the first target of the model's route. Raises HubError."""
-        chosen = route(model, self.registry)
-        target = chosen.targets[0]
-        log.info("%s: %d of %s (%s)", request.label or "request", request.n, target.manifest.id, chosen.reason)
-        if isinstance(target.manifest, RemoteManifest):
-            result = await self._remote.generate(target.manifest, request, on_event)
-        else:
-            manifest = await self._present(target.manifest)
-            self._marks.mark(manifest.id)
-            result = await self._local.generate(manifest, request, on_event)
+        """Makes the pictures with the first target of the model's route that can. Raises HubError."""
+        result = await self._serving.generate(model, request, on_event)
         if result.usage is None:
             usage = count_usage(request.prompt, result.sources, result.size, len(result.images))
             result = msgspec.structs.replace(result, usage=usage)
         return result
+
+    async def decide(self, model: str, request: ImageRequest, caller: Caller | None = None) -> Route:
+        """What `generate` would do, without doing it. `caller`: where the ledger does not run. Raises ModelNotFound."""
+        return await self._serving.decide(model, request, caller=caller)
+
+    async def caller(self, owner: str) -> Caller:
+        """What a key ("" on a hub without keys) may do now."""
+        return await self._serving.caller(owner)
+
+    def _tell_broken_routes(self) -> None:
+        for listed in self.registry:
+            if isinstance(listed.manifest, RouteManifest) and not listed.is_alias:
+                for each in broken(listed.manifest, self.registry):
+                    log.error("%s: its target %s is left out: it %s", listed.id, each.model, each.words)
+
+    async def _draw(self, manifest: ModelManifest, request: ImageRequest, on_event: OnEvent | None) -> ImageResult:
+        manifest = await self._present(manifest)
+        self._marks.mark(manifest.id)
+        return await self._local.generate(manifest, request, on_event)
+
+    def _lacks(self, manifest: ModelManifest) -> bool:
+        """Whether a model's weights are not here, and nothing fetches them."""
+        if absence(manifest) is None or self.engine.has(manifest.id):
+            return False
+        return self.settings.offline or not self._can_be_fetched(manifest)
 
     async def load(self, model: str, *, pinned: bool | None = None) -> None:
         """Has a model in memory before it is asked for. `pinned`: whether it stays there; None leaves that as it is.
@@ -114,7 +145,7 @@ class Hub:
         missing = absence(manifest)
         if missing is None or self.engine.has(manifest.id):  # what is in memory goes on without its files
             return manifest
-        if self.settings.auto_pull != "off" and manifest.source is not None and manifest.source.kind == "huggingface":
+        if self._can_be_fetched(manifest):
             await self._fetch(manifest.id)
             manifest = self.registry.get(manifest.id).local
             missing = absence(manifest)
@@ -123,6 +154,10 @@ class Hub:
             words = f"The weights of {manifest.id} are not on this machine. Its owner can see what is missing with"
             raise ModelUnusable(f"{words} `hub doctor`.", param="model")
         return manifest
+
+    def _can_be_fetched(self, manifest: ModelManifest) -> bool:
+        source = manifest.source
+        return self.settings.auto_pull != "off" and source is not None and source.kind == "huggingface"
 
     async def _fetch(self, model: str) -> None:
         """Has a model's weights fetched, and waits for them where the owner wants that.
@@ -155,6 +190,7 @@ class Hub:
         """Jobs are kept, the engine process runs and what has expired is swept, as long as the context."""
         async with (
             self.store.running(msgspec.json.encode(RESTARTED)),
+            self.ledger.running(),
             self.files.sweeping(),
             self._transport.running(),
             self.neighbours.running(),

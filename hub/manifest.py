@@ -357,6 +357,14 @@ class RemoteManifest(Listing, kw_only=True):
             self.remote.base_url = _base_url(self.remote.base_url)
         elif self.provider == "openai_compatible":
             raise ValueError("remote.base_url is missing: openai_compatible has no address of its own")
+        if self.owned_by == "local":
+            self.owned_by = self.provider
+
+    @property
+    def keys_name(self) -> str | None:
+        """The name of the keys that its calls may carry, None for none: an address of the owner's gets none that is not
+        named."""
+        return self.remote.credentials or (self.provider if self.remote.base_url is None else None)
 
 
 class TargetSection(Struct, forbid_unknown_fields=True, kw_only=True):

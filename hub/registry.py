@@ -312,7 +312,7 @@ def open_registry(
         claimed = _Claims({*owner_aliases, *own})
         for source, manifest in _read_all(folder, weights_dir, remote_models):
             claimed.add(source, manifest)
-            unused -= {pattern for pattern in unused if fnmatch.fnmatchcase(manifest.id, pattern)}
+            unused -= {pattern for pattern in unused if named(manifest.id, [pattern])}
             manifests[manifest.id], sources[manifest.id] = manifest, source
             aliases |= dict.fromkeys(manifest.aliases, manifest.id)
         chosen |= own
@@ -346,16 +346,25 @@ def _read_all(
     folder: Path, weights_dir: Path | None, remote_models: Sequence[str]
 ) -> Iterator[tuple[Path, AnyManifest]]:
     """A folder's manifests, and those of its ready-made ones that are wanted."""
-    ready_made = sorted((folder / REMOTE).glob("*.toml")) if remote_models else []
-    for source in (*manifests_in(folder), *ready_made):
+    for source in (*manifests_in(folder), *(ready_made_in(folder) if remote_models else [])):
         try:
             manifest = read_manifest(source, weights_dir)
         except ConfigurationError:
             if not source.exists():  # it was removed since the folder was read
                 continue
             raise
-        if source.parent == folder or any(fnmatch.fnmatchcase(manifest.id, each) for each in remote_models):
+        if source.parent == folder or named(manifest.id, remote_models):
             yield source, manifest
+
+
+def ready_made_in(folder: Path) -> list[Path]:
+    """The files with ready-made manifests of remote models in a folder of manifests, by name."""
+    return sorted((folder / REMOTE).glob("*.toml"))
+
+
+def named(model: str, remote_models: Collection[str]) -> bool:
+    """Whether one of the ids and patterns means this model."""
+    return any(fnmatch.fnmatchcase(model, each) for each in remote_models)
 
 
 class _Claims:
@@ -462,7 +471,7 @@ class LiveRegistry:
     def _look(self) -> list[str]:
         """Of each manifest name, size and time; and whether its weights are there, which decides what it draws."""
         lines = []
-        for folder in self._folders():
+        for folder in (each for own in self._folders() for each in (own, own / REMOTE)):
             with contextlib.suppress(OSError):
                 lines += sorted(
                     f"{entry.path}\t{status.st_size}\t{status.st_mtime_ns}\t{status.st_ino}"

@@ -1,4 +1,5 @@
-"""The hub's SQLite database, `cache_dir/hub.db`: jobs that outlive the process that took them.
+"""The hub's SQLite database, `cache_dir/hub.db`: jobs that outlive the process that took them, and what was used
+(hub/accounts.py).
 
 One connection on one thread. An idle hub pays nothing for it: the file is made when the first row is. Alembic and
 SQLAlchemy (0.2 s, 13 MiB) make and migrate the schema alone. The statements go through the DBAPI: SQLAlchemy takes 0.7
@@ -133,6 +134,16 @@ class Store:
             self._executor = None
             executor.shutdown(wait=False)  # what was asked for before is still done
             await ended
+
+    @property
+    def id(self) -> str:
+        """This hub's, which its rows bear; another one each time it runs."""
+        return self._id
+
+    @property
+    def path(self) -> Path:
+        """The database."""
+        return self._path
 
     async def add(self, job: JobRow) -> None:
         """Stores a new job, as one that this process works on."""
@@ -277,6 +288,12 @@ class Store:
             self._lock.release(delete=ended)
             self._lock = None
 
+    def perform(self, work: Callable[[Database], T], make: bool = True) -> asyncio.Future[T | None]:
+        """Does what another module has to do with its table, with the same care: it may be done again after an error,
+        and may have been done all the same. Done in the order of the calls; None where there is no database and `make`
+        is false."""
+        return self._on_thread(self._perform, work, make)
+
     async def _write(self, statement: str, values: Any, make: bool = True) -> None:
         await self._do(lambda database: database.raw.execute(statement, values), make)
 
@@ -291,7 +308,7 @@ class Store:
         return await self._do(read, make=False) or []
 
     async def _do(self, work: Callable[[Database], T], make: bool = True) -> T | None:
-        return await self._on_thread(self._perform, work, make)
+        return await self.perform(work, make)
 
     def _on_thread(self, function: Callable[..., T], *arguments: Any) -> asyncio.Future[T]:
         if self._executor is None:

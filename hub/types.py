@@ -14,6 +14,18 @@ Effort = Literal["low", "medium", "high"]
 Style = Literal["vivid", "natural"]
 Background = Literal["auto", "opaque", "transparent"]
 
+EFFORTS: dict[Quality, Effort] = {
+    "auto": "medium",
+    "low": "low",
+    "medium": "medium",
+    "standard": "medium",
+    "high": "high",
+    "hd": "high",
+    "xhigh": "high",
+    "max": "high",
+}
+"""What the names of all model generations mean in a manifest."""
+
 MAX_SEED = 2**63 - 1
 MAX_LORAS = 8
 

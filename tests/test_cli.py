@@ -194,6 +194,69 @@ def test_models_list_shows_models_and_aliases(tmp_path: Path) -> None:
     assert "dall-e-3" in result.stdout
 
 
+ROUTE = """
+id = "either"
+name = "Either"
+description = "Here or there."
+remote = false
+targets = [{ model = "builtin", max_waiting = 4 }, { model = "openai/gpt-image-2", keys = ["alice"] }]
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    """A folder to work in, and the environment of a hub with remote models and routes."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    (folder / "models").mkdir()
+    (folder / "models" / "either.toml").write_text(ROUTE)
+    (folder / "hub.toml").write_text('[aliases]\nx = ["builtin", "openai/gpt-image-2"]\ny = "openai/gpt-image-2"')
+    environ = {"HUB_MODELS_DIR": str(folder / "models"), "HUB_REMOTE_MODELS": "openai/gpt-image-2"}
+    return folder, {**environ, "OPENAI_API_KEY": "sk-canary-5"}
+
+
+def test_models_list_shows_remote_models_with_their_keys_and_routes_with_their_targets(
+    elsewhere: tuple[Path, dict[str, str]],
+) -> None:
+    folder, environ = elsewhere
+    told = hub("models", "list", cwd=folder, **environ).stdout
+    assert "remote, openai: gpt-image-2; with a key; leaves this machine" in told
+    assert "route, local-first: builtin, openai/gpt-image-2; never leaves this machine" in told
+    done = hub("models", "list", "--json", cwd=folder, **{**environ, "OPENAI_API_KEY": ""})
+    found = {model["id"]: model for model in json.loads(done.stdout)}
+    assert (found["builtin"]["origin"], found["either"]["origin"]) == ("built-in", "route")
+    assert found["x"]["targets"] == ["builtin", "openai/gpt-image-2"] and found["x"]["remote"] is True
+    there = found["openai/gpt-image-2"]
+    assert (there["origin"], there["provider"], there["key"], there["aliases"]) == (
+        "remote",
+        "openai",
+        "missing",
+        ["y"],
+    )
+    assert "canary" not in told + done.stdout + done.stderr
+
+
+def test_models_show_tells_of_a_remote_model_and_of_a_route(elsewhere: tuple[Path, dict[str, str]]) -> None:
+    folder, environ = elsewhere
+    told = hub("models", "show", "y", cwd=folder, **environ).stdout
+    assert told.startswith("openai/gpt-image-2 ") and "pictures at most" in told and "canary" not in told
+    told = hub("models", "show", "either", cwd=folder, **environ).stdout
+    assert "target  builtin; while at most 4 requests wait" in told
+    assert "target  openai/gpt-image-2; for the keys alice" in told
+    assert f"manifest  {folder / 'models' / 'either.toml'}" in told
+    assert json.loads(hub("models", "show", "x", "--json", cwd=folder, **environ).stdout)["origin"] == "route"
+
+
+@pytest.mark.parametrize("command", [("rm",), ("verify",), ("export", "-o", "x.hubmodels")])
+def test_what_has_no_weights_here_cannot_be_removed_verified_or_carried(
+    elsewhere: tuple[Path, dict[str, str]], command: tuple[str, ...]
+) -> None:
+    folder, environ = elsewhere
+    for model, words in (("openai/gpt-image-2", "is a remote provider's"), ("either", "names other models")):
+        done = hub("models", *command, model, cwd=folder, **environ)
+        assert done.returncode == 1
+        assert f"'{model}' {words}: there are no weights of it on this machine." in done.stderr
+
+
 def test_generate_takes_loras_by_name_and_weight_and_replay_tells_what_became_of_them(
     tmp_path: Path, small_stable_diffusion: Path
 ) -> None:

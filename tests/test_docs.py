@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tomllib
+from pathlib import Path
 
 import click
 import msgspec
@@ -19,8 +20,16 @@ from hub.manifest import (
     LossySection,
     ModelManifest,
     PipelineSection,
+    PricesSection,
+    RemoteDefaults,
+    RemoteManifest,
+    RemoteSection,
+    RouteManifest,
+    ShapesSection,
     SizeSection,
     SourceSection,
+    TargetSection,
+    TokenPrices,
     manifest_schema,
 )
 from hub.registry import read_manifest
@@ -60,23 +69,52 @@ def test_every_error_code_has_a_row_and_every_row_a_code() -> None:
     assert documented == codes_in_source()
 
 
+LOCAL, REMOTE, ROUTES, PRICES = "# Manifests", "## Remote models", "## Routes", "## Prices"
+EXPLAINED = [
+    (LOCAL, "", ModelManifest),
+    (LOCAL, "size.", SizeSection),
+    (LOCAL, "defaults.", DefaultsSection),
+    (LOCAL, "pipeline.", PipelineSection),
+    (LOCAL, "source.", SourceSection),
+    (LOCAL, "lossy.", LossySection),
+    (REMOTE, "", RemoteManifest),
+    (REMOTE, "remote.", RemoteSection),
+    (REMOTE, "remote.shapes.", ShapesSection),
+    (REMOTE, "defaults.", RemoteDefaults),
+    (ROUTES, "", RouteManifest),
+    (ROUTES, "targets.", TargetSection),
+    (PRICES, "prices.", PricesSection),
+    (PRICES, "prices.tokens.", TokenPrices),
+]
+SECTIONS = ("size", "defaults", "pipeline", "lossy", "source", "remote.shapes", "targets", "prices.tokens")
+"""Fields whose own fields are explained."""
+
+
 @pytest.mark.parametrize(
-    "field",
+    ("heading", "field"),
     [
-        *(
-            info.encode_name
-            for info in msgspec.structs.fields(ModelManifest)
-            if info.name not in ("size", "defaults", "pipeline", "lossy", "source")
-        ),
-        *(f"size.{info.encode_name}" for info in msgspec.structs.fields(SizeSection)),
-        *(f"defaults.{info.encode_name}" for info in msgspec.structs.fields(DefaultsSection)),
-        *(f"pipeline.{info.encode_name}" for info in msgspec.structs.fields(PipelineSection)),
-        *(f"source.{info.encode_name}" for info in msgspec.structs.fields(SourceSection)),
-        *(f"lossy.{info.encode_name}" for info in msgspec.structs.fields(LossySection)),
+        (heading, field)
+        for heading, prefix, kind in EXPLAINED
+        for info in msgspec.structs.fields(kind)
+        if (field := f"{prefix}{info.encode_name}") not in SECTIONS and (heading, field) != (REMOTE, "remote")
     ],
 )
-def test_every_field_of_a_manifest_is_explained(field: str) -> None:
-    assert f"`{field}`" in words("docs/manifests.md")
+def test_every_field_of_a_manifest_is_explained(heading: str, field: str) -> None:
+    section = words("docs/manifests.md").partition(f"{heading}\n")[2]
+    assert f"`{field}`" in (section if heading == LOCAL else section.partition("\n## ")[0])
+
+
+@pytest.mark.parametrize("heading", [REMOTE, ROUTES])
+def test_the_examples_of_manifests_are_manifests(heading: str, tmp_path: Path) -> None:
+    section = words("docs/manifests.md").partition(f"{heading}\n")[2]
+    (tmp_path / "example.toml").write_text(section.partition("```toml\n")[2].partition("```")[0])
+    assert isinstance(read_manifest(tmp_path / "example.toml"), RemoteManifest if heading == REMOTE else RouteManifest)
+
+
+def test_the_example_of_prices_is_a_table_of_prices() -> None:
+    section = words("docs/manifests.md").partition(f"{PRICES}\n")[2]
+    values = tomllib.loads(section.partition("```toml\n")[2].partition("```")[0])
+    assert msgspec.convert(values["prices"], PricesSection).tokens
 
 
 def test_the_schema_of_manifests_is_that_of_the_structs() -> None:
@@ -95,6 +133,9 @@ def test_the_schema_takes_the_shipped_manifest_and_refuses_what_the_hub_refuses(
     values = tomllib.loads((ROOT / "models" / "builtin.toml").read_text())
     values["created"] = values["created"].isoformat()
     assert schema.is_valid(values)
+    for file in (ROOT / "models" / "remote").glob("*.toml"):
+        ready_made = json.loads(msgspec.json.encode(tomllib.loads(file.read_text())))
+        assert schema.is_valid(ready_made), file.name
     for wrong in ({"colour": 1}, {"tasks": []}, {"id": "../x"}, {"size": {"native": "128"}}, {"source": {"repo": "x"}}):
         assert not schema.is_valid({**values, **wrong}), wrong
 

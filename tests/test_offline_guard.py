@@ -347,6 +347,8 @@ COMMANDS = {
     "models alias": ["other", "builtin"],
     "models export": ["builtin", "-o", "a.hubmodels"],
     "models import": ["drawn.png"],
+    "route": ["builtin"],
+    "usage": [],
     "loras list": [],
     "keys new": ["alice"],
     "doctor": [],

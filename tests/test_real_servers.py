@@ -8,47 +8,35 @@ from __future__ import annotations
 
 import base64
 import io
+import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import pytest
 from openai import OpenAI
-from PIL import Image, ImageChops
+from PIL import Image
 
-from tests.api.conftest import Answer, Event, as_file, call, data_url, from_base64, multipart, stream, upload
-from tests.conftest import Server, run_server
+from tests.api.conftest import Event, as_file, call, data_url, from_base64, stream
+from tests.conftest import ROOT, Server, run_server
+from tests.real_servers import (
+    BACK_KEY,
+    PROMPT,
+    WISH,
+    WRONG_KEY,
+    directly,
+    expect_masked_edit,
+    generate,
+    pictures,
+    start_front,
+    write_credentials,
+    write_manifest,
+)
 
-BACK_KEY = "sk-canary-back-4d1f0c7a"
-WRONG_KEY = "sk-canary-wrong-91be22d6"
-HONOURS = '["seed", "num_inference_steps", "guidance_scale", "negative_prompt", "strength", "scheduler", "strict"]'
-PROMPT = "a red circle on a white background"
-WISH = {"prompt": PROMPT, "size": "128x128", "num_inference_steps": 3, "seed": 7}
+sys.path.insert(0, str(ROOT / "scripts"))
 
+from benches.litellm_proxy import MASTER_KEY, CannotInstall, install, openai_model, proxying
 
-def write_manifest(folder: Path, name: str, base_url: str, *, model: str, credentials: str, more: str = "") -> None:
-    """A model of another server's."""
-    folder.mkdir(exist_ok=True)
-    (folder / f"{name}.toml").write_text(
-        f'id = "{name}"\nname = "{name}"\ndescription = ""\nprovider = "openai_compatible"\n'
-        'tasks = ["text-to-image", "image-to-image", "inpainting"]\n\n'
-        f'[remote]\nmodel = "{model}"\nbase_url = "{base_url}"\ncredentials = "{credentials}"\n'
-        f"honours = {HONOURS}\nmax_n = 10\nmax_images = 16\ntimeout = 60\n{more}\n"
-    )
-
-
-def start_front(folder: Path, **environ: str) -> Any:
-    """A hub without keys, with the manifests in its folder `models`."""
-    credentials = folder / "credentials.toml"
-    credentials.touch(0o600)
-    return run_server(folder, HUB_MODELS_DIR=str(folder / "models"), HUB_CREDENTIALS=str(credentials), **environ)
-
-
-def write_credentials(folder: Path, **keys: str) -> None:
-    path = folder / "credentials.toml"
-    path.touch(0o600)
-    path.write_text("".join(f'[{name}]\nkeys = ["{key}"]\n' for name, key in keys.items()))
+NO_STREAM = "[remote.options]\nstream = false"
 
 
 @pytest.fixture(scope="module")
@@ -70,34 +58,6 @@ def front(tmp_path_factory: pytest.TempPathFactory, back: Server) -> Iterator[Se
     write_credentials(folder, back=BACK_KEY, wrong=WRONG_KEY)
     with start_front(folder) as server:
         yield server
-
-
-def generate(server: Server, path: str = "/v1/images/generations", **body: Any) -> Answer:
-    return call(server.url + path, WISH | {"model": "back"} | body)
-
-
-def directly(back: Server, **body: Any) -> Any:
-    """The back hub's own answer to the same wish."""
-    told = WISH | {"model": "builtin", "response_format": "b64_json"} | body
-    answer = call(f"{back.url}/v1/images/generations", told, authorization=f"Bearer {BACK_KEY}")
-    assert answer.status == 200, answer.body
-    return answer.json
-
-
-def pictures(answer: Answer) -> list[bytes]:
-    """In base64, or behind links of the server that was asked."""
-    assert answer.status == 200, answer.body
-    return [
-        base64.b64decode(each["b64_json"]) if "b64_json" in each else call(each["url"]).body
-        for each in answer.json["data"]
-    ]
-
-
-def edit(server: Server, *parts: Any, **fields: Any) -> Answer:
-    texts = {**WISH, "model": "back", "response_format": "b64_json", **fields}
-    form = multipart(*parts, *((name, str(value)) for name, value in texts.items()))
-    kind = "multipart/form-data; boundary=----boundary7MA4YWxk"
-    return call(f"{server.url}/v1/images/edits", form, content_type=kind)
 
 
 @pytest.mark.parametrize("model", ["back", "back-inline"])
@@ -136,15 +96,7 @@ def test_formats_pass_through(front: Server) -> None:
 
 
 def test_an_edit_with_a_mask_changes_what_it_selects_and_nothing_else(front: Server) -> None:
-    source = Image.new("RGB", (128, 128), "blue")
-    mask = Image.new("RGBA", (128, 128), "black")
-    mask.paste((0, 0, 0, 0), (64, 0, 128, 128))
-    parts = [upload("image", as_file(source)), upload("mask", as_file(mask))]
-    answer = edit(front, *parts, num_inference_steps=10, strength=1.0)
-    (picture,) = pictures(answer)
-    difference = ImageChops.difference(Image.open(io.BytesIO(picture)).convert("RGB"), source)
-    assert difference.crop((0, 0, 60, 128)).getbbox() is None
-    assert difference.crop((68, 0, 128, 128)).getbbox() is not None
+    expect_masked_edit(front, "back")
 
 
 def test_several_sources_and_openai_s_own_client_work(front: Server, back: Server) -> None:
@@ -247,3 +199,98 @@ def test_a_job_of_a_remote_model_is_kept_like_any_other(front: Server, back: Ser
     assert call(job["result"]["data"][0]["url"]).body == base64.b64decode(
         directly(back, seed=21)["data"][0]["b64_json"]
     )
+
+
+# LiteLLM's proxy between the two. What it does otherwise than a hub (1.108.5): it knows no `response_format` for models
+# of a server, answers with that server's own links, cannot stream images (it draws them, thrice, and fails), leaves out
+# `seed` and `warnings`, and sets a model aside for some seconds when it has failed.
+
+
+@pytest.fixture(scope="module")
+def relayed(tmp_path_factory: pytest.TempPathFactory, back: Server) -> Iterator[Server]:
+    """A front hub whose models are behind LiteLLM."""
+    try:
+        install()
+    except CannotInstall:
+        pytest.skip("LiteLLM cannot be installed here")
+    folder, base = tmp_path_factory.mktemp("relayed"), f"{back.url}/v1"
+    behind = [
+        openai_model("painter", base, model="gpt-image-2", key=BACK_KEY),  # a name for which hubs answer with base64
+        openai_model("streamer", base, model="gpt-image-1.5", key=BACK_KEY),
+        openai_model("linker", base, model="builtin", key=BACK_KEY),
+        openai_model("nobody", base, model="no-such-model", key=BACK_KEY),
+        openai_model("stranger", base, model="gpt-image-2", key=WRONG_KEY),
+    ]
+    with proxying(tmp_path_factory.mktemp("litellm"), behind) as proxy:
+        for name in ("painter", "streamer", "linker", "nobody", "stranger", "unlisted"):
+            more = "" if name == "streamer" else NO_STREAM
+            # LiteLLM passes a 401 of what is behind it on as its own: a key that stands for more would be left alone.
+            named = "stranger" if name == "stranger" else "litellm"
+            write_manifest(folder / "models", name, proxy.url, model=name, credentials=named, more=more)
+        write_manifest(folder / "models", "outsider", proxy.url, model="painter", credentials="wrong")
+        write_credentials(folder, litellm=MASTER_KEY, stranger=MASTER_KEY, wrong=WRONG_KEY)
+        with start_front(folder) as server:
+            yield server
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("response_format", ["url", "b64_json"])
+def test_through_litellm_a_picture_is_what_the_back_hub_draws(
+    relayed: Server, back: Server, response_format: str
+) -> None:
+    answer = generate(relayed, model="painter", n=2, response_format=response_format)
+    expected = [base64.b64decode(each["b64_json"]) for each in directly(back, n=2)["data"]]
+    assert pictures(answer) == expected
+    assert answer.json["seed"] == 7
+    assert answer.json["usage"]["output_tokens"] == 32  # as LiteLLM passes it on
+
+
+@pytest.mark.slow
+def test_through_litellm_an_edit_with_a_mask_changes_what_it_selects(relayed: Server) -> None:
+    expect_masked_edit(relayed, "painter")
+
+
+@pytest.mark.slow
+def test_through_litellm_a_stream_has_no_previews_which_is_told_and_the_picture(relayed: Server) -> None:
+    body = WISH | {"model": "painter", "stream": True, "partial_images": 2}
+    with stream(relayed, body) as opened:
+        (event,) = list(opened)
+    assert event.name == "image_generation.completed"
+    assert [warning.partition(":")[0] for warning in event.data["warnings"]] == ["partial_images"]
+    refused = generate(relayed, model="painter", stream=True, partial_images=2, strict=True)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "partial_images")
+
+
+@pytest.mark.slow
+def test_a_stream_that_is_asked_of_litellm_all_the_same_is_an_error_and_no_endless_wait(relayed: Server) -> None:
+    with stream(relayed, WISH | {"model": "streamer", "stream": True, "partial_images": 2}) as opened:
+        (event,) = list(opened)
+    assert event.name == "error"
+    assert event.data["error"]["code"] == "provider_failed"
+    assert event.at < 60
+
+
+@pytest.mark.slow
+def test_through_litellm_errors_keep_their_kind(relayed: Server) -> None:
+    told = {}
+    for model, more in (
+        ("painter", {"scheduler": "NoSuchScheduler"}),
+        ("unlisted", {}),
+        ("nobody", {}),
+        ("stranger", {}),
+        ("outsider", {}),
+        ("linker", {}),
+    ):
+        answer = generate(relayed, model=model, **more)
+        told[model] = (answer.status, answer.json["error"]["code"], answer.json["error"]["param"])
+        assert "LiteLLM" not in answer.body.decode()
+    assert told == {
+        "painter": (400, "provider_refused", "scheduler"),
+        "unlisted": (400, "provider_refused", None),
+        "nobody": (502, "provider_failed", None),
+        "stranger": (503, "provider_key_refused", None),
+        "outsider": (503, "provider_key_refused", None),
+        "linker": (502, "provider_failed", None),  # the back hub's link: a private address that nobody has named
+    }
+    log = relayed.log.read_text()
+    assert not any(key in log for key in (MASTER_KEY, WRONG_KEY, BACK_KEY))

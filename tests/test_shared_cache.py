@@ -288,7 +288,7 @@ def assert_next_hub_finds_order(cache: Path) -> None:
 
 
 def test_two_hubs_answer_all_requests_while_their_cache_is_deleted_and_one_is_killed(tmp_path: Path) -> None:
-    mixed(tmp_path, operations=400, every=0.4, restarts=2)
+    mixed(tmp_path, operations=200, every=0.2, restarts=1)
 
 
 @pytest.mark.slow
@@ -300,8 +300,15 @@ REVISION = "0123456789abcdef" * 2 + "01234567"
 SOURCE_TABLE = f'source = {{ kind = "local", repo = "local/small", revision = "{REVISION}" }}'
 
 
+def all_of(few: Any, many: Any) -> pytest.MarkDecorator:
+    """Few rounds, and as slow tests many."""
+    given = [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.slow)]
+    return pytest.mark.parametrize("rounds", given)
+
+
+@all_of((0, 0.1), (0, 0.02, 0.05, 0.1, 0.2))
 def test_weights_may_be_deleted_under_a_loaded_model_and_the_model_comes_back_with_them(
-    tmp_path: Path, small_stable_diffusion: Path
+    tmp_path: Path, small_stable_diffusion: Path, rounds: tuple[float, ...]
 ) -> None:
     models = write_manifest(tmp_path / "models", Path("unused"), path=SOURCE_TABLE)
     weights = tmp_path / "cache" / "weights"
@@ -322,7 +329,7 @@ def test_weights_may_be_deleted_under_a_loaded_model_and_the_model_comes_back_wi
         assert_unusable(ask())
         shutil.copytree(small_stable_diffusion, snapshot)
         wait_for(lambda: ask().status == 200, timeout=20, server=server)
-        for pause in (0, 0.02, 0.05, 0.1, 0.2):  # while it is loaded
+        for pause in rounds:  # while it is loaded
             call(f"{server.url}/v1/engine/unload", {"model": "small"})
             with ThreadPoolExecutor(1) as caller:
                 asked = caller.submit(ask)
@@ -340,9 +347,10 @@ def assert_unusable(answer: Answer) -> None:
     assert "/" not in answer.json["error"]["message"]
 
 
-def test_a_hub_starts_while_its_cache_is_deleted_again_and_again(tmp_path: Path) -> None:
+@all_of(6, 20)
+def test_a_hub_starts_while_its_cache_is_deleted_again_and_again(tmp_path: Path, rounds: int) -> None:
     with deleting(300, tmp_path / "cache"), run_server(tmp_path) as server:
-        for number in range(20):
+        for number in range(rounds):
             answer = call(f"{server.url}/v1/images/generations", picture(seed=number, response_format="b64_json"))
             assert answer.status == 200, answer.body
             job = call(f"{server.url}/v1/images/generations?async=true", picture(seed=number))

@@ -48,11 +48,16 @@ from hub.api.described import (
 from hub.api.modes import submit, wait_for
 from hub.api.params import CreateImageRequest, ResponseFormat, of_generation
 from hub.api.refusals import invalid
-from hub.api.wire import AnyRequest, origin_for_links, read_json
+from hub.api.wire import AnyRequest, origin_for_links, owner_of, read_json
 from hub.errors import InvalidRequest, ModelNotFound
 from hub.files import MEDIA_TYPES
 from hub.hub import Hub
 from hub.jobs import Job, JobResult
+from hub.manifest import ModelManifest
+from hub.refusal import refusal
+from hub.registry import ListedModel
+from hub.route import Caller
+from hub.types import ImageRequest
 
 T = TypeVar("T")
 
@@ -89,7 +94,7 @@ async def blocklet(request: AnyRequest) -> Response[bytes]:
     operation_class=operation(
         as_json(InvokeRequest), answers={200: as_json(InvokeResponse)}, parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL]
     ),
-    responses=errors(404, 409, 507),
+    responses=errors(402, 404, 409, 502, 504, 507),
     summary="AIGNE: create or edit images",
 )
 async def invoke(request: AnyRequest) -> Response[bytes]:
@@ -116,7 +121,7 @@ async def invoke(request: AnyRequest) -> Response[bytes]:
         answers={200: as_json(GenerationsResponse)},
         parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL],
     ),
-    responses=errors(404, 409, 507),
+    responses=errors(402, 404, 409, 502, 504, 507),
     summary="AIGNE: generations",
 )
 async def generations(request: AnyRequest) -> Response[bytes]:
@@ -137,14 +142,14 @@ async def generations(request: AnyRequest) -> Response[bytes]:
 async def catalogue(request: AnyRequest) -> Response[bytes]:
     """Every id that answers. Public, as on AIGNE Hub: its client sends no key here."""
     hub: Hub = request.app.state.hub
-    available = ModelStatus(available=hub.engine.device is not None)
     wanted = request.query_params.get("type") in (None, "", "image", "imageGeneration")
+    anybody = Caller(may_leave=bool(hub.settings.remote_keys))
     models = [
         CatalogueModel(
             key=f"{PROVIDER}/{listed.id}",
             model=listed.id,
             modelMetadata={"name": listed.manifest.name, "tasks": hub.registry.tasks_of(listed)},
-            status=available,
+            status=ModelStatus(available=await _problem(hub, listed, anybody) is None),
         )
         for listed in hub.registry
         if wanted
@@ -160,16 +165,30 @@ async def catalogue(request: AnyRequest) -> Response[bytes]:
     summary="AIGNE: status",
 )
 async def hub_status(request: AnyRequest) -> Response[bytes]:
-    """Whether a request would be answered now."""
+    """Whether a request would be answered now, with this key."""
     hub: Hub = request.app.state.hub
     try:
-        if model := request.query_params.get("model"):
-            known_model(model, hub)
-        ready, reason = hub.engine.device is not None, hub.engine.problem
-        error = None if ready else reason or "The engine is starting. Try again shortly."
+        model = request.query_params.get("model") or hub.settings.default_model
+        listed = hub.registry.get(known_model(model, hub))
+        error = await _problem(hub, listed, await hub.caller(owner_of(request) or ""))
     except ModelNotFound as unknown:
         error = unknown.message
     return Response(msgspec.json.encode(HubStatus(available=error is None, error=error)), media_type="application/json")
+
+
+async def _problem(hub: Hub, listed: ListedModel, caller: Caller) -> str | None:
+    """What stands against a plain request for a model, in words. No provider is asked."""
+    if not isinstance(listed.manifest, ModelManifest):
+        tasks = hub.registry.tasks_of(listed)
+        sources = () if not tasks or "text-to-image" in tasks else (b"",)
+        mask = b"" if tasks == ["inpainting"] else None
+        plain = ImageRequest(prompt="", images=sources, mask=mask, owner=caller.owner)
+        decided = await hub.decide(listed.id, plain, caller)
+        if not decided.targets:
+            return refusal(decided, plain, caller).message
+        if not all(isinstance(target.manifest, ModelManifest) for target in decided.targets):
+            return None
+    return None if hub.engine.device is not None else hub.engine.problem or "The engine is starting. Try again shortly."
 
 
 async def _respond(

@@ -48,7 +48,7 @@ PARAMETERS = [
     CACHE_CONTROL,
     query("async", "Answer at once with a job.", type="boolean", default=False),
 ]
-ERRORS = errors(404, 409, 507)
+ERRORS = errors(402, 404, 409, 502, 504, 507)
 
 
 @post(

@@ -18,7 +18,7 @@ from hub.api.described import answer, as_events, as_json, errors, operation, pat
 from hub.api.events import EventStream, PartialImageEvent, encode_event, or_error, or_silence, partial_image
 from hub.api.job_body import ImageJob, job_body
 from hub.api.refusals import unknown_parameter
-from hub.api.wire import AnyRequest, ErrorResponse, origin_for_links, owner_of, query_value
+from hub.api.wire import TARGET, AnyRequest, ErrorResponse, origin_for_links, owner_of, query_value
 from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Job
@@ -100,6 +100,8 @@ async def get_job(request: AnyRequest, job_id: FromPath[str]) -> Response[bytes]
     body = await job_body(job, hub, origin_for_links(request, hub.settings))
     if body.result is not None:
         hub.jobs.collect(job)
+    if job.result is not None:
+        request.scope["state"][TARGET] = job.result.target
     return _json(body)
 
 

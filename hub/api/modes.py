@@ -18,6 +18,7 @@ from hub.api.params import ResponseFormat, Wanted, choose_response_format
 from hub.api.parts import InParts
 from hub.api.wire import (
     JOB,
+    TARGET,
     WAS_THERE,
     AnyRequest,
     log_label,
@@ -30,6 +31,7 @@ from hub.api.wire import (
 from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Ask, Job, JobResult
+from hub.manifest import ModelManifest, RouteManifest
 from hub.types import ImageResult, OnEvent
 
 Mode = Literal["wait", "stream", "job"]
@@ -90,6 +92,7 @@ async def submit(
     if identities:
         drawn_by += f" {identities}"
         answered_as += "" if key else f" {identities}"  # a key's answer outlives its files
+    drawn_here = isinstance(listed.manifest, ModelManifest)  # by nothing else can it be said what a seed gives
     fingerprint = recipe = None
     if key is not None or ("no-store" not in cache and (client_retries or params.seed is not None)):
         digests = functools.partial(wanted.digests, answered_as, drawn_by)
@@ -101,7 +104,7 @@ async def submit(
         rendering=rendering,
         output_format=params.output_format or "png",
         fingerprint=fingerprint,
-        recipe=recipe if hub.settings.reuse_results and "no-store" not in cache else None,
+        recipe=recipe if drawn_here and hub.settings.reuse_results and "no-store" not in cache else None,
         fresh="no-cache" in cache,
         idempotency_key=key,
         goes_on=mode == "job" or policy == "finish",
@@ -116,7 +119,8 @@ async def submit(
         return await hub.generate(model, asked, on_event)
 
     job = await hub.jobs.submit(ask, work)
-    request.scope["state"] |= {JOB: job, WAS_THERE: job.ended}
+    only = None if isinstance(listed.manifest, RouteManifest) else listed.manifest.id
+    request.scope["state"] |= {JOB: job, WAS_THERE: job.ended, TARGET: only}
     return job
 
 

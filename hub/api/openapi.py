@@ -47,8 +47,13 @@ _HEADERS = {
         "description": "Only where stored pictures answer and nothing was drawn.",
         "schema": {"type": "string", "enum": ["hit"]},
     },
+    "x-hub-target": {
+        "description": "The model that has drawn the pictures; in streams and jobs that have not ended, only where no "
+        "other one can.",
+        "schema": {"type": "string"},
+    },
 }
-_OF_JOBS = ("x-request-id", "x-job-id", "x-hub-cache")
+_OF_JOBS = ("x-request-id", "x-job-id", "x-hub-cache", "x-hub-target")
 _DESCRIPTION = """\
 OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer KEY`; a hub without keys answers
 this machine's own programs only.

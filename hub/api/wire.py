@@ -34,6 +34,9 @@ JOB = "hub_job"
 WAS_THERE = "hub_job_was_there"
 """Whether that job had ended before the request came."""
 
+TARGET = "hub_target"
+"""The id of the only model that can serve the request; what has served it stands in its job."""
+
 BODY_TIMEOUT = 60.0
 LARGE_BODY = 1 << 18
 """Bytes from which on a body is decoded beside the event loop."""
@@ -77,18 +80,28 @@ def log_label(request: AnyRequest) -> str:
 
 async def add_common_headers(message: Message, scope: Scope) -> None:
     """Puts x-request-id and nosniff on every answer, the framework's own errors included, x-job-id where the request
-    became a job, and x-hub-cache where nothing was drawn for it."""
+    became a job, x-hub-cache where nothing was drawn for it, and x-hub-target where it is certain which model has drawn
+    it, or will: of a stream whose model may yet turn out to be another one, its events' end tells."""
     if message["type"] == "http.response.start":
         state = scope.get("state", {})
         job: Job | None = state.get(JOB)
         stored = job is not None and (job.repeats or state[WAS_THERE])
+        target = _target(job, state.get(TARGET), message["status"])
         message["headers"] = [
             *(_methods_of(scope, message["headers"]) if scope.get("method") == "OPTIONS" else message["headers"]),
             (b"x-request-id", request_id(scope).encode()),
             (b"x-content-type-options", b"nosniff"),
             *([(b"x-job-id", job.row.id.encode())] if job else []),
             *([(b"x-hub-cache", b"hit")] if stored else []),
+            *([(b"x-hub-target", target.encode())] if target else []),
         ]
+
+
+def _target(job: Job | None, only: str | None, status: int) -> str | None:
+    """The model that has served, or that alone can; None on errors, which nothing has served."""
+    if status >= HTTPStatus.BAD_REQUEST:
+        return None
+    return (job.result.target if job is not None and job.result is not None else None) or only
 
 
 def _methods_of(scope: Scope, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,9 @@ from hub.cli.draw import generate, replay_command
 from hub.cli.engine import engine
 from hub.cli.manage import keys, loras
 from hub.cli.models import models
+from hub.cli.route import route
 from hub.cli.serve import serve
+from hub.cli.usage import usage
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -19,5 +21,5 @@ def main() -> None:
     """A local-first, offline-capable server for image generation, with OpenAI's wire."""
 
 
-for command in (serve, generate, replay_command, engine, models, loras, keys, doctor):
+for command in (serve, generate, replay_command, engine, models, route, loras, keys, usage, doctor):
     main.add_command(command)

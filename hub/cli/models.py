@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import config_option, loaded_models, settings_from, told_plainly
+from hub.cli.common import config_option, settings_from, told_plainly
+from hub.cli.listing import list_models, print_json, show
 from hub.library.progress import as_bytes
 
 if TYPE_CHECKING:
-    from hub.library.orders import LibraryModel, Order, Result
+    from hub.library.orders import Order, Result
     from hub.settings import Settings
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 events_option = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object a line: progress, notes, and last what came of it."
 )
@@ -29,63 +28,8 @@ def models() -> None:
     """Models: list, fetch, add, verify, remove, and carry to other machines."""
 
 
-@models.command("list")
-@config_option
-@json_option
-def list_models(config: Path | None, *, as_json: bool) -> None:
-    """List every model: size, where it is from, when it was used, whether it is loaded, licence, aliases."""
-    with told_plainly():
-        found = _listing(settings_from(config))
-    if as_json:
-        _print_json(found)
-        return
-    for model in found:
-        words = [as_bytes(model.bytes), _from(model), _used(model), model.license]
-        if model.loaded:
-            words.insert(2, "loaded")
-        if model.state == "missing":
-            words[0] = "WEIGHTS MISSING"
-        click.echo(f"{model.id}  {model.name} ({', '.join(model.tasks)}){'  [default]' if model.default else ''}")
-        click.echo(f"    {'; '.join(words)}")
-        click.echo(f"    aliases: {', '.join(model.aliases) or 'none'}")
-
-
-@models.command()
-@model_argument
-@config_option
-@json_option
-def show(model: str, config: Path | None, *, as_json: bool) -> None:
-    """Show all about MODEL, and the manifest that its owner may edit."""
-    with told_plainly():
-        settings = settings_from(config)
-        from hub.library.places import Places, files_of, size_of_file
-
-        places = Places.of(settings)
-        manifest = places.registry().get(model).local
-        found = next(each for each in _listing(settings) if each.id == manifest.id)
-        source = places.manifest_file(manifest.id)
-    if as_json:
-        _print_json(found)
-        return
-    click.echo(f"{found.id}  {found.name}\n{found.description}\n")
-    rows = {
-        "licence": found.license,
-        "tasks": ", ".join(found.tasks),
-        "from": _from(found),
-        "weights": f"{as_bytes(found.bytes)} in {manifest.path}" if found.state == "ready" else "MISSING",
-        "variant": found.variant or "",
-        "size": f"{manifest.size.native} (sides {manifest.size.min} to {manifest.size.max})",
-        "steps": str(manifest.defaults.num_inference_steps),
-        "guidance": "" if manifest.defaults.guidance_scale is None else f"{manifest.defaults.guidance_scale:g}",
-        "aliases": ", ".join(found.aliases),
-        "used": _used(found),
-        "manifest": str(source or "part of the hub"),
-    }
-    for name, text in rows.items():
-        if text:
-            click.echo(f"{name:>9}  {text}")
-    for name, file in files_of(manifest):
-        click.echo(f"{as_bytes(size_of_file(file)):>12}  {name}")
+models.add_command(list_models)
+models.add_command(show)
 
 
 @models.command()
@@ -247,19 +191,11 @@ def _show_bundle(bundle: Path, *, as_json: bool) -> None:
         for model in found.index.models
     ]
     if as_json:
-        _print_json({"signed_by": found.signer, "bytes": found.size, "models": models})
+        print_json({"signed_by": found.signer, "bytes": found.size, "models": models})
         return
     click.echo(f"signed by {found.signer}" if found.signer else "not signed")
     for model in models:
         click.echo(f"{model['id']}  {as_bytes(model['bytes'])}; {model['license']}")
-
-
-def _listing(settings: Settings) -> list[LibraryModel]:
-    from hub.library.library import listing
-    from hub.library.places import Places
-
-    places = Places.of(settings)
-    return listing(places.registry(), places, loaded=loaded_models(settings), default=settings.default_model)
 
 
 def _perform(config: Path | None, order: Callable[[Settings], Order], *, as_json: bool) -> None:
@@ -333,24 +269,3 @@ def _say(result: Result) -> None:
         case Bundled():
             signed = f", signed by {result.signed_by}" if result.signed_by else ""
             click.echo(f"{result.bundle}: {', '.join(result.models)} ({as_bytes(result.bytes)}{signed}).")
-
-
-def _from(model: LibraryModel) -> str:
-    source = model.source
-    if source is not None and source.kind == "huggingface":
-        return f"{source.repo}@{source.revision[:12]}"
-    return {"built-in": "built in", "local": "imported or copied", "folder": "a folder", "file": "a single file"}.get(
-        model.origin, model.origin
-    )
-
-
-def _used(model: LibraryModel) -> str:
-    if model.last_used_at is None:
-        return "not used"
-    return time.strftime("used %Y-%m-%d %H:%M", time.localtime(model.last_used_at))
-
-
-def _print_json(value: Any) -> None:
-    import msgspec
-
-    click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2).decode())

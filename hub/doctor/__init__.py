@@ -11,10 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar, get_args
 
-from hub.doctor import clock, devices, engine, folders, libraries, links, models, offline, settings
+from hub.doctor import clock, devices, engine, folders, libraries, links, models, offline, remote, settings
 from hub.doctor.findings import Area, Case, Finding, problem
 from hub.doctor.settings import read_settings
 from hub.engine.probed import Question, Seen, ask
+from hub.manifest import ModelManifest
 from hub.providers.local.plan import engine_model
 from hub.registry import absence
 from hub.settings import Settings
@@ -28,6 +29,7 @@ CHECKS: tuple[tuple[Area, Callable[[Case], Iterable[Finding]]], ...] = (
     ("libraries", libraries.check),
     ("folders", folders.check),
     ("models", models.check),
+    ("remote", remote.check),
     ("clock", clock.check),
     ("links", links.check),
     ("offline", offline.check),
@@ -54,7 +56,8 @@ def examine(
     """
     offline = offline or settings.offline
     found: list[Finding] = []
-    readable = _guarded("models", partial(models.read, settings, found, offline=offline), found)
+    manifests = _guarded("models", partial(models.read, settings, found, offline=offline), found)
+    readable = [each for each in manifests if isinstance(each, ModelManifest)]
     there = [model for model in readable if absence(model) is None]
     schedulers = sorted({model.pipeline.scheduler for model in readable if model.pipeline.scheduler})
     question = Question(settings.devices, settings.device, [engine_model(model) for model in there], schedulers)
@@ -63,6 +66,7 @@ def examine(
         case = Case(
             settings=settings,
             models=readable,
+            elsewhere=[each for each in manifests if not isinstance(each, ModelManifest)],
             offline=offline,
             key=key,
             environ=environ,

@@ -8,10 +8,12 @@ from typing import Literal
 from msgspec import Struct
 
 from hub.engine.probed import Seen
-from hub.manifest import ModelManifest
+from hub.manifest import ModelManifest, RemoteManifest, RouteManifest
 from hub.settings import Settings
 
-Area = Literal["settings", "libraries", "devices", "folders", "models", "memory", "clock", "links", "offline", "engine"]
+Area = Literal[
+    "settings", "libraries", "devices", "folders", "models", "remote", "memory", "clock", "links", "offline", "engine"
+]
 Status = Literal["ok", "warning", "problem"]
 
 
@@ -43,12 +45,13 @@ def problem(area: Area, subject: str, message: str, remedy: str) -> Finding:
 
 
 class Case(Struct, kw_only=True):
-    """What is examined: the settings, the manifests that can be read, whether nothing may leave the machine, the key
-    for the running hub, the environment, and what a process with torch has seen (asked for when it is wanted: that
-    takes seconds)."""
+    """What is examined: the settings, the manifests that can be read, of models here and of others, whether nothing may
+    leave the machine, the key for the running hub, the environment, and what a process with torch has seen (asked for
+    when it is wanted: that takes seconds)."""
 
     settings: Settings
     models: list[ModelManifest]
+    elsewhere: list[RemoteManifest | RouteManifest] = []
     offline: bool
     key: str | None
     environ: Mapping[str, str]

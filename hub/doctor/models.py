@@ -12,12 +12,12 @@ from hub.library.contents import INDEX, check_file, is_weights, shown
 from hub.library.layout import files_below
 from hub.library.parts import Lack, components_in, has_weights, lacks, missing_weights
 from hub.library.progress import as_bytes
-from hub.manifest import ModelManifest
+from hub.manifest import AnyManifest, ModelManifest
 from hub.pipelines.headers import Damaged, read_gguf, read_safetensors
 from hub.pipelines.kinds import is_held
 from hub.pipelines.variants import weights_in
 from hub.pipelines.weights import size_of
-from hub.registry import absence, manifests_in, open_registry, read_manifest
+from hub.registry import absence, manifests_in, named, open_registry, read_manifest, ready_made_in
 from hub.settings import Settings
 
 UNKNOWN = {"", "?", "-", "none", "unknown", "other", "unlicensed", "tbd"}
@@ -30,19 +30,20 @@ IMPORT = (
 TABLE = "Write its SHA-256 into the table (`sha256sum` tells it), or remove the table."
 
 
-def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[ModelManifest]:
-    """All manifests that can be read, of two with one id the later folder's. What is wrong goes to `found`."""
-    manifests: dict[str, ModelManifest] = {}
+def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[AnyManifest]:
+    """All manifests that can be read, of two with one id the later folder's; of the ready-made ones those that the
+    settings name. What is wrong goes to `found`."""
+    manifests: dict[str, AnyManifest] = {}
     before = len(found)
     for folder in settings.models_dirs:
         if not folder.is_dir():
             words = f"{folder} is not a folder"
             found.append(problem("folders", "models_dir", words, f"Make it (`mkdir -p {folder}`), or correct it."))
             continue
-        for source in manifests_in(folder):
+        for source in [*manifests_in(folder), *ready_made_in(folder)]:
             try:
                 manifest = read_manifest(source, settings.weights_folder)
-                if isinstance(manifest, ModelManifest):
+                if source.parent == folder or named(manifest.id, settings.remote_models):
                     manifests[manifest.id] = manifest
             except ConfigurationError as error:
                 remedy = f"Correct or remove it (docs/manifests.md explains each field). {NO_START}"
@@ -52,16 +53,19 @@ def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[Mod
         remedy = IMPORT if offline else "Add a model: `hub models pull`, or docs/models.md."
         found.append(problem("models", "manifests", words, remedy))
     elif len(found) == before:
+        patterns = [each for each in settings.remote_models if any(named(name, [each]) for name in manifests)]
         try:  # what concerns several of them; the owner's aliases are looked at with the settings
-            open_registry(settings.models_dirs, _leading(settings, manifests), settings.weights_folder)
+            open_registry(settings.models_dirs, _leading(settings, manifests), settings.weights_folder, patterns)
         except ConfigurationError as error:
             found.append(problem("models", "manifests", str(error), f"Correct what it names. {NO_START}"))
     return list(manifests.values())
 
 
-def _leading(settings: Settings, manifests: dict[str, ModelManifest]) -> dict[str, str | list[str]]:
+def _leading(settings: Settings, manifests: Collection[str]) -> dict[str, str | list[str]]:
     return {
-        alias: target for alias, target in settings.aliases.items() if isinstance(target, str) and target in manifests
+        alias: target
+        for alias, target in settings.aliases.items()
+        if all(each in manifests for each in ([target] if isinstance(target, str) else target or [""]))
     }
 
 

@@ -148,13 +148,18 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[Finding]:
 def _names(case: Case) -> Iterator[Finding]:
     """Aliases, and the default model: whether there is a model behind each name."""
     settings = case.settings
-    models = {model.id for model in case.models}
-    names = models | {alias for model in case.models for alias in model.aliases} | set(settings.aliases)
-    for alias, target in settings.aliases.items():
-        if target not in models:
-            words = f"it leads to '{target}', and there is no such model"
-            remedy = f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
-            yield problem("settings", f"aliases.{alias}", words, remedy)
+    listed = [*case.models, *case.elsewhere]
+    models = {model.id for model in listed}
+    names = models | {alias for model in listed for alias in model.aliases} | set(settings.aliases)
+    for alias, wanted in settings.aliases.items():
+        targets = [wanted] if isinstance(wanted, str) else wanted
+        for target in targets or [""]:
+            if target not in models:
+                words = f"it leads to '{target}', and there is no such model"
+                remedy = (
+                    f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
+                )
+                yield problem("settings", f"aliases.{alias}", words, remedy)
     for folder in settings.models_dirs:
         try:
             chosen = read_aliases(folder)

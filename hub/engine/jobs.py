@@ -228,7 +228,8 @@ class Job:
             if self._made < len(self._images):
                 return None
             tiled = [IN_TILES] if any(budget.tiled for budget in self.budgets) else []
-            return Finished(self.request.id, self._images, [*self._notices, *tiled])
+            seconds = sum(budget.seconds for budget in self.budgets)
+            return Finished(self.request.id, self._images, [*self._notices, *tiled], seconds)
 
         self.outbox.put(ticket, answer)
 

@@ -37,11 +37,12 @@ Place = tuple[int, str]
 
 
 class Budget(Struct):
-    """A picture's memory: bytes that a row takes beside the weights, by module and method, where that is known; and
-    whether it went through a VAE in tiles, for want of more."""
+    """What a picture takes of the device. Memory: bytes that a row `needs` beside the weights, by module and method,
+    where that is known; and whether it went through a VAE `tiled`, for want of more. Time: `seconds`, so far."""
 
     needs: Mapping[Place, int] = {}
     tiled: bool = False
+    seconds: float = 0.0
 
 
 class Run(greenlet.greenlet):

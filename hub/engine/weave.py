@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -143,13 +144,17 @@ class Weave:
         views = [picture.waiting(call, self._cap(picture, call)) for picture, call in waiting.values()]
         chosen = choose(views, self._ledger)
         group = [waiting[view.run] for view in chosen]
-        self._ledger.note(views, chosen, self._cost(group))
+        cost = self._cost(group)
+        self._ledger.note(views, chosen, cost)
         for picture, _ in waiting.values():
             picture.waited += 1
+        begin = time.perf_counter()
         try:
             outcomes = self._forward(group)
         except Halted:
             return
+        known = self._meter is not None and cost > 0
+        _charge(group, cost if known else time.perf_counter() - begin)
         for (picture, call), outcome in zip(group, outcomes, strict=True):
             if self._pictures.get(picture.number) is not picture:
                 continue  # the end of an earlier one in this group cancelled it
@@ -272,3 +277,11 @@ class Weave:
         else:
             del self._pictures[picture.number]
             self._on_done(picture.number, got)
+
+
+def _charge(group: list[tuple[Picture, Call]], seconds: float) -> None:
+    """Divides a forward's time by rows among the pictures that had it. Those of one input count alike, though one is
+    computed for all."""
+    rows = sum(call.layout.rows for _, call in group)
+    for picture, call in group:
+        picture.run.budget.seconds += seconds * call.layout.rows / max(rows, 1)

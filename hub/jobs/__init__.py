@@ -115,6 +115,11 @@ class Jobs:
         waiting = [each for each in self._live.values() if not each.ended and each.row.status == "queued"]
         return waiting.index(job) + 1 if job in waiting else None
 
+    @property
+    def waiting(self) -> int:
+        """How many jobs have not begun."""
+        return sum(not job.ended and job.row.status == "queued" for job in self._live.values())
+
     async def images(self, job: Job) -> tuple[bytes, ...]:
         """The pictures of a completed job; raises NotFound where their files are gone."""
         if job.images:

@@ -159,6 +159,8 @@ class Job:
     def hear(self, event: Event) -> None:
         """Notes an event of the provider and passes it on to all that listen."""
         if isinstance(event, Accepted):
+            if self.plan is not None:  # by another target, after the one before has failed: it begins anew
+                self.row.started_at, self.row.status, self.row.step, self.row.steps = None, "queued", 0, 0
             self.plan = event
             self._accepted.set()
         if isinstance(event, Progress):

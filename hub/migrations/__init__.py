@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 FOLDER = Path(__file__).parent
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision, said here so that a database which has it is opened without alembic (200 ms, 10 MiB)."""
 
 

@@ -7,9 +7,9 @@ call source pictures.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
 
+import pybase64
 from msgspec import Struct
 
 from hub.errors import HubError
@@ -108,9 +108,9 @@ class BlackForestLabs(Adapter):
 def _pictures(wish: Wish) -> dict[str, object]:
     """Source pictures and mask: `input_image`, `input_image_2` and so on; of FLUX 3 a list; of Fill one and a mask, in
     which white may change."""
-    texts = [base64.b64encode(each.data).decode() for each in wish.images]
+    texts = [each.base64 for each in wish.images]
     if wish.model.startswith(FILL):
-        mask = base64.b64encode(wish.mask.white_changes).decode() if wish.mask is not None else None
+        mask = pybase64.b64encode(wish.mask.white_changes).decode() if wish.mask is not None else None
         return {"image": texts[0] if texts else None, "mask": mask}
     if wish.model.startswith(FLUX_3):
         return {"images": texts or None}

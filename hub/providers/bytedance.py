@@ -14,7 +14,6 @@ from msgspec import Struct
 from hub.errors import HubError, ProviderFailed
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Base64, Call, Link, Made, Partial, Pending, Picture, blocked, raw_base64
-from hub.remote.inputs import data_url
 from hub.remote.wish import Wish
 from hub.types import Usage
 
@@ -81,7 +80,7 @@ class ByteDance(Adapter):
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """An edit without a size is told its class alone, and so keeps its source's shape."""
         request, honoured = wish.request, self.honoured(wish.manifest)
-        images = [data_url(each.data, each.media_type) for each in wish.images]
+        images = [each.data_url for each in wish.images]
         body = wish.with_options(
             {
                 "model": wish.model,
@@ -111,6 +110,8 @@ class ByteDance(Adapter):
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
         """The picture that was refused ends a request for one; of several, the others go on."""
+        if data == b"[DONE]":
+            return None
         try:
             event = msgspec.json.decode(data, type=Event)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

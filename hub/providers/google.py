@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.remote.adapter import Adapter, Answer, Base64, Call, Made, Pending, blocked, raw_base64, retry_after
 from hub.remote.wish import Wish, nearest_ratio, tier
 from hub.types import Size, Usage
@@ -104,9 +104,7 @@ class Google(Adapter):
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """The pictures come before the words, as Google's examples have it."""
         del n
-        seed = wish.seed(first)
-        if seed is not None and seed > MAX_SEED:
-            raise InvalidRequest(f"seed: {self.title} takes none above {MAX_SEED}.", param="seed")
+        seed = wish.seed(first, MAX_SEED)
         parts: list[dict[str, object]] = [
             {"inlineData": {"mimeType": each.media_type, "data": each.base64}} for each in wish.images
         ]

@@ -7,7 +7,7 @@ may change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from msgspec import Struct
 
@@ -54,13 +54,20 @@ class Ideogram(Adapter):
             return self.honours | {"negative_prompt", "strength"}
         return frozenset({"size", "quality", "strength"}) if model.startswith("ideogram-v4") else self.honours
 
+    def unmet(self, wish: Wish) -> Sequence[Notice]:
+        """With a mask, a picture has the size of its source, and version 1 takes no more than words and numbers."""
+        if wish.mask is None:
+            return ()
+        return (
+            wish.left_out("size", "negative_prompt", "strength") if _speaks_version_1(wish) else wish.left_out("size")
+        )
+
     def headers(self, key: str) -> Mapping[str, str]:
         """A header of its own."""
         return {"Api-Key": key}
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """By the version of the API that the model speaks."""
-        self._left_out(wish)
         first_version = _speaks_version_1(wish)
         seed = wish.seed(first, MAX_SEED) if "seed" in self.honoured(wish.manifest) else None
         numbers = {"seed": seed, "num_images": n if n > 1 else None}
@@ -84,20 +91,11 @@ class Ideogram(Adapter):
             [Link(str(item.url)) for item in good],
             seed=good[0].seed if good else None,
             revised_prompts=[item.prompt for item in good if item.prompt and item.prompt != wish.prompt],
-            notices=self._left_out(wish),
         )
 
     def refusal(self, answer: Answer) -> HubError:
         """422 is its content policy, and nothing else."""
         return blocked(self.title) if answer.status == 422 else super().refusal(answer)
-
-    def _left_out(self, wish: Wish) -> list[Notice]:
-        """With a mask, a picture has the size of its source, and version 1 takes no more than words and numbers."""
-        if wish.mask is None:
-            return []
-        return (
-            wish.left_out("size", "negative_prompt", "strength") if _speaks_version_1(wish) else wish.left_out("size")
-        )
 
 
 def _speaks_version_1(wish: Wish) -> bool:

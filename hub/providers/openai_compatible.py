@@ -3,7 +3,8 @@ hub.
 
 They differ in what else they take. The manifest says so: `remote.honours` names the parameters that this server has
 (`seed`, `negative_prompt`, `guidance_scale` …), and `remote.options` adds fields to every body
-(`response_format = "b64_json"` saves the way for each picture, where a server would answer with links).
+(`response_format = "b64_json"` saves the way for each picture, where a server would answer with links; `stream = false`
+says that it cannot stream, so that no previews are asked for).
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class OpenAICompatible(Adapter):
 
     def honoured(self, manifest: RemoteManifest) -> frozenset[str]:
         """OpenAI's, and those that the manifest names."""
-        return self.honours | set(manifest.remote.honours).intersection(EXTENSIONS)
+        found = self.honours | set(manifest.remote.honours).intersection(EXTENSIONS)
+        return found - {"partial_images"} if manifest.remote.options.get("stream") is False else found
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """Generations as JSON, edits as a form."""
@@ -51,8 +53,10 @@ class OpenAICompatible(Adapter):
         values = {name: getattr(request, name) for name in EXTENSIONS if name in honoured}
         if "seed" in values:
             values["seed"] = wish.seed(first)
+        streams = request.partial_images > 0 and "partial_images" in honoured
+        if not streams:
+            values |= {"stream": None, "partial_images": None}
         body = body_of(wish, n, {name: value for name, value in values.items() if value is not False and value != ()})
-        streams = request.partial_images > 0
         if not wish.images:
             return Call("/images/generations", json=body, stream=streams)
         return Call("/images/edits", form=form_of(wish, body), stream=streams)

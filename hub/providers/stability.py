@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderFailed
+from hub.errors import HubError, ProviderFailed
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Base64, Call, Form, Made, Pending, blocked, raw_base64
 from hub.remote.wish import Notice, Wish
@@ -50,30 +50,21 @@ class Stability(Adapter):
 
     def honoured(self, manifest: RemoteManifest) -> frozenset[str]:
         """By service."""
-        model = manifest.remote.model
-        if model in HONOURS:
-            return HONOURS[model]
-        distilled = any(word in model for word in DISTILLED)
-        without = {"guidance_scale", "negative_prompt"} if distilled else set()
-        return (COMMON | {"size", "strength", "guidance_scale"}) - without
+        return _honoured(manifest.remote.model)
 
     def unmet(self, wish: Wish) -> Sequence[Notice]:
-        """Edits keep the source's shape, drawings have no strength, and a seed of 0 means none."""
-        honoured, request, notices = self.honoured(wish.manifest), wish.request, []
-        if wish.images and request.size is not None and "size" in honoured:
+        """Edits keep the source's shape, a manifest's `models` may take less, and a seed of 0 means none."""
+        notices = wish.left_out(*sorted(self.honoured(wish.manifest) - _honoured(wish.model) - {"size"}))
+        if wish.images and wish.request.size is not None and "size" in self.honoured(wish.manifest):
             notices.append(Notice("size", f"{wish.manifest.id} keeps the shape of the picture that it edits"))
-        if not wish.images and request.strength is not None and "strength" in honoured:
-            notices.append(Notice("strength", f"{wish.manifest.id} was given no picture; it was not used"))
-        if request.seed == 0:
+        if wish.request.seed == 0:
             notices.append(Notice("seed", f"{self.title} takes 0 for a random one"))
         return notices
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """A form, also where there is no file."""
         del n
-        request, honoured, seed = wish.request, self.honoured(wish.manifest), wish.seed(first)
-        if seed is not None and seed > MAX_SEED:
-            raise InvalidRequest(f"seed: {self.title} takes none above {MAX_SEED}.", param="seed")
+        request, honoured = wish.request, _honoured(wish.model)
         path = PATHS.get(wish.model, SD3)
         edits = bool(wish.images) and "strength" in honoured
         strength = request.strength if request.strength is not None else STRENGTH
@@ -85,7 +76,7 @@ class Stability(Adapter):
             "aspect_ratio": wish.aspect_ratio if not wish.images else None,
             "negative_prompt": request.negative_prompt if "negative_prompt" in honoured else None,
             "cfg_scale": request.guidance_scale if "guidance_scale" in honoured else None,
-            "seed": seed,
+            "seed": wish.seed(first, MAX_SEED),
             "output_format": wish.output_format,
         }
         files = [("image", each.file_name, each.data, each.media_type) for each in wish.images]
@@ -110,6 +101,14 @@ class Stability(Adapter):
         if answer.status == 403 and answer.peek("name") == "content_moderation":
             return blocked(self.title)
         return super().refusal(answer)
+
+
+def _honoured(model: str) -> frozenset[str]:
+    if model in HONOURS:
+        return HONOURS[model]
+    distilled = any(word in model for word in DISTILLED)
+    without = {"guidance_scale", "negative_prompt"} if distilled else set()
+    return (COMMON | {"size", "strength", "guidance_scale"}) - without
 
 
 adapter = Stability()

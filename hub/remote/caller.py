@@ -74,13 +74,14 @@ class Work:
 
 
 class Caller:
-    """Sends the calls of one request."""
+    """Sends the calls of one request. `stays`: what the provider names on another machine is not asked for."""
 
-    def __init__(self, transport: Transport, adapter: Adapter, wish: Wish, keys: Keys) -> None:
+    def __init__(self, transport: Transport, adapter: Adapter, wish: Wish, keys: Keys, *, stays: bool = False) -> None:
         self._transport = transport
         self._adapter = adapter
         self._wish = wish
         self._keys = keys
+        self._stays = stays
         base = wish.manifest.remote.base_url or adapter.base_url
         if base is None:
             words = f"{wish.manifest.id} has no address. This hub's owner has to give it one (remote.base_url)."
@@ -100,7 +101,7 @@ class Caller:
         """A picture that an answer names. Raises ProviderError."""
         base = urlsplit(self._base)
         port = base.port or (443 if base.scheme == "https" else 80)
-        return await self._transport.download(url, f"{base.hostname}:{port}")
+        return await self._transport.download(url, f"{base.hostname}:{port}", stays=self._stays)
 
     async def _sent(self, call: Call, work: Work, on_partial: OnPartial) -> tuple[Made | Pending, Key | None]:
         """The answer to a call, which is sent again where that is safe."""
@@ -250,14 +251,18 @@ class Caller:
         except HubError:
             raise
         except Exception as error:  # its words may be the provider's
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{Path(where.filename).name}:{where.lineno}"
-            log.error("%s: an answer was not understood: %s, %s", self._adapter.name, type(error).__name__, place)
+            log.error("%s: an answer was not understood: %s", self._adapter.name, _place_of(error))
         words = f"{self._adapter.title} answered with something else than pictures."
         raise Unreadable(words, may_have_billed=True)
 
     def _headers(self, key: Key | None) -> dict[str, str]:
-        return {} if key is None else dict(self._adapter.headers(key.reveal()))
+        if key is None:
+            return {}
+        try:
+            return dict(self._adapter.headers(key.reveal()))
+        except Exception as error:  # its words may be the key
+            log.error("%s: the key %s cannot be sent: %s", self._adapter.name, key.name, _place_of(error))
+        raise ProviderUnavailable(f"This hub's key for {self._adapter.title} cannot be sent. Its owner has to act.")
 
     def _url(self, url: str) -> str:
         """A call's whole URL. One that the provider has named gets the key only where it is the provider's."""
@@ -266,7 +271,8 @@ class Caller:
         with contextlib.suppress(Unfetchable):
             named, _ = split(url)
             base, host = urlsplit(self._base), str(named.hostname)
-            own = any(host == site or host.endswith(f".{site}") for site in self._adapter.sites)
+            sites = () if self._stays else self._adapter.sites
+            own = any(host == site or host.endswith(f".{site}") for site in sites)
             if named.scheme == base.scheme and (named.netloc == base.netloc or (own and named.netloc == host)):
                 return url
         raise ProviderFailed(f"{self._adapter.title} named an address that is not its own.", may_have_billed=True)
@@ -280,11 +286,20 @@ class _Again(Exception):
         self.error = error
 
 
-def billed(error: ProviderError) -> ProviderError:
+Billed = TypeVar("Billed", bound=HubError)
+
+
+def billed(error: Billed) -> Billed:
     """The error of a request for which the provider may charge, whatever the error alone would mean."""
     error.may_have_billed = True
     error.headers["x-should-retry"] = "false"
     return error
+
+
+def _place_of(error: Exception) -> str:
+    """What kind of error, and where, without its words."""
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}, {Path(where.filename).name}:{where.lineno}"
 
 
 async def _pause(seconds: float) -> None:

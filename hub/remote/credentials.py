@@ -19,7 +19,7 @@ import re
 import stat
 import time
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -124,6 +124,9 @@ class Credentials:
 
     def __init__(self, keys: Mapping[str, Keys]) -> None:
         self._keys = dict(keys)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
 
     def of(self, name: str) -> Keys:
         """The keys of this name; none where there are none."""

@@ -10,12 +10,13 @@ What a manifest does not name, the model is not told, and the request is warned 
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping
+
+import pybase64
 
 from hub.errors import ModelUnusable
 from hub.manifest import Input
-from hub.remote.wish import Wish
+from hub.remote.wish import Mask, Wish
 
 SIZES: frozenset[str] = frozenset({"size", "width", "aspect_ratio"})
 UNNAMED: frozenset[str] = frozenset({"prompt", "n", "image", "mask", "width", "height", "aspect_ratio"})
@@ -34,8 +35,8 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
     values: dict[Input, object] = {
         "prompt": wish.prompt,
         "n": n if n > 1 else None,
-        "image": [data_url(each.data, each.media_type) for each in wish.images] or None,
-        "mask": data_url(wish.mask.white_changes, "image/png") if wish.mask is not None else None,
+        "image": [each.data_url for each in wish.images] or None,
+        "mask": _mask(wish.mask) if wish.mask is not None else None,
         "seed": wish.seed(first),
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
@@ -61,6 +62,6 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
     return body
 
 
-def data_url(data: bytes, media_type: str) -> str:
-    """A file in a URL."""
-    return f"data:{media_type};base64,{base64.b64encode(data).decode()}"
+def _mask(mask: Mask) -> str:
+    """White may change, as most models have it."""
+    return f"data:image/png;base64,{pybase64.b64encode(mask.white_changes).decode()}"

@@ -33,6 +33,8 @@ from hub.types import MAX_SEED, Background, Effort, Usage
 
 BLOCKED = ("moderation_blocked", "content_policy_violation", "content_filter")
 NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exceeded")
+NO_KEY = ("no_db_connection",)
+"""What LiteLLM's proxy answers to a key that it does not know, with status 400, where it has no database of keys."""
 PARAMS = ("prompt", "n", "image", "mask", *OPTIONAL)
 """Parameters at fault that are named to the client: they are the hub's own, too."""
 STATUSES = {
@@ -272,6 +274,8 @@ def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
         return blocked(adapter.title)
     if code in NO_CREDIT or kind in NO_CREDIT:
         return ProviderKeyRefused(f"There is no credit left with {adapter.title}. This hub's owner has to act.")
+    if kind in NO_KEY:
+        return ProviderKeyRefused(f"{adapter.title} does not take this hub's key. Its owner has to act.")
     if answer.status in (400, 422) and (param := _param(answer)) is not None:
         words = f"{adapter.title} does not take this '{param}'."
         return InvalidRequest(words, param=param, code="provider_refused")

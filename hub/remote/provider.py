@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from hub.errors import ProviderError, ProviderFailed, ProviderTimeout
+from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
 from hub.remote.caller import Caller, Work, billed
@@ -28,7 +28,7 @@ PARALLEL = 4
 
 
 class RemoteProvider:
-    """Has pictures made by the models of `provider = …` manifests that are not local. See `hub.providers.Provider`."""
+    """Has pictures made by the models of `provider = …` manifests that are not local."""
 
     def __init__(self, adapter_of: Callable[[str], Adapter], transport: Transport, credentials: Credentials) -> None:
         """adapter_of: by the provider's name; raises HubError for one that there is not."""
@@ -37,10 +37,18 @@ class RemoteProvider:
         self._credentials = credentials
 
     async def generate(
-        self, manifest: RemoteManifest, request: ImageRequest, on_event: OnEvent | None = None
+        self,
+        manifest: RemoteManifest,
+        request: ImageRequest,
+        on_event: OnEvent | None = None,
+        *,
+        stays: bool = False,
     ) -> ImageResult:
-        """See `hub.providers.Provider`. The pictures are as the provider made them, byte for byte: other sizes and
-        formats than were asked for are told, not mended."""
+        """Makes the pictures; `on_event` hears of their life, on the event loop. Raises HubError.
+
+        They are as the provider made them, byte for byte: other sizes and formats than were asked for are told, not
+        mended. `stays`: the request must not leave this machine, so what the provider names elsewhere is not asked for.
+        """
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
         if request.images:
@@ -48,14 +56,12 @@ class RemoteProvider:
         else:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
-        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest, adapter))
+        caller = Caller(self._transport, adapter, wish, self.keys_of(manifest), stays=stays)
         return await _Run(adapter, wish, caller, on_event).result()
 
-    def keys_of(self, manifest: RemoteManifest, adapter: Adapter) -> Keys:
-        """The keys that a model's calls may carry: a base URL of the owner's gets none that the manifest does not
-        name."""
-        name = manifest.remote.credentials or (adapter.name if manifest.remote.base_url is None else None)
-        return Keys(()) if name is None else self._credentials.of(name)
+    def keys_of(self, manifest: RemoteManifest) -> Keys:
+        """The keys that a model's calls may carry."""
+        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name)
 
 
 class _Run:
@@ -94,7 +100,7 @@ class _Run:
         except TimeoutError:
             words = f"{self._adapter.title} did not answer within {wish.manifest.remote.timeout} seconds."
             raise ProviderTimeout(words, may_have_billed=any(work.may_be_billed for work in works)) from None
-        except ProviderError as error:
+        except HubError as error:  # a refusal, too: its sisters may have been served
             if any(work.may_be_billed for work in works):
                 raise billed(error) from None
             raise

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve
+from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve, split
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
@@ -102,9 +102,11 @@ class Transport:
         self._notifying.add(task)
         task.add_done_callback(self._notifying.discard)
 
-    async def download(self, url: str, own_host: str) -> bytes:
+    async def download(self, url: str, own_host: str, *, stays: bool = False) -> bytes:
         """A picture that an answer names. `own_host`: the provider's `host:port`, which may lie in a private network as
-        the owner has named it. No key goes along. Raises ProviderFailed."""
+        the owner has named it. No key goes along. `stays`: from there or from this machine alone. Raises
+        ProviderFailed."""
+        own = stays and _host_of(url) == own_host
         try:
             return await fetch(
                 url,
@@ -112,8 +114,8 @@ class Transport:
                 max_bytes=MAX_PICTURE,
                 resolve=self._resolve,
                 patience=120,
-                redirects=REDIRECTS,
-                offline=self._offline,
+                redirects=0 if own else REDIRECTS,
+                offline=self._offline or (stays and not own),
                 client=self._client or self._connect(),
             )
         except Unfetchable as error:
@@ -213,11 +215,9 @@ async def _read(answer: httpx2.Response) -> Answer:
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
     body = io.BytesIO()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
-    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+    async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
             body.write(piece)
-            if body.tell() > MAX_ANSWER:
-                raise _too_large()
     return Answer(answer.status_code, headers, body.getvalue())
 
 
@@ -227,12 +227,23 @@ async def _begin(answer: httpx2.Response) -> bytes:
 
     body = bytearray()
     with contextlib.suppress(httpx2.HTTPError, TimeoutError):
-        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async with asyncio.timeout(BRIEFLY), contextlib.aclosing(_pieces(answer)) as pieces:
             async for piece in pieces:
                 body += piece
                 if len(body) > MAX_ERROR:
                     break
     return bytes(body[:MAX_ERROR])
+
+
+async def _pieces(answer: httpx2.Response) -> AsyncGenerator[bytes]:
+    """A body as it comes, up to the limit."""
+    total = 0
+    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+        async for piece in pieces:
+            total += len(piece)
+            if total > MAX_ANSWER:
+                raise _too_large()
+            yield piece
 
 
 async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
@@ -254,12 +265,9 @@ async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
 
 
 async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
-    rest, total = bytearray(), 0
-    async with contextlib.aclosing(answer.aiter_raw()) as pieces:
+    rest = bytearray()
+    async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
-            total += len(piece)
-            if total > MAX_ANSWER:
-                raise _too_large()
             start = len(rest)
             rest += piece
             if rest.find(b"\n", start) < 0:
@@ -268,3 +276,12 @@ async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
             rest = bytearray(last)
             for line in lines:
                 yield bytes(line).removesuffix(b"\r")
+
+
+def _host_of(url: str) -> str | None:
+    """`host:port` of a URL; None for one that is none."""
+    try:
+        parts, port = split(url)
+    except Unfetchable:
+        return None
+    return f"{parts.hostname}:{port}"

@@ -20,21 +20,11 @@ from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
 from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Quality, Size
+from hub.types import EFFORTS, MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
 
 if TYPE_CHECKING:
     from PIL import Image
 
-EFFORTS: dict[Quality, Effort] = {
-    "auto": "medium",
-    "low": "low",
-    "medium": "medium",
-    "standard": "medium",
-    "high": "high",
-    "hd": "high",
-    "xhigh": "high",
-    "max": "high",
-}
 MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 ORIENTATION = 0x0112
 """EXIF's tag of how a camera was held."""
@@ -178,14 +168,9 @@ class Wish(Struct, frozen=True, kw_only=True):
         return (seed + first) % (most + 1)
 
     def left_out(self, *names: str) -> list[Notice]:
-        """Notices for those of these parameters that were given: the model takes them, but not for this task. Raises
-        InvalidRequest where the request is strict."""
-        given = [name for name in names if getattr(self.request, name) not in (None, *SAME.get(name, ()))]
-        words = f"{self.manifest.id} takes none for such a task; it was not used"
-        notices = [Notice(name, words) for name in given]
-        if notices and self.request.strict:
-            raise InvalidRequest(f"strict: {notices[0]}.", param=notices[0].param, code="unsupported_value")
-        return notices
+        """Notices for those of these parameters that were given: the model takes them, but not for this task."""
+        given = [name for name in names if getattr(self.request, name) not in (None, (), *SAME.get(name, ()))]
+        return [Notice(name, f"{self.manifest.id} takes none for such a task; it was not used") for name in given]
 
     def with_options(self, body: dict[str, object]) -> dict[str, object]:
         """The body without what is None, and with the manifest's options."""
@@ -295,7 +280,7 @@ def _source(data: bytes) -> Source:
     try:
         if not _is_turned(data):
             return Source(data, *verify_image(data))
-    except NotAnImage:  # such as a JPEG without its end, which every decoder forgives
+    except NotAnImage:  # such as a PNG without its end, which decoders forgive
         pass
     return Source(_upright(data), "png", upright)
 

@@ -108,7 +108,8 @@ class Server:
 
     def get(self, path: str) -> tuple[int, bytes]:
         """Status and body of a GET on a connection of its own."""
-        return self.send(self.connect(), "GET", path)
+        with contextlib.closing(self.connect()) as connection:
+            return self.send(connection, "GET", path)
 
     @staticmethod
     def send(

@@ -103,7 +103,7 @@ FROM_WORKER: list[FromWorker] = [
     Stepped(1, 3, 20),
     Previewed(1, 9, 2, bytes(range(256)) * 100),
     Finished(1, [b"", bytes(range(256)) * 4000], [Notice("size", "drew 64x64"), Notice("prompt", "too long")]),
-    Finished(1, [], []),
+    Finished(1, [], [], 0.125),
     Failed(1, "invalid", "no", "prompt"),
     Failed(1, "failed", "no"),
     Failed(1, "unusable", "no"),

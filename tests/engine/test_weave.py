@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import re
 import statistics
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hub.engine.meeting import Call, MeetingPoint
+from hub.engine.meeting import Budget, Call, MeetingPoint
 from hub.engine.memo import Memo
 from hub.engine.meter import Forward, Meter, Timer, WallTimer
 from hub.engine.saturation import Memory, Saturation
@@ -416,6 +417,37 @@ def test_owners_pay_for_what_their_forwards_cost() -> None:
         weave.tick()
     share = sum(name == "small" for name, _ in device.forwards) / 600
     assert share == pytest.approx(5 / 6, abs=0.02)
+
+
+def test_a_picture_is_charged_what_its_rows_took_of_the_device_alone_or_shared() -> None:
+    """Costs are known from before: 1 s and 1.5 s for one and two rows of the UNet, which two pictures share."""
+    device = Device(lambda rows: 0.5 + 0.5 * rows)
+    unet = device.module("unet")
+    saturation, budgets = Saturation(16), [Budget() for _ in range(3)]
+    weave, _ = weave_of(device, saturation)
+    for number in range(2):  # learns
+        weave.start(number, steps_at(unet, 30), lambda: 30)
+    run_out(weave)
+    for number, budget in enumerate(budgets[:2]):
+        weave.start(number, steps_at(unet, 4), lambda: 4, budget=budget)
+    device.forwards.clear()
+    run_out(weave)
+    assert [rows for _, rows in device.forwards] == [2] * 4
+    assert [budget.seconds for budget in budgets[:2]] == pytest.approx([4 * 0.75] * 2)
+    weave.start(2, steps_at(unet, 4), lambda: 4, budget=budgets[2])
+    run_out(weave)
+    assert budgets[2].seconds == pytest.approx(4 * 1.0)
+
+
+def test_where_nothing_is_known_of_a_forward_a_picture_is_charged_the_time_that_passes() -> None:
+    for saturation in (None, Saturation(16)):
+        device = Device(lambda rows: time.sleep(0.01) or 1.0)
+        unet = device.module("unet")
+        weave, _ = weave_of(device, saturation)
+        budget = Budget()
+        weave.start(0, steps_at(unet, 2), lambda: 2, budget=budget)
+        run_out(weave)
+        assert 0.02 <= budget.seconds < 1.0
 
 
 def test_the_ledger_does_not_keep_a_model_that_is_gone() -> None:

@@ -35,13 +35,19 @@ class Driven:
         self.runner = runner
         self.addresses: dict[str, list[str]] = {}
         """What hosts resolve to, other than by the system."""
+        self.now = 0.0
+        """What keys go by: pauses take no time but this."""
+
+    async def pause(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
 
     async def resolve(self, host: str, port: int) -> list[str]:
         return self.addresses.get(host) or await resolve(host, port)
 
     async def asking(self, manifest: dict[str, Any] | None = None, keys: int = 1, **wishes: Any) -> ImageResult:
         """One request, with a hub that has seen no other."""
-        given = Credentials({"test": Keys(Key(f"test/{number}", KEY) for number in range(keys))})
+        given = Credentials({"test": Keys((Key(f"test/{each}", KEY) for each in range(keys)), lambda: self.now)})
         model = self.protocol.manifest(self.upstream, **(manifest or {}))
         self.events.clear()
         through = Transport(resolve=self.resolve)
@@ -84,11 +90,12 @@ def _driven(request: pytest.FixtureRequest) -> Iterator[Driven]:
 
 @pytest.fixture
 def driven(_driven: Driven, monkeypatch: pytest.MonkeyPatch) -> Driven:
-    """Every provider in turn. Waits are short here."""
-    monkeypatch.setattr(caller, "BACKOFF", 0.01)
+    """Every provider in turn. Nothing waits long here."""
+    monkeypatch.setattr(caller, "_pause", _driven.pause)
     monkeypatch.setattr(caller, "SHORTEST_POLL", 0.005)
     monkeypatch.setattr(caller, "LONGEST_POLL", 0.01)
     monkeypatch.setattr(transport, "BRIEFLY", 0.3)
     _driven.upstream.forget()
     _driven.addresses.clear()
+    _driven.now = 0.0
     return _driven

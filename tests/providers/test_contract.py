@@ -125,7 +125,7 @@ def test_a_size_that_it_does_not_draw_is_warned_about_or_refused(driven: Driven)
     try:
         result = driven.make(prompt=PROMPT, size=odd, **sources(driven))
     except InvalidRequest as error:
-        assert error.param == "size"  # by the hub, or in the provider's words
+        assert error.param in ("size", None)  # by the hub, or by a provider that does not say what it dislikes
         return
     check(driven, result)
     assert result.size == odd or [warning for warning in result.warnings if warning.startswith("size:")]
@@ -216,7 +216,7 @@ def test_a_cancelled_request_ends_at_once_and_leaves_nothing_behind(driven: Driv
     expected = {"work": 1, "poll": 2, "picture": 1}[point]
 
     async def main() -> float:
-        task = asyncio.create_task(driven.asking(prompt=PROMPT, n=2, **sources(driven)))
+        task = asyncio.create_task(driven.asking(prompt=PROMPT, **sources(driven)))
         reached: Callable[[], int] = lambda: sum(  # noqa: E731
             asked.path.startswith("/pictures/") or point != "picture" for asked in upstream.asked
         )

@@ -28,6 +28,7 @@ from tests.providers.conftest import Driven
 from tests.providers.test_contract import check, sources
 from tests.providers.upstream import (
     KEY,
+    Asked,
     Fault,
     answers,
     cut,
@@ -41,8 +42,8 @@ from tests.providers.upstream import (
     slow,
 )
 
-SOON = {"timeout": 0.4}
-"""A manifest's, for those that would take for ever."""
+SOON = (0.25, 1.0, 4.0)
+"""Timeouts for what would take for ever; the longer ones for a machine that is too busy to get there sooner."""
 HTML = f"<html><body>secret words {KEY}</body></html>".encode()
 SHAPES = {
     "null": b"null",
@@ -60,6 +61,9 @@ SHAPES = {
     "HTML": HTML,
     "nothing at all": b"",
 }
+
+
+SLOW = (slow(30), dripping(30))
 
 
 @dataclass(frozen=True)
@@ -136,8 +140,8 @@ UNCLEAR: dict[str, tuple[Fault, type[HubError]]] = {
     "huge": (huge(64), ProviderFailed),
     "endless": (endless(64), ProviderFailed),
     "not HTTP": (lambda handler, _: bool(handler.wfile.write(b"\x00\x01secret\r\n\r\n" * 9)), ProviderFailed),
-    "slow headers": (slow(30), ProviderTimeout),
-    "slow body": (dripping(30), ProviderTimeout),
+    "slow headers": (SLOW[0], ProviderTimeout),
+    "slow body": (SLOW[1], ProviderTimeout),
     **{shape: (raw(body), ProviderFailed) for shape, body in SHAPES.items()},
     "HTML as such": (raw(HTML, content_type="text/html"), ProviderFailed),
     "a stream of nothing": (raw(b"data: 1\n\n", content_type="text/event-stream"), ProviderFailed),
@@ -151,17 +155,29 @@ def _small_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(transport, "MAX_PICTURE", 1 << 20)
 
 
-def limited(name: str) -> dict[str, Any]:
-    return SOON if name.startswith("slow") else {}
+def fail(driven: Driven, fault: Fault, *, at: str = "work", times: int = 1) -> HubError:
+    """How a request fails with a fault at a point of the protocol, within its time."""
+    reached = threading.Event()
+
+    def noticed(handler: Any, asked: Asked) -> bool:
+        reached.set()
+        return fault(handler, asked)
+
+    for timeout in SOON if fault in SLOW else (20,):
+        driven.upstream.forget()
+        faults = driven.upstream.picture_faults if at == "picture" else driven.upstream.faults
+        faults.extend([*([nothing()] if at == "poll" else []), *[noticed] * times])
+        error = driven.fail({"timeout": timeout}, **sources(driven))
+        if reached.is_set():
+            break
+    assert driven.took < timeout + 5
+    return error
 
 
 @pytest.mark.parametrize("name", UNCLEAR)
 def test_after_an_unclear_answer_nothing_is_sent_again(driven: Driven, name: str) -> None:
     fault, kind = UNCLEAR[name]
-    driven.upstream.faults.append(fault)
-    error = driven.fail(limited(name), **sources(driven))
-    assert told(driven, error) == Told(kind, True)
-    assert driven.took < 2
+    assert told(driven, fail(driven, fault)) == Told(kind, True)
 
 
 def test_where_nobody_listens_the_provider_is_out_of_reach(driven: Driven) -> None:
@@ -251,8 +267,8 @@ LASTING: dict[str, tuple[Fault, type[HubError]]] = {
     "HTML": (raw(HTML), ProviderFailed),
     "huge": (huge(8), ProviderFailed),
     "nested": (raw(SHAPES["nested"]), ProviderFailed),
-    "slow headers": (slow(30), ProviderTimeout),
-    "slow body": (dripping(30), ProviderTimeout),
+    "slow headers": (SLOW[0], ProviderTimeout),
+    "slow body": (SLOW[1], ProviderTimeout),
 }
 
 
@@ -261,10 +277,8 @@ def test_questions_that_always_fail_end_the_waiting_and_may_have_cost(driven: Dr
     if not polling(driven):
         return
     fault, kind = LASTING[name]
-    driven.upstream.faults.extend([nothing(), *[fault] * caller.POLL_FAILURES])
-    error = driven.fail(limited(name), **sources(driven))
+    error = fail(driven, fault, at="poll", times=caller.POLL_FAILURES)
     assert told(driven, error) == Told(kind, True)
-    assert driven.took < 2
 
 
 def test_a_question_is_not_sent_elsewhere(driven: Driven, canary: Canary) -> None:
@@ -284,8 +298,8 @@ PICTURES: dict[str, tuple[Fault, type[HubError]]] = {
     "dropped": (dropped(), ProviderFailed),
     "too large": (huge(8), ProviderFailed),
     "endless": (endless(8), ProviderFailed),
-    "slow headers": (slow(30), ProviderTimeout),
-    "slow body": (dripping(30), ProviderTimeout),
+    "slow headers": (SLOW[0], ProviderTimeout),
+    "slow body": (SLOW[1], ProviderTimeout),
     "a file of this machine": (elsewhere("file:///etc/passwd"), ProviderFailed),
     "an address that is none": (elsewhere("http://[secret"), ProviderFailed),
     "the cloud's own address": (elsewhere("http://169.254.169.254/latest/meta-data"), ProviderFailed),
@@ -296,11 +310,7 @@ PICTURES: dict[str, tuple[Fault, type[HubError]]] = {
 def test_a_picture_that_cannot_be_fetched_is_told_and_not_drawn_again(driven: Driven, name: str) -> None:
     if driven.protocol.links:
         fault, kind = PICTURES[name]
-        driven.upstream.picture_faults.append(fault)
-        error = driven.fail(limited(name), n=2, **sources(driven))
-        assert (kind_of(error), error.headers.get("x-should-retry")) == (kind, "false")
-        assert len(driven.upstream.work) <= 2
-        assert driven.took < 2
+        assert told(driven, fail(driven, fault, at="picture")) == Told(kind, True)
 
 
 def test_a_picture_whose_redirects_end_nowhere_is_given_up(driven: Driven) -> None:
@@ -321,11 +331,16 @@ def test_a_picture_is_not_fetched_from_a_private_network(driven: Driven, canary:
         assert canary.hits == 0
 
 
+def flipped(data: bytes, at: int) -> bytes:
+    """A checksum tells it in a PNG, wherever it is; in other formats, only a length in the head does."""
+    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+
+
 SPOILT: dict[str, Callable[[bytes], bytes]] = {
     "nothing": lambda data: b"",
     "HTML": lambda data: HTML,
     "cut": lambda data: data[:-20],
-    "a flipped bit": lambda data: data[:60] + bytes([data[60] ^ 1]) + data[61:],
+    "a flipped bit": lambda data: flipped(data, 60 if data.startswith(b"\x89PNG") else 4),
     "another format": lambda data: b"GIF89a" + data,
 }
 
@@ -346,13 +361,15 @@ def test_one_spoilt_picture_of_several_fails_them_all(driven: Driven) -> None:
     driven.upstream.spoil = third
     error = driven.fail(n=3, **sources(driven))
     assert (kind_of(error), error.headers.get("x-should-retry")) == (ProviderFailed, "false")
+    driven.upstream.spoil = bytes
+    assert len(driven.make(**sources(driven)).images) == 1
 
 
 GARBLED: dict[str, Callable[[str], str]] = {
     "no base64": lambda text: "!" + text,
     "secret words": lambda text: f"secret words {KEY}",
     "a quote": lambda text: text + '"',
-    "not padded": lambda text: text.rstrip("=") + "A",
+    "not padded": lambda text: text + "A",
     "letters of the world": lambda text: "é" * 40,
 }
 

@@ -77,7 +77,7 @@ class FakeEngine:
         self.asked.append(job)
         if on_event:
             on_event(Progress(step=1, steps=2))
-        return Finished(1, [b"png%d" % seed for seed in job.seeds], self.notices)
+        return Finished(1, [b"png%d" % seed for seed in job.seeds], self.notices, 2.5)
 
 
 def run(wish: ImageRequest, model: ModelManifest = SMALL, *notices: Notice) -> tuple[Generate, ImageResult]:
@@ -110,7 +110,7 @@ def test_a_bare_request_gets_all_of_the_manifests_defaults() -> None:
         guidance_scale=5.0,
         receipt=True,
     )
-    assert result == ImageResult(images=(b"png5",), seed=5, size=Size(96, 64), quality="medium")
+    assert result == ImageResult(images=(b"png5",), seed=5, size=Size(96, 64), quality="medium", device_seconds=2.5)
 
 
 def test_a_models_pin_reaches_the_engine() -> None:

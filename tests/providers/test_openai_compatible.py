@@ -62,6 +62,7 @@ def test_parameters_that_the_manifest_names_are_sent(
     server: Upstream, wish: dict[str, Any], sent: Any, edits: bool
 ) -> None:
     (name,) = wish
+    edits = edits or name == "strength"  # which means nothing without a picture
     result = ask(server, remote={"honours": [name]}, images=(PICTURE,) if edits else (), size=SQUARE, **wish)
     assert not result.warnings
     asked = server.work[-1]
@@ -212,6 +213,7 @@ ERRORS = [
     (500, {"error": {"code": 500, "message": "secret", "type": ""}}, ProviderFailed, None),  # LocalAI
     (400, {"error": {"code": ["x"], "param": {"a": 1}, "type": 5}}, InvalidRequest, None),
     (401, {"error": {"message": f"secret {KEY}", "type": "auth_error", "param": "None", "code": "401"}}, None, None),
+    (400, {"error": {"message": "No db.", "type": "no_db_connection", "param": None, "code": "400"}}, None, None),
     (404, {"error": {"message": "secret", "code": "model_not_found", "param": "model"}}, ProviderFailed, None),
     (400, {"error": {"message": "secret", "param": "seed", "code": "invalid_value"}}, InvalidRequest, "seed"),
     (400, [], InvalidRequest, None),
@@ -288,6 +290,22 @@ def test_a_preview_s_number_is_believed_where_it_can_be_one(server: Upstream) ->
     events: list[Event] = []
     ask(server, partial_images=3, events=events)
     assert {(event.index, event.partial) for event in events if isinstance(event, Preview)} == {(0, 0)}
+
+
+@pytest.mark.parametrize("images", [(), (PICTURE,)])
+def test_a_server_that_cannot_stream_is_not_asked_to_where_the_manifest_says_so(
+    server: Upstream, images: tuple[bytes, ...]
+) -> None:
+    remote = {"options": {"stream": False}}
+    (warning,) = ask(server, remote=remote, partial_images=2, images=images).warnings
+    assert warning.startswith("partial_images: ")
+    sent = server.work[-1]
+    body = OpenAICompatibleProtocol().form(sent) if images else sent.json
+    assert body["stream"] is False
+    assert "partial_images" not in body
+    with pytest.raises(InvalidRequest) as refused:
+        ask(server, remote=remote, partial_images=2, images=images, strict=True)
+    assert refused.value.param == "partial_images"
 
 
 def test_a_server_that_does_not_stream_answers_whole(server: Upstream) -> None:

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Base64, Made, Partial
 from hub.types import Preview, Size, Task, Usage
@@ -248,7 +248,7 @@ def test_a_moderated_prompt_is_the_callers_to_mend_and_the_key_is_kept() -> None
         (429, {"error": {"code": 429}}, ProviderBusy),
         (500, {"error": {"code": 500}}, ProviderFailed),
         (502, {"error": {"code": 502}}, ProviderFailed),
-        (524, {"error": {"code": 524}}, ProviderFailed),
+        (524, {"error": {"code": 524}}, ProviderTimeout),
         (529, {"error": {"code": 529}}, ProviderBusy),
     ],
 )

@@ -110,10 +110,22 @@ def test_an_edit_has_a_strength_and_no_shape_and_says_so() -> None:
 
 
 def test_a_strength_without_a_picture_is_told() -> None:
-    assert notices_of(LARGE, request(strength=0.5)) == [
-        "strength: stability/sd3.5-large was given no picture; it was not used"
-    ]
+    assert notices_of(LARGE, request(strength=0.5)) == ["strength: there is no image; it was not used"]
     assert "strength" not in form_of(strength=0.5)[1]
+
+
+def test_a_manifest_may_send_inpainting_elsewhere_and_what_is_not_taken_there_is_told() -> None:
+    model = manifest_of("stability", "sd3.5-large", models={"inpainting": "inpaint"}, formats=["png"])
+    wanted = request_for("inpainting", strength=0.5, guidance_scale=4.0, negative_prompt="dogs")
+    call = call_of(model, wanted)
+    assert call.form is not None
+    assert (call.url, dict(call.form.fields)) == (
+        "/edit/inpaint",
+        {"prompt": "a cat", "negative_prompt": "dogs", "output_format": "png"},
+    )
+    assert [each.partition(":")[0] for each in notices_of(model, wanted)] == ["guidance_scale", "strength"]
+    with serving(protocol("stability")) as upstream:
+        assert made(upstream, request_for("inpainting"), model).size == Size(64, 64)
 
 
 def test_an_inpainting_sends_a_mask_whose_white_changes() -> None:
@@ -159,7 +171,7 @@ def test_a_model_that_was_distilled_has_no_guidance_and_that_is_told() -> None:
 def test_a_seed_of_0_is_a_random_one_there_and_a_large_one_is_refused() -> None:
     assert notices_of(LARGE, request(seed=0)) == ["seed: Stability AI takes 0 for a random one"]
     with serving(protocol("stability")) as upstream:
-        error = error_of(upstream, request(n=2, seed=2**32 - 2))
+        error = error_of(upstream, request(seed=2**32 - 1))
         assert (type(error), error.param, upstream.asked) == (InvalidRequest, "seed", [])
         assert made(upstream, request(seed=0)).seed == 1234567
 

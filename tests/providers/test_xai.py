@@ -31,6 +31,7 @@ RATIOS = ["1:1", "16:9", "9:16", "3:2"]
 ANY = manifest_of("xai", "grok", max_images=5, max_n=10, aspect_ratios=RATIOS, honours=["quality"])
 PLAIN = manifest_of("xai", "grok", max_n=10, aspect_ratios=RATIOS)
 MODELS = ready_made("xai")
+SECOND = next(each for each in MODELS if each.id == "xai/grok-imagine-image-2.0")
 
 
 def body_of(model: RemoteManifest = ANY, n: int = 1, **changes: Any) -> dict[str, Any]:
@@ -106,7 +107,8 @@ def test_the_best_quality_is_medium_and_that_is_told() -> None:
     assert notices_of(ANY, request(quality="hd")) == ["quality: xai/grok has no high; it was asked for medium"]
     assert notices_of(ANY, request(quality="medium")) == []
     with serving(protocol("xai")) as upstream:
-        result = made(upstream, request(quality="high"), MODELS[1])
+        result = made(upstream, request(quality="high"), SECOND)
+        assert upstream.work[0].json["quality"] == "medium"
     assert result.quality == "medium"
 
 
@@ -132,7 +134,7 @@ def test_a_manifest_cannot_claim_what_is_not_there() -> None:
 )
 def test_a_strict_request_is_refused_instead_of_told(changes: dict[str, Any], param: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        wish_of(MODELS[1], request(**{"output_format": "jpeg", **changes}, strict=True))
+        wish_of(SECOND, request(**{"output_format": "jpeg", **changes}, strict=True))
     assert caught.value.param == param
 
 

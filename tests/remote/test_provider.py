@@ -93,7 +93,7 @@ def run(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         asyncio.run(main())
-        gc.collect()
+        gc.collect(1)
 
 
 def test_n_beyond_what_a_call_makes_is_had_by_calls_side_by_side() -> None:

@@ -13,8 +13,8 @@ from hub.engine.supervisor import Engine
 from hub.errors import InvalidRequest
 from hub.loras import Loras
 from hub.manifest import ModelManifest
-from hub.providers.local.plan import QUALITY, engine_model, prepare
-from hub.types import Accepted, ImageRequest, ImageResult, OnEvent
+from hub.providers.local.plan import engine_model, prepare
+from hub.types import EFFORTS, Accepted, ImageRequest, ImageResult, OnEvent
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class LocalProvider:
     async def generate(
         self, manifest: ModelManifest, request: ImageRequest, on_event: OnEvent | None = None
     ) -> ImageResult:
-        """See `Provider`."""
+        """Makes the pictures. `on_event` hears of their life, on the event loop. Raises HubError."""
         if request.images:
             loop = asyncio.get_running_loop()
             job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
@@ -44,7 +44,7 @@ class LocalProvider:
         if request.loras:
             worn = await asyncio.to_thread(self._worn, request)
             job = msgspec.structs.replace(job, loras=worn)
-        quality = QUALITY[request.quality or "auto"]
+        quality = EFFORTS[request.quality or "auto"]
         try:
             if on_event:
                 on_event(Accepted(size=job.output, quality=quality, output_format=job.output_format))
@@ -60,6 +60,7 @@ class LocalProvider:
             quality=quality,
             sources=sources,
             warnings=warnings,
+            device_seconds=finished.device_seconds,
         )
 
     async def load(self, manifest: ModelManifest, *, pinned: bool | None) -> None:

@@ -15,7 +15,7 @@ from hub.imaging.geometry import cropped_to, nearest_shape
 from hub.manifest import ModelManifest, parse_size
 from hub.pipelines.families import family_at
 from hub.providers.local.sources import Sources, read_sources
-from hub.types import MAX_SEED, Effort, ImageRequest, Quality, Size
+from hub.types import EFFORTS, MAX_SEED, ImageRequest, Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 MIN_OUTPUT = 16
 MAX_REQUEST_PIXELS = 64 * 1024 * 1024
 MAX_WEBP_SIDE = 16_383
-
-QUALITY: dict[Quality, Effort] = {
-    "low": "low",
-    "auto": "medium",
-    "medium": "medium",
-    "standard": "medium",
-    "high": "high",
-    "hd": "high",
-    "xhigh": "high",
-    "max": "high",
-}
-"""What the names of all model generations mean in a manifest."""
 
 
 class Plan(NamedTuple):
@@ -159,7 +147,7 @@ def plan_steps(manifest: ModelManifest, request: ImageRequest, sources: Sources)
     if request.num_inference_steps is not None and request.num_inference_steps > manifest.max_inference_steps:
         words = f"num_inference_steps: {manifest.id} takes at most {manifest.max_inference_steps}."
         raise InvalidRequest(words, param="num_inference_steps")
-    effort = QUALITY[request.quality] if request.quality else None
+    effort = EFFORTS[request.quality] if request.quality else None
     steps = (
         request.num_inference_steps
         or (manifest.quality.get(effort) if effort else None)
@@ -215,7 +203,7 @@ def quality_notices(manifest: ModelManifest, request: ImageRequest) -> list[Noti
         return []
     if request.num_inference_steps is not None:
         return [Notice("quality", "num_inference_steps was given and decides alone; quality was not used")]
-    if QUALITY[request.quality] not in manifest.quality:
+    if EFFORTS[request.quality] not in manifest.quality:
         return [Notice("quality", f"{manifest.id} has no quality '{request.quality}'; it was not used")]
     return []
 

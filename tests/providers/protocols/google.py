@@ -79,21 +79,23 @@ class GoogleProtocol(Protocol):
             assert source.inline_data.mime_type in ("image/png", "image/jpeg", "image/webp")
             assert source.inline_data.data[:4] in (b"\x89PNG", b"\xff\xd8\xff\xe0", b"RIFF")
         if "forbidden" in prompt.text:
-            return self.told({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": USAGE})
-        image = {"inlineData": {"mimeType": "image/png", "data": upstream.base64(*size)}}
+            return Reply(typed({"promptFeedback": {"blockReason": "PROHIBITED_CONTENT"}, "usageMetadata": USAGE}))
+        typed(self.generated(match[1], "eA=="))
+        return Reply(self.generated(match[1], upstream.base64(*size)))
+
+    def generated(self, model: str, text: str) -> dict[str, Any]:
+        """A good answer: some words, a draft, and the picture in base64."""
         draft = {
             "inlineData": {"mimeType": "image/png", "data": base64.b64encode(b"a draft").decode()},
             "thought": True,
         }
-        return self.told(
-            {
-                "candidates": [
-                    {"content": {"parts": [{"text": "Here:"}, draft, image], "role": "model"}, "finishReason": "STOP"}
-                ],
-                "usageMetadata": USAGE,
-                "modelVersion": match[1],
-            }
-        )
+        image = {"inlineData": {"mimeType": "image/png", "data": text}}
+        content = {"parts": [{"text": "Here:"}, draft, image], "role": "model"}
+        return {
+            "candidates": [{"content": content, "finishReason": "STOP"}],
+            "usageMetadata": USAGE,
+            "modelVersion": model,
+        }
 
     def size_of(self, config: dict[str, str], model: str) -> tuple[int, int]:
         """What the model draws for an `imageConfig`."""
@@ -105,11 +107,6 @@ class GoogleProtocol(Protocol):
         width, height = (FIRST_SIZES if first else SIZES)[config.get("aspectRatio", "1:1")]
         return width * side, height * side
 
-    def told(self, body: dict[str, Any]) -> Reply:
-        """A good answer, as the SDK takes it."""
-        GenerateContentResponse.model_validate(body)
-        return Reply(body)
-
     def error(self, status: int) -> Reply:
         # A wrong key is a 400 here.
         is_key = status in (401, 403)
@@ -119,6 +116,12 @@ class GoogleProtocol(Protocol):
         return Reply(
             {"error": {"code": code, "message": f"secret words {KEY}", "status": "X", "details": [info, retry]}}, code
         )
+
+
+def typed(body: dict[str, Any]) -> dict[str, Any]:
+    """The same, if it is an answer by the SDK."""
+    GenerateContentResponse.model_validate(body)
+    return body
 
 
 USAGE = {

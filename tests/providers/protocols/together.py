@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
+from hub.manifest import ShapesSection
 from tests.providers.upstream import KEY, Asked, Protocol, Refused, Reply, Upstream
 
 Side = Annotated[int, Field(ge=256, le=1920, multiple_of=8)]
@@ -72,7 +73,13 @@ FEATURES = {
 
 class TogetherProtocol(Protocol):
     provider = "together"
-    remote = {"model": "painter", "max_n": 4, "max_images": 8, "formats": ["png", "jpeg"]}
+    remote = {
+        "model": "painter",
+        "max_n": 4,
+        "max_images": 8,
+        "formats": ["png", "jpeg"],
+        "shapes": ShapesSection(multiple=16, min=256, max=1920),
+    }
     tasks = ["text-to-image", "image-to-image"]
 
     def answer(self, asked: Asked, upstream: Upstream) -> Reply:

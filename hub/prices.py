@@ -1,0 +1,117 @@
+"""What a request may cost, and what it did cost, by the price table of a manifest. Pure: no I/O, no clock.
+
+An estimate is made to be compared and reserved, so where it has to guess it guesses high. docs/costs.md has the rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hub.manifest import PricesSection, TokenPrices, parse_size
+from hub.types import EFFORTS, Effort, ImageRequest, ImageResult, Size
+from hub.usage import count_usage, image_tokens
+
+MEGAPIXEL = 1 << 20
+MILLION = 1_000_000
+MOST = 1_000_000.0
+"""US dollars; who tells more for a request is not believed."""
+SOURCE_TOKENS = 1536
+"""What a source picture is reckoned with beforehand: providers shrink them, and none counts more."""
+FIDELITY_TOKENS = 6144
+"""What `input_fidelity = "high"` adds to that."""
+PREVIEW_TOKENS = 100
+"""Of a picture that is not finished, as output."""
+USUAL = Size(1024, 1024)
+
+
+def estimate(
+    prices: PricesSection,
+    request: ImageRequest,
+    size: Size | None,
+    *,
+    quality: Effort | None = None,
+    calls: int | None = None,
+) -> float | None:
+    """US dollars that the request is expected to cost, rather too many; None where nothing in the table says.
+
+    `size`: what will be drawn, None where the provider chooses. `quality`: of a request that names none. `calls`: in
+    how many the prompt and the source pictures are sent; one for each picture where nobody says.
+    """
+    if request.quality not in (None, "auto"):
+        quality = EFFORTS[request.quality]
+    total = 0.0
+    if prices.images:
+        total += request.n * _price(prices.images, quality, size)
+    if prices.megapixel:
+        total += request.n * _megapixels(size or USUAL) * prices.megapixel
+    if prices.tokens:
+        total += _tokens(prices.tokens, request, size, quality, calls or request.n)
+    knows = bool(prices.images or prices.megapixel or prices.tokens)
+    return total if knows and (total or not prices.second) else None
+
+
+def cost(prices: PricesSection, result: ImageResult) -> float | None:
+    """US dollars that a result has cost: what the provider tells, else what the table says of what was made; None
+    where neither does, or where tokens cost and the provider has not counted them.
+
+    `result.usage` is to be the provider's own, not what the hub counts in its stead.
+    """
+    if result.cost is not None and 0 <= result.cost <= MOST:
+        return result.cost
+    if prices.is_free or (prices.tokens and result.usage is None):
+        return None
+    made, total = len(result.images), result.device_seconds * prices.second
+    if prices.images:
+        total += made * _price(prices.images, result.quality, result.size)
+    total += made * _megapixels(result.size) * prices.megapixel
+    if prices.tokens and result.usage is not None:
+        usage, each = result.usage, prices.tokens
+        tokens = usage.text_tokens * each.text + usage.image_tokens * each.image + usage.output_tokens * each.output
+        total += tokens / MILLION
+    return min(max(total, 0.0), MOST)
+
+
+def _tokens(prices: TokenPrices, request: ImageRequest, size: Size | None, quality: Effort | None, calls: int) -> float:
+    """What the tokens of a request would cost. Without a table of output tokens they are the hub's own count."""
+    known = prices.output_tokens
+    output = _price(known, quality, size) if known else image_tokens(size or USUAL)
+    output += request.partial_images * PREVIEW_TOKENS
+    text = count_usage(request.prompt, (), USUAL, 0).text_tokens
+    sources = len(request.images) + (request.mask is not None)
+    source = SOURCE_TOKENS + (FIDELITY_TOKENS if request.input_fidelity == "high" else 0)
+    told = calls * (text * prices.text + sources * source * prices.image)
+    return (told + request.n * output * prices.output) / MILLION
+
+
+def _megapixels(size: Size) -> float:
+    return size.width * size.height / MEGAPIXEL
+
+
+def _price(table: Mapping[str, float], quality: Effort | None, size: Size | None) -> float:
+    """The number of the most exact key; the highest that may be meant, where quality or size are not known.
+
+    A size that the table lacks counts as the next larger one; one beyond all, as the largest by its share of pixels.
+    """
+    if quality is None:
+        return max(_price(table, each, size) for each in ("low", "medium", "high"))
+    for key in (f"{quality}/{size}", f"{quality}/*", f"*/{size}", "*/*") if size else ():
+        if key in table:
+            return table[key]
+    rows = {key: value for key, value in table.items() if key.startswith(f"{quality}/")}
+    rows = rows or {key: value for key, value in table.items() if key.startswith("*/")} or dict(table)
+    areas = {key: _area(key) for key in rows}
+    if size is None or not all(areas.values()):
+        return max(rows.values())
+    wanted, largest = size.width * size.height, max(areas.values())
+    near = min((area for area in areas.values() if area >= wanted), default=largest)
+    found = max(rows[key] for key, area in areas.items() if area == near)
+    return found * max(1.0, wanted / near)
+
+
+def _area(key: str) -> int:
+    """Pixels of a key's size, 0 for any."""
+    text = key.partition("/")[2]
+    if text == "*":
+        return 0
+    size = parse_size(text)
+    return size.width * size.height
