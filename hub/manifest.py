@@ -53,6 +53,10 @@ def parse_size(text: str) -> Size:
     return Size(int(width), int(height))
 
 
+MIN_OUTPUT = 16
+"""Pixels a side of what a local model answers, at least."""
+
+
 class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """What the model draws itself (pixels), and the largest side that is made from it by resampling."""
 
@@ -65,6 +69,12 @@ class SizeSection(Struct, forbid_unknown_fields=True, kw_only=True):
     def __post_init__(self) -> None:
         if not self.shapes.holds(parse_size(self.native)):
             raise ValueError("native must be a multiple of `multiple` and lie between `min` and `max`")
+
+    def refused(self, size: Size) -> str | None:
+        """Why a picture of this size cannot be had, in words; None where it can."""
+        if all(MIN_OUTPUT <= side <= self.max_output for side in (size.width, size.height)):
+            return None
+        return f"size: {size} is out of range; each side must be {MIN_OUTPUT} to {self.max_output} pixels."
 
     @property
     def shapes(self) -> NativeShapes:
@@ -353,6 +363,8 @@ class RemoteManifest(Listing, kw_only=True):
     def __post_init__(self) -> None:
         if self.provider == "local":
             raise ValueError("a manifest of a local model has no `remote`")
+        if self.prices.second:
+            raise ValueError("prices.second is of a device of this machine; give what a picture, or its tokens, cost")
         if self.remote.base_url is not None:
             self.remote.base_url = _base_url(self.remote.base_url)
         elif self.provider == "openai_compatible":
@@ -369,7 +381,8 @@ class RemoteManifest(Listing, kw_only=True):
 
 class TargetSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """One model that may serve a route's id, and when: only `tasks` of these kinds, only callers with these `keys`,
-    only requests of at most `max_pixels` a picture, and only while at most `max_waiting` requests wait on this hub."""
+    only requests of at most `max_pixels` a picture, and only while at most `max_waiting` requests wait on this hub that
+    came before."""
 
     model: ModelId
     tasks: list[Task] = field(default_factory=list)

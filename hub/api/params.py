@@ -13,9 +13,8 @@ from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Kind
 from hub.manifest import SCHEDULER_PATTERN, SIZE, parse_size
-from hub.types import MAX_LORAS, MAX_SEED, ImageRequest, Lora, OutputFormat, Quality, Size, Style
+from hub.types import DEFAULT_SIZE, MAX_LORAS, MAX_SEED, ImageRequest, Lora, OutputFormat, Quality, Size, Style
 
-DEFAULT_SIZE = Size(1024, 1024)
 MAX_IMAGES = 16
 SMALL_PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQAAAABbAUdZAAAAQUlEQVR42mP8z8DAwMRABPFTgYGJ4ccHBiaGC19gYgf+"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade, ProviderFailed
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Base64, Call, Link, Made, Partial, Pending, Picture, blocked, raw_base64
 from hub.remote.wish import Wish
@@ -131,7 +131,7 @@ class ByteDance(Adapter):
     def _fault(self, fault: Fault) -> HubError:
         if SENSITIVE in fault.code:
             return blocked(self.title)
-        return ProviderFailed(f"{self.title} made no picture of this request.", may_have_billed=True)
+        return NothingMade(f"{self.title} made no picture of this request.", may_have_billed=True)
 
 
 def _usage(metered: Metered | None) -> Usage | None:

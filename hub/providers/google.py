@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, NothingMade, ProviderBusy, ProviderKeyRefused
 from hub.remote.adapter import Adapter, Answer, Base64, Call, Made, Pending, blocked, raw_base64, retry_after
 from hub.remote.wish import Wish, nearest_ratio, tier
 from hub.types import Size, Usage
@@ -151,7 +151,7 @@ class Google(Adapter):
         reasons = {candidate.finish_reason for candidate in found.candidates}
         if reasons & BLOCKED or (found.prompt_feedback is not None and found.prompt_feedback.block_reason):
             return blocked(self.title)
-        return ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
+        return NothingMade(f"{self.title} answered without a picture.", may_have_billed=True)
 
 
 def _image_config(size: Size, ratio: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Base64, Call, Form, Made, Pending, blocked, raw_base64
 from hub.remote.wish import Notice, Wish
@@ -93,7 +93,7 @@ class Stability(Adapter):
             raise blocked(self.title)
         text = raw_base64(found.image)
         if text is None:
-            raise ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
+            raise NothingMade(f"{self.title} answered without a picture.", may_have_billed=True)
         return Made([Base64(text)], seed=found.seed)
 
     def refusal(self, answer: Answer) -> HubError:

@@ -24,15 +24,23 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
+from hub.errors import (
+    HubError,
+    InvalidRequest,
+    NothingMade,
+    ProviderBusy,
+    ProviderFailed,
+    ProviderKeyRefused,
+    ProviderTimeout,
+)
 from hub.manifest import RemoteManifest
 from hub.remote.wish import Notice, Wish
-from hub.types import Background, Effort, Usage
+from hub.types import Background, Effort, ImageRequest, Usage
 
 T = TypeVar("T")
 
 
-class JobFailed(ProviderFailed):
+class JobFailed(NothingMade):
     """The provider says that it has given up what it was waited for: asking again cannot help."""
 
 
@@ -201,9 +209,10 @@ class Adapter:
         del manifest
         return self.honours
 
-    def most(self, wish: Wish) -> int:
+    def most(self, manifest: RemoteManifest, request: ImageRequest) -> int:
         """How many pictures one call may ask for; more are had by several calls."""
-        return wish.manifest.remote.max_n
+        del request
+        return manifest.remote.max_n
 
     def unmet(self, wish: Wish) -> Sequence[Notice]:
         """What of this wish it cannot honour, although it honours the parameter elsewhere: a size in edits, perhaps."""
@@ -237,7 +246,7 @@ class Adapter:
         if status == 402:
             return ProviderKeyRefused(f"There is no credit left with {self.title}. This hub's owner has to act.")
         if status == 404:
-            return ProviderFailed(f"{self.title} does not know this model, or this path. This hub's owner has to act.")
+            return NothingMade(f"{self.title} does not know this model, or this path. This hub's owner has to act.")
         if status == 413:
             return InvalidRequest(
                 f"The request is larger than {self.title} takes.", param="image", code="provider_refused"
@@ -248,7 +257,7 @@ class Adapter:
             words = f"{self.title} refused this request ({status}): a parameter, or the prompt, is not to its liking."
             return InvalidRequest(words, code="provider_refused")
         if 300 <= status < 400:
-            return ProviderFailed(f"{self.title} sent the request elsewhere, and it was not sent there.")
+            return NothingMade(f"{self.title} sent the request elsewhere, and it was not sent there.")
         if status in (504, 524):  # a proxy of its own gave up waiting
             return ProviderTimeout(f"{self.title} did not answer in time ({status}).", may_have_billed=True)
         return ProviderFailed(f"{self.title} failed ({status}).", may_have_billed=True)

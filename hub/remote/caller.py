@@ -73,6 +73,23 @@ class Work:
         self.may_be_billed = True
 
 
+class Works:
+    """All calls of one request, for who waits for it and stops waiting."""
+
+    def __init__(self) -> None:
+        self._all: list[Work] = []
+
+    def one(self) -> Work:
+        """A further call's."""
+        self._all.append(Work())
+        return self._all[-1]
+
+    @property
+    def may_be_billed(self) -> bool:
+        """Whether the provider may be at work on any of them, or have done it."""
+        return any(work.may_be_billed for work in self._all)
+
+
 class Caller:
     """Sends the calls of one request. `stays`: what the provider names on another machine is not asked for."""
 
@@ -94,7 +111,7 @@ class Caller:
             found, key = await self._sent(call, work, on_partial)
             return await self._finished(found, key, on_progress) if isinstance(found, Pending) else found
         except HubError as error:
-            work.may_be_billed = isinstance(error, ProviderError) and error.may_have_billed
+            work.may_be_billed = error.may_have_billed
             raise
 
     async def download(self, url: str) -> bytes:
@@ -112,8 +129,8 @@ class Caller:
             try:
                 found = await self._try(call, key, work, on_partial)
             except ProviderError as error:
+                work.may_be_billed = error.may_have_billed
                 await self._after(error, key, refused, tries)
-                work.may_be_billed = False
                 tries += not isinstance(error, ProviderKeyRefused)
             else:
                 if key is not None:
@@ -137,7 +154,7 @@ class Caller:
                         await on_partial(found)
                     elif found is not None:
                         made.append(found)
-            except ProviderError as error:
+            except HubError as error:  # a refusal, too: what was shown was made
                 raise billed(error) if begun else error from None
             return joined(made)
 

@@ -15,7 +15,7 @@ from urllib.parse import urljoin
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, InvalidRequest, NothingMade, ProviderFailed, ProviderKeyRefused
 from hub.remote.adapter import (
     Adapter,
     Answer,
@@ -280,7 +280,7 @@ def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
         words = f"{adapter.title} does not take this '{param}'."
         return InvalidRequest(words, param=param, code="provider_refused")
     if answer.status in (429, 503) and answer.headers.get("x-should-retry") == "false":
-        return ProviderFailed(f"{adapter.title} cannot do this, and says that asking again would not help.")
+        return NothingMade(f"{adapter.title} cannot do this, and says that asking again would not help.")
     return None
 
 

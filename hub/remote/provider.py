@@ -8,16 +8,16 @@ import logging
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout
+from hub.errors import HubError, NothingMade, ProviderError, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
-from hub.remote.caller import Caller, Work, billed
+from hub.remote.caller import Caller, Work, Works, billed
 from hub.remote.credentials import Credentials, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.result import put_together, shares
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, noting, plan
-from hub.types import Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress, Size
+from hub.types import DEFAULT_SIZE, Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,14 @@ class RemoteProvider:
         request: ImageRequest,
         on_event: OnEvent | None = None,
         *,
+        works: Works | None = None,
         stays: bool = False,
     ) -> ImageResult:
         """Makes the pictures; `on_event` hears of their life, on the event loop. Raises HubError.
 
         They are as the provider made them, byte for byte: other sizes and formats than were asked for are told, not
-        mended. `stays`: the request must not leave this machine, so what the provider names elsewhere is not asked for.
+        mended. `works` will hold the calls. `stays`: the request must not leave this machine, so what the provider
+        names elsewhere is not asked for.
         """
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
@@ -57,7 +59,7 @@ class RemoteProvider:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
         caller = Caller(self._transport, adapter, wish, self.keys_of(manifest), stays=stays)
-        return await _Run(adapter, wish, caller, on_event).result()
+        return await _Run(adapter, wish, caller, works or Works(), on_event).result()
 
     def keys_of(self, manifest: RemoteManifest) -> Keys:
         """The keys that a model's calls may carry."""
@@ -67,41 +69,39 @@ class RemoteProvider:
 class _Run:
     """One request at one provider: its calls, side by side, and their pictures."""
 
-    def __init__(self, adapter: Adapter, wish: Wish, caller: Caller, on_event: OnEvent | None) -> None:
+    def __init__(self, adapter: Adapter, wish: Wish, caller: Caller, works: Works, on_event: OnEvent | None) -> None:
         self._adapter = adapter
         self._wish = wish
         self._caller = caller
+        self._works = works
         self._on_event = on_event
         self._places = asyncio.Semaphore(PARALLEL)
         self._percent: dict[int, int] = {}
 
     async def result(self) -> ImageResult:
         wish, request = self._wish, self._wish.request
-        parts = shares(request.n, self._adapter.most(wish))
+        parts = shares(request.n, self._adapter.most(wish.manifest, request))
         for n, first in dict.fromkeys(
             (parts[0], parts[-1])
         ):  # what cannot be asked for is told before anything is sent
             await self._call(n, first)
         self._tell(
             Accepted(
-                size=wish.size or request.size or request.default_size or _SQUARE,
+                size=wish.size or request.size or DEFAULT_SIZE,  # who chooses does not tell it beforehand
                 quality=wish.effort or "medium",
                 output_format=wish.output_format,
                 background=wish.background,
             )
         )
         self._progress(0, 0)
-        works = [Work() for _ in parts]
         try:
             async with asyncio.timeout(wish.manifest.remote.timeout):
-                made = await together(
-                    *(self._share(n, first, work) for (n, first), work in zip(parts, works, strict=True))
-                )
+                made = await together(*(self._share(n, first, self._works.one()) for n, first in parts))
         except TimeoutError:
             words = f"{self._adapter.title} did not answer within {wish.manifest.remote.timeout} seconds."
-            raise ProviderTimeout(words, may_have_billed=any(work.may_be_billed for work in works)) from None
+            raise ProviderTimeout(words, may_have_billed=self._works.may_be_billed) from None
         except HubError as error:  # a refusal, too: its sisters may have been served
-            if any(work.may_be_billed for work in works):
+            if self._works.may_be_billed:
                 raise billed(error) from None
             raise
         return put_together(self._adapter, wish, made)
@@ -119,7 +119,7 @@ class _Run:
 
             made = await self._caller.made(call, work, on_partial, on_progress)
             if not made.pictures:
-                raise ProviderFailed(f"{self._adapter.title} made no picture.", may_have_billed=True)
+                raise NothingMade(f"{self._adapter.title} made no picture.", may_have_billed=True)
             had = await together(*(have(each, self._caller.download) for each in made.pictures[:n]))
             self._progress(first, 100 * n)
             return made, had
@@ -162,7 +162,3 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-_SQUARE = Size(1024, 1024)
-"""What a stream's previews are said to be, where the provider chooses the size and does not tell it."""

@@ -46,11 +46,13 @@ def put_together(adapter: Adapter, wish: Wish, parts: Sequence[tuple[Made, list[
     seed = wish.request.seed if "seed" in adapter.honoured(wish.manifest) else None
     if len(parts) == 1 and all_made[0].seed is not None:  # of several calls, each has a seed of its own
         seed = all_made[0].seed
+    quality = next((made.quality for made in all_made if made.quality), wish.effort)
     return ImageResult(
         images=tuple(each.data for each in had),
         seed=seed,
         size=had[0].size,
-        quality=next((made.quality for made in all_made if made.quality), wish.effort or "medium"),
+        quality=quality or "medium",
+        quality_told=quality is not None,
         output_format=had[0].format,
         background=next((made.background for made in all_made if made.background), wish.background),
         sources=(*(each.size for each in wish.images), *_mask_size(wish)),

@@ -20,7 +20,7 @@ from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
 from hub.imaging.verify import NotAnImage, verify_image
 from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import EFFORTS, MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
+from hub.types import MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -186,10 +186,9 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
     if len(images) > remote.max_images:
         words = f"image: {manifest.id} takes at most {remote.max_images}, and {len(images)} were sent."
         raise InvalidRequest(words, param="image", code="unsupported_value")
-    default = manifest.defaults.size if not request.images else None
-    asked = request.size or (parse_size(default) if default else None)
-    size = ratio = None
-    if asked is not None and "size" in honoured:
+    asked, ratio = wanted_size(manifest, request), None
+    size, effort = intended(manifest, honoured, request)
+    if asked is not None and size is not None:
         if remote.aspect_ratios:
             ratio = nearest_ratio(asked, remote.aspect_ratios)
             near = math.isclose(_ratio_of(ratio), asked.width / asked.height, rel_tol=0.01)
@@ -197,25 +196,40 @@ def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequ
                 notices.append(
                     Notice("size", f"{manifest.id} draws no {asked}; the nearest shape, {ratio}, was asked for")
                 )
-        size = nearest_size(asked, [parse_size(each) for each in remote.sizes], remote.shapes)
         if request.size is not None and size != asked:
             notices.append(Notice("size", f"{manifest.id} draws no {asked}; {size}, the nearest, was asked for"))
     output_format = request.output_format
     if remote.formats and output_format not in remote.formats:
         notices.append(Notice("output_format", f"{manifest.id} makes no {output_format}; it is {remote.formats[0]}"))
         output_format = remote.formats[0]
-    quality = request.quality if "quality" in honoured else None
     wish = Wish(
         manifest=manifest,
         request=request,
         size=size,
         aspect_ratio=ratio,
-        effort=EFFORTS[quality] if quality not in (None, "auto") else manifest.defaults.quality,
+        effort=effort,
         output_format=output_format,
         images=images,
         mask=mask,
     )
     return noting(wish, notices)
+
+
+def wanted_size(manifest: RemoteManifest, request: ImageRequest) -> Size | None:
+    """The size that was asked for, or the manifest's own; None for an edit without one, which the provider chooses."""
+    default = manifest.defaults.size if not request.images else None
+    return request.size or (parse_size(default) if default else None)
+
+
+def intended(
+    manifest: RemoteManifest, honoured: Collection[str], request: ImageRequest
+) -> tuple[Size | None, Effort | None]:
+    """The size and the quality that the provider is told to draw; None where it shall choose."""
+    asked, remote = wanted_size(manifest, request), manifest.remote
+    size = None
+    if asked is not None and "size" in honoured:
+        size = nearest_size(asked, [parse_size(each) for each in remote.sizes], remote.shapes)
+    return size, (request.effort if "quality" in honoured else None) or manifest.defaults.quality
 
 
 def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:

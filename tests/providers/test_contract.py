@@ -269,7 +269,7 @@ def test_a_ready_made_manifest_can_be_asked(source: Path) -> None:
             request = ImageRequest(prompt=PROMPT, size=size, **images, **masks)
             wish = plan(manifest, adapter.honoured(manifest), request)
             wish = noting(wish, adapter.unmet(wish))
-            call = adapter.call(wish, min(adapter.most(wish), 2), 0)
+            call = adapter.call(wish, min(adapter.most(wish.manifest, wish.request), 2), 0)
             assert call.method == "POST"
             assert "fox" not in call.url
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Base64, Form, Made
 from hub.types import Size
@@ -225,7 +225,7 @@ def test_a_filtered_picture_and_a_moderated_prompt_are_the_callers_to_mend() -> 
         (402, {"name": "payment_required"}, ProviderKeyRefused),
         (403, {"name": "forbidden"}, ProviderKeyRefused),
         (403, {"name": "content_moderation"}, InvalidRequest),
-        (404, {"name": "not_found"}, ProviderFailed),
+        (404, {"name": "not_found"}, NothingMade),
         (413, {"name": "payload_too_large"}, InvalidRequest),
         (422, {"name": "unprocessable_entity"}, InvalidRequest),
         (429, {"name": "rate_limit_exceeded"}, ProviderBusy),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Base64, Link, Made
 from hub.types import Size, Task
@@ -211,7 +211,7 @@ def test_a_wrong_key_is_a_400_there_and_the_owners_to_mend_here() -> None:
         (400, "Incorrect API key provided", InvalidRequest),
         (403, {"error": "Your newly created team doesn't have any credits yet."}, ProviderKeyRefused),
         (403, {"error": "Content violates usage guidelines: moderation"}, InvalidRequest),
-        (404, {"error": "The model does not exist"}, ProviderFailed),
+        (404, {"error": "The model does not exist"}, NothingMade),
         (422, {"error": "Failed to deserialize the JSON body"}, InvalidRequest),
         (429, {"error": "Too many requests"}, ProviderBusy),
         (503, {"error": "moderation is down"}, ProviderBusy),

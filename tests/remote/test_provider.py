@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import logging
@@ -485,3 +486,44 @@ def test_each_error_is_an_object_of_its_own() -> None:
         assert all(isinstance(error, ProviderError) for error in errors)
 
     run(test, drops)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (says(b"{}", 400), InvalidRequest),
+        (says(b"{}", 429, Retry_After="60"), ProviderBusy),
+        (says(b"{}", 500), ProviderFailed),
+        (drops, ProviderFailed),
+    ],
+    ids=["400", "429", "500", "cut"],
+)
+def test_whatever_one_call_fails_with_its_sisters_may_have_been_billed(fault: Reaction, error: type[HubError]) -> None:
+    async def fails(heard: Heard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)  # until its sisters are at work
+        await fault(heard, reader, writer)
+
+    async def test(asking: Asking) -> None:
+        told = await asking.fail(n=3)
+        assert isinstance(told, error) and told.may_have_billed
+        assert told.headers["x-should-retry"] == "false"
+        assert len(asking.server.posts) == 3
+
+    run(test, fails, hangs)
+
+
+def test_a_stream_that_is_refused_after_previews_may_have_been_billed() -> None:
+    class Refusing(type(FAKE)):  # type: ignore[misc]
+        def event(self, wish: Wish, name: str, data: bytes) -> Any:
+            if name == "error":
+                raise self.refusal(Answer(400, {}, data))
+            return super().event(wish, name, data)
+
+    async def test(asking: Asking) -> None:
+        told = await asking.fail(partial_images=1)
+        assert isinstance(told, InvalidRequest) and told.may_have_billed
+        asking.server.reactions = [streams(("error", b"{}"))]
+        assert not (await asking.fail(partial_images=1)).may_have_billed, "nothing was shown"
+
+    preview = json.dumps({"partial": base64.b64encode(png()).decode()}).encode()
+    run(test, streams(("partial", preview), ("error", b"{}")), adapter=Refusing())
