@@ -366,10 +366,11 @@ class ProviderBusy(ProviderError):
 
 
 class ProviderKeyRefused(ProviderError):
-    """The provider does not take the owner's key, or there is no credit left on it."""
+    """The provider does not take the owner's key, or there is no credit left on it; only the owner can mend that."""
 
     status = 503
     code = "provider_key_refused"
+    final = True
 
 
 class ProviderUnavailable(ProviderError):

@@ -28,8 +28,9 @@ from hub.ledger import Ledger, estimate
 from hub.manifest import ModelManifest, RemoteManifest
 from hub.refusal import refusal
 from hub.registry import ListedModel, Registry
-from hub.remote.caller import LONGEST_WAIT, Works
+from hub.remote.caller import LONGEST_WAIT
 from hub.remote.provider import RemoteProvider
+from hub.remote.works import Works
 from hub.route import Caller, KeyState, Route, Servable, State, Target
 from hub.routing import is_free, itself, route
 from hub.settings import Settings
@@ -167,7 +168,7 @@ class Serving:
                 return "", 0.0
         if keys.pick() is not None:
             return "", 0.0
-        rest = keys.rested_in
+        rest = keys.rested_in()
         if rest is None:
             return "refused", 0.0
         return ("busy", rest) if rest > LONGEST_WAIT else ("", 0.0)

@@ -119,12 +119,13 @@ class Usage(Struct, frozen=True, kw_only=True):
 class ImageResult(Struct, frozen=True, kw_only=True):
     """Finished pictures and all that is told of them.
 
-    `images` are encoded files, each of `output_format` (None: as asked). `seed` is that of the first one (picture k
-    used seed + k), None where a remote provider tells none. `sources` are the sizes of the source pictures and the
-    mask. `warnings`: what was not honoured. `usage` is what a provider has metered; None where it does not meter.
-    `encoded`: the same files in base64, where a provider sent them so and nothing was changed: they are passed on as
-    they came. `revised_prompts`: of each picture, what the provider made of the prompt. `target` is the id of the model
-    that has drawn. `quality_told`: whether `quality` is more than the hub's guess. `cost` is in US dollars, None where
+    `images` are encoded files, each of `output_format` (None: as asked). `seed` is that of the first one (of those
+    drawn here, picture k used seed + k), None where a remote provider tells none. `sources` are the sizes of the source
+    pictures and the mask. `warnings`: what was not honoured. `usage` is what a provider has metered; None where it does
+    not meter. `encoded`: the same files in base64, where a provider sent them so and nothing was changed: they are
+    passed on as they came. `revised_prompts`: of each picture, what the provider made of the prompt, empty where it
+    tells none; or nothing at all. `target` is the id of the model that has drawn. `quality_told`: whether
+    `quality` is more than the hub's guess. `cost` is in US dollars, None where
     nothing tells it; `device_seconds` is what a local device has worked.
     """
 

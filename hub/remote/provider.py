@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from hub.errors import HubError, NothingMade, ProviderError, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
-from hub.remote.caller import Caller, Work, Works, billed
+from hub.remote.caller import Caller, billed
 from hub.remote.credentials import Credentials, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.result import put_together, shares
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, noting, plan
+from hub.remote.works import Work, Works
 from hub.types import DEFAULT_SIZE, Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ class RemoteProvider:
 
     def keys_of(self, manifest: RemoteManifest) -> Keys:
         """The keys that a model's calls may carry."""
-        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name)
+        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name, manifest.id)
 
 
 class _Run:
@@ -94,35 +95,62 @@ class _Run:
             )
         )
         self._progress(0, 0)
+        return put_together(self._adapter, wish, await self._all(parts))
+
+    async def _all(self, parts: Sequence[tuple[int, int]]) -> list[tuple[Made, list[Had]]]:
+        """What all calls make, or the first error. After one nothing more is sent; what is on its way already goes on
+        until it is known whether it costs anything."""
+        works = [self._works.one() for _ in parts]
+        tasks = [
+            asyncio.create_task(self._share(n, first, work)) for (n, first), work in zip(parts, works, strict=True)
+        ]
         try:
-            async with asyncio.timeout(wish.manifest.remote.timeout):
-                made = await together(*(self._share(n, first, self._works.one()) for n, first in parts))
-        except TimeoutError:
-            words = f"{self._adapter.title} did not answer within {wish.manifest.remote.timeout} seconds."
-            raise ProviderTimeout(words, may_have_billed=self._works.may_be_billed) from None
-        except HubError as error:  # a refusal, too: its sisters may have been served
-            if self._works.may_be_billed:
-                raise billed(error) from None
-            raise
-        return put_together(self._adapter, wish, made)
+            return list(await asyncio.gather(*tasks))
+        except HubError as error:
+            for task, work in zip(tasks, works, strict=True):
+                if not work.may_be_billed:
+                    task.cancel()
+            await self._works.known()
+            raise (billed(error) if self._works.may_be_billed else error) from None
+        finally:
+            await _stopped(tasks)
 
     async def _share(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
         async with self._places:
-            call = await self._call(n, first)
+            if self._works.error is not None:
+                raise self._works.error
+            try:
+                return await self._in_time(n, first, work)
+            except HubError as error:
+                self._works.error = self._works.error or error
+                raise
 
-            async def on_partial(partial: Partial) -> None:
-                if partial.index < n:
-                    await self._preview(first, partial)
+    async def _in_time(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
+        seconds = self._wish.manifest.remote.timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._answered(n, first, work)
+        except TimeoutError:
+            work.heard(spent=work.may_be_billed)
+            words = f"{self._adapter.title} did not answer within {seconds} seconds."
+            raise ProviderTimeout(words, may_have_billed=work.may_be_billed) from None
 
-            def on_progress(percent: int) -> None:
-                self._progress(first, n * min(100, max(0, percent)))
+    async def _answered(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
+        call = await self._call(n, first)
 
-            made = await self._caller.made(call, work, on_partial, on_progress)
-            if not made.pictures:
-                raise NothingMade(f"{self._adapter.title} made no picture.", may_have_billed=True)
-            had = await together(*(have(each, self._caller.download) for each in made.pictures[:n]))
-            self._progress(first, 100 * n)
-            return made, had
+        async def on_partial(partial: Partial) -> None:
+            if partial.index < n:
+                await self._preview(first, partial)
+
+        def on_progress(percent: int) -> None:
+            self._progress(first, n * min(100, max(0, percent)))
+
+        made = await self._caller.made(call, work, on_partial, on_progress)
+        if not made.pictures:
+            raise NothingMade(f"{self._adapter.title} made no picture.", may_have_billed=True)
+        had = await together(*(have(each, self._caller.download) for each in made.pictures[:n]))
+        self._progress(first, 100 * n)
+        return made, had
 
     async def _call(self, n: int, first: int) -> Call:
         if not self._wish.images:
@@ -159,6 +187,10 @@ async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     try:
         return list(await asyncio.gather(*tasks))
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _stopped(tasks)
+
+
+async def _stopped(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,10 +9,10 @@ import pytest
 from volcenginesdkarkruntime import Ark
 from volcenginesdkarkruntime.types.images import SequentialImageGenerationOptions
 
-from hub.errors import InvalidRequest, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, ProviderFailed
 from hub.manifest import RemoteManifest
 from hub.providers.bytedance import adapter
-from hub.remote.adapter import Answer
+from hub.remote.adapter import Answer, NotForThisModel
 from hub.types import ImageRequest, Size, Usage
 from tests.providers.protocols.bytedance import ByteDanceProtocol
 from tests.providers.ready_made import READY_MADE, ask, mask, picture, ready_made, wish_for
@@ -164,7 +164,7 @@ def test_its_errors_are_understood() -> None:
     policy = b'{"error": {"code": "InputTextSensitiveContentDetected.PolicyViolation", "message": "words"}}'
     assert adapter.refusal(Answer(400, {}, policy)).code == "content_policy_violation"
     overdue = b'{"error": {"code": "AccountOverdueError", "message": "words"}}'
-    assert type(adapter.refusal(Answer(403, {}, overdue))) is ProviderKeyRefused
+    assert type(adapter.refusal(Answer(403, {}, overdue))) is NotForThisModel
 
 
 def test_it_takes_no_mask() -> None:

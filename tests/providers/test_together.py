@@ -7,7 +7,7 @@ import pytest
 from hub import providers
 from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Link, Made
+from hub.remote.adapter import Base64, Link, Made, NotForThisModel
 from hub.types import Size, Task
 from tests.providers.protocols import protocol
 from tests.providers.running import (
@@ -169,7 +169,7 @@ def test_a_partners_model_that_the_account_does_not_allow_is_no_matter_of_the_ke
         (400, {"error": {"type": "invalid_request_error", "param": "width"}}, InvalidRequest),
         (401, {"error": {"code": "invalid_api_key"}}, ProviderKeyRefused),
         (402, {"error": {"type": "insufficient_quota"}}, ProviderKeyRefused),
-        (403, {"error": {"type": "forbidden"}}, ProviderKeyRefused),
+        (403, {"error": {"type": "forbidden"}}, NotForThisModel),
         (403, {"error": {"type": "third_party_data_sharing_blocked"}}, NothingMade),
         (404, {"error": {"code": "model_not_available"}}, NothingMade),
         (429, {"error": {"type": "rate_limit"}}, ProviderBusy),

@@ -7,7 +7,7 @@ import pytest
 from hub import providers
 from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Link, Made
+from hub.remote.adapter import Base64, Link, Made, NotForThisModel
 from hub.types import Size, Task
 from tests.providers.protocols import protocol
 from tests.providers.running import (
@@ -209,7 +209,7 @@ def test_a_wrong_key_is_a_400_there_and_the_owners_to_mend_here() -> None:
         (400, {"error": "Incorrect%20API%20key%20provided:%20ba***na."}, ProviderKeyRefused),
         (400, {"error": {"message": "x"}}, InvalidRequest),
         (400, "Incorrect API key provided", InvalidRequest),
-        (403, {"error": "Your newly created team doesn't have any credits yet."}, ProviderKeyRefused),
+        (403, {"error": "Your newly created team doesn't have any credits yet."}, NotForThisModel),
         (403, {"error": "Content violates usage guidelines: moderation"}, InvalidRequest),
         (404, {"error": "The model does not exist"}, NothingMade),
         (422, {"error": "Failed to deserialize the JSON body"}, InvalidRequest),
