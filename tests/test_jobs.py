@@ -642,7 +642,7 @@ def test_a_start_that_cannot_be_stored_does_not_hurt_the_job(
         job = await hub.jobs.submit(ask(), painter)
         await until(lambda: painter.runs == 1)
         assert painter.hear is not None
-        painter.hear(Progress(step=0, steps=8))
+        painter.hear(Progress(step=1, steps=8))
         painter.go.set()
         assert await answered(hub, job) == b"picture 1.0"
 

@@ -23,7 +23,7 @@ from hub.errors import EngineUnavailable, HubError, IdempotencyKeyReuse, JobCanc
 from hub.files import Files
 from hub.jobs.job import RESTARTED, Ask, Job, JobResult, Kind
 from hub.store import JobRow, Store
-from hub.types import Event, ImageResult, OnEvent, OutputFormat, Usage
+from hub.types import Event, ImageResult, OnEvent, OutputFormat, Progress, Usage
 
 __all__ = ["RESTARTED", "Ask", "Job", "JobResult", "Jobs", "Kind", "Work"]
 
@@ -34,8 +34,8 @@ Work = Callable[[OnEvent], Awaitable[ImageResult]]
 UNCOLLECTED = 600.0
 """Seconds for which a finished picture that nobody took is handed to the next identical request."""
 SWEEP_INTERVAL = 60.0
-START_NOTED = 0.25
-"""Seconds of work after which it is written down that a job has started; its end tells the same, where it is sooner."""
+START_NOTED = 0.1
+"""Seconds after which it is written down that a job has started, where no step was done before."""
 
 
 class Jobs:
@@ -271,14 +271,19 @@ class Jobs:
         await self._close(job)
 
     def _hear(self, job: Job, event: Event) -> None:
-        """Passes an event on, and has the first step written down soon, beside the work."""
+        """Passes an event on, and has it written down beside the work that the job has started: at its first step, or
+        soon, since what is over before has only one row to write."""
         waited = job.row.started_at is None
         job.hear(event)
-        if waited and job.row.started_at is not None:
-            asyncio.get_running_loop().call_later(START_NOTED, self._note, job, job.row.started_at)
+        if isinstance(event, Progress) and 0 < event.step < event.steps:
+            self._note(job)
+        elif waited and job.row.started_at is not None:
+            asyncio.get_running_loop().call_later(START_NOTED, self._note, job)
 
-    def _note(self, job: Job, started_at: float) -> None:
-        if not job.closing and not job.ended and not self._closing:
+    def _note(self, job: Job) -> None:
+        started_at = job.row.started_at
+        if started_at is not None and not (job.noted or job.closing or job.ended or self._closing):
+            job.noted = True
             noting = asyncio.create_task(self._note_start(job.row.id, started_at, job.row.steps))
             self._noting.add(noting)
             noting.add_done_callback(self._noting.discard)

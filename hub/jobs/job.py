@@ -88,6 +88,8 @@ class Job:
         self.watchers = 0
         self.unsaved = False
         """Whether its end could not be written down yet."""
+        self.noted = False
+        """Whether it was written down that it has started."""
         self.closing = False
         """Whether the work is over and its end is being written down; then it cannot be cancelled any more."""
         self.task: asyncio.Task[None] | None = None

@@ -44,9 +44,11 @@ remote = {{ model = "{format}", base_url = "{base}" }}
 @dataclass
 class Side:
     """Whom the clients ask. `times`: seconds of each answer; `rates`: answers per second, by round; `spent`: processor
-    seconds per answer, by round."""
+    seconds per answer, by round. `kept`: a folder whose files are deleted after each round, so that the disk does not
+    fill."""
 
     server: Server
+    kept: Path | None = None
     headers: dict[str, str] = field(default_factory=dict)
     times: list[float] = field(default_factory=list)
     middles: list[float] = field(default_factory=list)
@@ -127,6 +129,8 @@ class Clients:
         side.times += times
         side.middles.append(statistics.median(times))
         side.rates.append(len(times) / taken)
+        for file in side.kept.iterdir() if side.kept else ():
+            file.unlink(missing_ok=True)
 
 
 def measure(report: Report) -> None:
@@ -211,7 +215,11 @@ def sides() -> Iterator[tuple[list[Side], Clients, bytes]]:
         litellm = stack.enter_context(proxying(place, models, drop_params=True))
         clients = Clients(place)
         stack.callback(clients.stop)
-        yield [Side(upstream), Side(hub), Side(litellm, litellm.headers)], clients, picture
+        yield (
+            [Side(upstream), Side(hub, kept=place / "cache" / "files"), Side(litellm, headers=litellm.headers)],
+            clients,
+            picture,
+        )
 
 
 def noise(size: int) -> bytes:

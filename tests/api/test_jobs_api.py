@@ -16,7 +16,6 @@ import numpy as np
 import psutil
 import pytest
 
-from hub.jobs import START_NOTED
 from tests.api.conftest import (
     Answer,
     Event,
@@ -427,7 +426,6 @@ def test_jobs_outlive_the_hub_and_what_it_had_not_finished_has_failed(tmp_path: 
         assert ended(first, ids["left"])["status"] == "completed"
         ids["killed"] = start(first, LONG, idempotency_key="killed")
         wait_for(lambda: job(first, ids["killed"])["step"] > 0)
-        time.sleep(2 * START_NOTED)
         end(first, signal.SIGKILL)
     with run_server(tmp_path, ready=False) as second:
         body = job(second, ids["killed"])
