@@ -48,9 +48,9 @@ def refusal(route: Route, request: ImageRequest, caller: Caller, tried: Sequence
         return _of_tried(route, tried)
     code, first = _nearest(route)
     if route.manifest is None and first.told:
-        return InvalidRequest(first.told, param="size")
+        return BudgetExceeded(first.told) if code == "budget" else InvalidRequest(first.told, param="size")
     words = f"{route.asked} {first.words}." if route.manifest is None else _all_words(route)
-    hint = _hint(code, caller)
+    hint = first.told if code == "budget" else _hint(code, caller)
     return _error(code, f"{words} {hint}".strip(), route, request)
 
 

@@ -106,8 +106,8 @@ class Serving:
 
     async def caller(self, owner: str) -> Caller:
         """What a key may do now."""
-        left = await self._ledger.budget_left(owner)
-        return Caller(owner=owner, may_leave=self._settings.may_leave(owner), budget_left=left)
+        budget = await self._ledger.budget(owner)
+        return Caller(owner=owner, may_leave=self._settings.may_leave(owner), budget=budget)
 
     async def attempt(
         self,

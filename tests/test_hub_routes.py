@@ -614,7 +614,7 @@ def test_targets_that_are_not_there_are_told_at_the_start(house: House, caplog: 
     write_route(house.models, "image", name="other")
     with caplog.at_level(logging.ERROR):
         Hub(house.settings())
-    assert "image: its target was-here is left out: it is no model of this hub any more" in caplog.text
+    assert "image: its target was-here is left out: it is no model of this hub" in caplog.text
     assert "other: its target image is left out: it is a route itself" in caplog.text
 
 

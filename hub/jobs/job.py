@@ -19,7 +19,8 @@ Kind = Literal["image_generation", "image_edit", "image_variation"]
 
 
 RESTARTED = ErrorBody(
-    message="The hub was stopped while it worked on this job. Send the request again.",
+    message="The hub was stopped while it worked on this job. Send the request again. If a remote provider was at work "
+    "on it, it may have been paid for.",
     type="server_error",
     param=None,
     code="hub_restarted",
