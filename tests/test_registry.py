@@ -182,6 +182,47 @@ def test_two_claims_of_one_alias_in_one_folder_are_an_error_until_the_owner_deci
         assert open_registry([tmp_path / "models"], {"shared": target}).get("shared").manifest.id == target
 
 
+def test_two_manifests_with_one_id_in_one_folder_are_an_error_that_names_both(tmp_path: Path, weights: Path) -> None:
+    first = add(tmp_path / "models", weights, "one")
+    (first.parent / "two.toml").write_text(first.read_text())
+    with pytest.raises(ConfigurationError, match=r"two\.toml: one\.toml has the id 'one', too\. Remove one of the two"):
+        open_registry([tmp_path / "models"], {})
+
+
+REMOTE = 'id = "a"\nname = "A"\ndescription = "x"\nprovider = "openai"\ntasks = ["text-to-image"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            'id = "a"\nname = "A"\ndescription = "x"\ntargets = [{model = "b"}]\norder = "fast"',
+            "Invalid enum value 'fast'; there are cheapest, listed, local-first - at `$.order`",
+        ),
+        (
+            'id = "a"\nname = "A"\ndescription = "x"\ntargets = [{model = "b", tasks = ["draw"]}]',
+            "'draw'; there are image-to-image, inpainting, text-to-image - at `$.targets[0].tasks[0]`",
+        ),
+        (f'{REMOTE}remote = {{model = "m", models = {{draw = "x"}}}}', "'draw'; there are image-to-image, inpainting"),
+        (f'{REMOTE}[remote]\nmodel = "m"\n[defaults]\nquality = "hd"', "'hd'; there are high, low, medium"),
+        (
+            f'{REMOTE}[remote]\nmodel = "m"\n[prices.images]\n"1024x1024" = 0.1',
+            'a price\'s key is written quality/size, such as "high/1024x1024", "high/*" or "*/*" - at',
+        ),
+        (
+            f'{REMOTE}[remote]\nmodel = "m"\nsizes = ["512x512"]\nshapes = {{max = 512}}',
+            "remote.sizes and remote.shapes do not go together",
+        ),
+    ],
+)
+def test_a_manifests_mistake_is_told_with_what_may_stand_there(tmp_path: Path, text: str, words: str) -> None:
+    source = tmp_path / "a.toml"
+    source.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_manifest(source)
+    assert str(caught.value).startswith(f"{source}: ") and words in str(caught.value)
+
+
 def test_an_alias_never_hides_a_models_own_id(tmp_path: Path, weights: Path) -> None:
     add(tmp_path / "shipped", weights, "one")
     add(tmp_path / "own", weights, "two", "one")

@@ -107,6 +107,8 @@ class RemoteManifest(Listing, kw_only=True):
             raise ValueError("a manifest of a local model has no `remote`")
         if self.prices.second:
             raise ValueError("prices.second is of a device of this machine; give what a picture, or its tokens, cost")
+        if self.remote.sizes and self.remote.shapes is not None:
+            raise ValueError("remote.sizes and remote.shapes do not go together: a list of sizes, or the rules for all")
         if self.remote.base_url is not None:
             self.remote.base_url = _base_url(self.remote.base_url)
         elif self.provider == "openai_compatible":

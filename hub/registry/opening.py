@@ -114,15 +114,19 @@ class _Claims:
         """decided: ids of which the owner has said what they mean."""
         self._decided = decided
         self._by: dict[str, Path] = {}
-        self._routes: dict[str, Path] = {}
+        self._ids: dict[str, Path] = {}
 
     def add(self, source: Path, manifest: AnyManifest) -> None:
         """Raises ConfigurationError where another manifest claims the same. A route's own id takes it from other
         manifests' aliases: that is what it was made for."""
-        by, names = self._by, manifest.aliases
-        if isinstance(manifest, RouteManifest):
-            self._check(source, manifest.id, self._routes)
-        else:
+        by, names, same = self._by, manifest.aliases, self._ids.get(manifest.id)
+        if same is not None:
+            raise ConfigurationError(
+                f"{source}: {same.name} has the id '{manifest.id}', too. Remove one of the two files, or give it "
+                "another id."
+            )
+        self._ids[manifest.id] = source
+        if not isinstance(manifest, RouteManifest):
             names = [manifest.id, *names]
         for name in names:
             self._check(source, name, by)

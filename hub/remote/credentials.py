@@ -21,7 +21,7 @@ import time
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -175,7 +175,7 @@ def open_credentials(
             _check_key(text, variable)
             found[name] = Keys([Key(name, text)])
     if file is not None:
-        for name, section in _read(file).items():
+        for name, section in _read(file, variables).items():
             entries = [KeyEntry(key=each) if isinstance(each, str) else each for each in section.keys]
             for number, entry in enumerate(entries, 1):
                 _check_key(entry.key, f"{file}: {name}.keys[{number - 1}]")
@@ -198,7 +198,7 @@ def _taken(variable: str, environ: MutableMapping[str, str]) -> str:
     return (text or "").strip()
 
 
-def _read(file: Path) -> dict[str, CredentialsSection]:
+def _read(file: Path, providers: Collection[str]) -> dict[str, CredentialsSection]:
     try:
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
@@ -207,19 +207,28 @@ def _read(file: Path) -> dict[str, CredentialsSection]:
                     f"credentials: {file} can be read by others than its owner. Run `chmod 600 {file}`."
                 )
             text = stream.read().decode()
-        found = msgspec.convert(tomllib.loads(text), dict[str, CredentialsSection])
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"credentials: {file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"credentials: {file} is not text in UTF-8.") from None
-    except tomllib.TOMLDecodeError:  # its words may quote a line
-        raise ConfigurationError(f"credentials: {file} is not valid TOML.") from None
-    except msgspec.ValidationError:  # they may name a key that stands where a name should
-        words = 'it takes sections such as [openai] with keys = ["…"], or keys = [{key = "…", weight = 1, name = "…"}]'
-        raise ConfigurationError(f"credentials: {file}: {words}.") from None
-    if not all(re.fullmatch(CREDENTIALS_PATTERN, name) for name in found):
+    except tomllib.TOMLDecodeError as error:  # its words may quote the line
+        line = re.search(r"\(at (line [0-9]+), column [0-9]+\)$", str(error))
+        raise ConfigurationError(f"credentials: {file} is not valid TOML{f', in {line[1]}' if line else ''}.") from None
+    if not all(re.fullmatch(CREDENTIALS_PATTERN, name) for name in values):
         raise ConfigurationError(f"credentials: {file}: a section's name is small letters, digits, '_' and '-'.")
-    return found
+    return {name: _section(file, name, value, providers) for name, value in values.items()}
+
+
+def _section(file: Path, name: str, value: Any, providers: Collection[str]) -> CredentialsSection:
+    try:
+        return msgspec.convert(value, CredentialsSection)
+    except msgspec.ValidationError as error:  # it may name a key that stands where a name should
+        named = isinstance(value, dict) or name in providers
+        at = re.search(r" - at `\$\.(keys(?:\[[0-9]+\](?:\.(?:key|weight|name))?)?)`$", str(error))
+        place = f" [{name}]{f', {at[1]}' if at else ''}:" if named else ""
+        words = 'it takes sections such as [openai] with keys = ["…"], or keys = [{key = "…", weight = 1, name = "…"}]'
+        raise ConfigurationError(f"credentials: {file}:{place} {words}.") from None
 
 
 def _check_key(text: str, label: str) -> None:
