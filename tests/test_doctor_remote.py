@@ -278,6 +278,25 @@ def test_an_alias_of_several_models_that_leads_to_none_is_a_problem(
     assert found.subject == "aliases.x" and words in found.message
 
 
+def test_a_missing_key_is_no_problem_of_a_hub_that_is_offline(tmp_path: Path, folder: Path) -> None:
+    manifest(folder)
+    found = [each for each in look(tmp_path, {}, offline=True) if each.subject == "openai"]
+    assert [(each.status, "offline" in each.message) for each in found] == [("ok", True)]
+
+
+def test_a_plain_name_of_openais_that_means_a_model_of_this_machine_is_told(tmp_path: Path, folder: Path) -> None:
+    manifest(folder)
+    source = folder / "openai-painter.toml"
+    for file in folder.glob("*.toml"):
+        if 'id = "openai/painter"' in file.read_text():
+            source = file
+    source.write_text(source.read_text().replace("openai/painter", "openai/gpt-image-2"))
+    chosen = [each for each in look(tmp_path, remote_keys=["*"]) if each.subject == "openai/gpt-image-2"]
+    assert [each.status for each in chosen] == ["ok"] and "served by builtin" in chosen[0].message
+    moved = look(tmp_path, remote_keys=["*"], aliases={"gpt-image-2": "openai/gpt-image-2"})
+    assert [each for each in moved if each.subject == "openai/gpt-image-2"] == []
+
+
 def test_a_route_that_is_an_alias_is_told_among_the_routes(tmp_path: Path, folder: Path) -> None:
     assert folder.is_dir()
     found = [each for each in look(tmp_path, aliases={"x": ["dall-e-3", "builtin"]}) if each.subject == "aliases.x"]

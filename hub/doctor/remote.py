@@ -13,7 +13,7 @@ import msgspec
 from hub import providers
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError
-from hub.manifest import AnyManifest, RemoteManifest, RouteManifest
+from hub.manifest import AnyManifest, ModelManifest, RemoteManifest, RouteManifest
 from hub.registry import named, read_aliases, route_of
 from hub.remote.credentials import Credentials, open_credentials
 from hub.remote.wish import OPTIONAL, SERVERS_OWN
@@ -36,6 +36,7 @@ def check(case: Case) -> Iterator[Finding]:
     yield from _keys(case, known, credentials)
     yield from _allowed(case, known)
     yield from _prices(case, known)
+    yield from _plain_ids(case, known)
     for route in case.elsewhere:
         if isinstance(route, RouteManifest):
             yield from _route(case, route, route.id, "Correct its targets: in its manifest.")
@@ -102,6 +103,8 @@ def _keys(case: Case, models: list[RemoteManifest], credentials: Credentials | N
         if name is not None and (number := len(credentials.of(name).all)):
             yield ok("remote", name, f"{number} key{'s' if number > 1 else ''} for {shown}")
             yield from _in_the_clear(same)
+        elif case.offline and all(leaves(model) or is_elsewhere(model) for model in same):
+            yield ok("remote", name or same[0].id, f"no key for {shown}: none is wanted while this hub is offline")
         elif needy := [model for model in same if providers.adapter(model.provider).needs_key or name]:
             yield problem("remote", name or needy[0].id, f"there is no key for {shown}", _remedy(case, name, needy[0]))
         else:
@@ -155,6 +158,16 @@ def _prices(case: Case, models: list[RemoteManifest]) -> Iterator[Finding]:
         elif prices.as_of is not None and dt.datetime.now(dt.UTC).date() - prices.as_of > OLD:
             words = f"its prices are of {prices.as_of}, more than a year old"
             yield warning("remote", model.id, words, "Compare them with the provider's, and set prices.as_of.")
+
+
+def _plain_ids(case: Case, models: list[RemoteManifest]) -> Iterator[Finding]:
+    """Of OpenAI's models those whose own name, as OpenAI's clients send it, means a model of this machine."""
+    ids = _names(case)
+    for model in models:
+        plain = model.id.removeprefix("openai/")
+        if model.provider == "openai" and plain != model.id and isinstance(found := ids.get(plain), ModelManifest):
+            line = f'"{plain}" = "{model.id}" under [aliases] in hub.toml changes that'
+            yield ok("remote", model.id, f"requests for '{plain}' are served by {found.id}; {line}")
 
 
 def _route(case: Case, route: RouteManifest, subject: str, remedy: str) -> Iterator[Finding]:
