@@ -54,7 +54,8 @@ def usage(
 ) -> None:
     """Show what was used and what it cost, by key, model and day. Days and months are those of UTC.
 
-    Reads the hub's database, whether the hub runs or not. What was used in the last second may be missing.
+    A request that failed over after a try that may have been billed counts at both targets. What is left of budgets is
+    told for the keys that are shown. Reads the hub's database, whether the hub runs or not. What was used in the last second may be missing.
     """
     from hub import report
 
