@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ MAX_ERROR = 1 << 16
 """Bytes of an answer that is not good; no more of it is looked at."""
 MAX_PICTURE = 64 << 20
 """Bytes of a picture that is downloaded."""
+SMALL = 1 << 14
 CONNECT = 10.0
 """Seconds to reach a provider."""
 CONNECTIONS = 200
@@ -214,11 +214,18 @@ async def _read(answer: httpx2.Response) -> Answer:
     _check_encoding(answer)
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
-    body = io.BytesIO()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
+    body: list[bytes] = []
+    small = bytearray()  # of a body that comes byte by byte, a list of pieces would be forty times its size
     async with contextlib.aclosing(_pieces(answer)) as pieces:
         async for piece in pieces:
-            body.write(piece)
-    return Answer(answer.status_code, headers, body.getvalue())
+            if len(piece) < SMALL:
+                small += piece
+                continue
+            if small:
+                body.append(bytes(small))
+                small.clear()
+            body.append(piece)
+    return Answer(answer.status_code, headers, b"".join([*body, small] if small else body))
 
 
 async def _begin(answer: httpx2.Response) -> bytes:
