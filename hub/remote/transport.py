@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve, split
+from hub.fetching import Resolve, Unfetchable, certificates, fetch, joined, resolve, split
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ MAX_ERROR = 1 << 16
 """Bytes of an answer that is not good; no more of it is looked at."""
 MAX_PICTURE = 64 << 20
 """Bytes of a picture that is downloaded."""
-SMALL = 1 << 14
 CONNECT = 10.0
 """Seconds to reach a provider."""
 CONNECTIONS = 200
@@ -214,18 +213,10 @@ async def _read(answer: httpx2.Response) -> Answer:
     _check_encoding(answer)
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
-    body: list[bytes] = []
-    small = bytearray()  # of a body that comes byte by byte, a list of pieces would be forty times its size
-    async with contextlib.aclosing(_pieces(answer)) as pieces:
-        async for piece in pieces:
-            if len(piece) < SMALL:
-                small += piece
-                continue
-            if small:
-                body.append(bytes(small))
-                small.clear()
-            body.append(piece)
-    return Answer(answer.status_code, headers, b"".join([*body, small] if small else body))
+    body = await joined(answer.aiter_raw(), MAX_ANSWER)
+    if body is None:
+        raise _too_large()
+    return Answer(answer.status_code, headers, body)
 
 
 async def _begin(answer: httpx2.Response) -> bytes:
