@@ -15,6 +15,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+MICRO = 1_000_000
+"""Micro-dollars in a dollar, and microseconds in a second."""
 State = Literal["reserved", "settled", "estimated", "unknown"]
 """reserved: it goes on, or its hub died under it; the cost is the estimate, and counts. settled: the cost is what it
 was. estimated: it ended, and nothing tells what was billed; the estimate counts. unknown: nothing tells a cost."""

@@ -6,7 +6,8 @@ half open  after that, one request at a time tries: if it is served, the breaker
            for twice as long, up to LONGEST
 
 What counts is the provider's failing: its errors, its silence, its not being there. That it is busy, refuses a key or
-a request, or that nobody wanted the answer any more, says nothing.
+a request, makes nothing of one, does not know the model, or that nobody wanted the answer any more, says nothing: else
+one key could close a target for all.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 
-from hub.errors import HubError, ProviderFailed, ProviderTimeout, ProviderUnavailable
+from hub.errors import HubError, NothingMade, ProviderFailed, ProviderTimeout, ProviderUnavailable
 
 FAILURES = 5
 PAUSE = 30.0
@@ -82,7 +83,7 @@ def is_failure(error: BaseException) -> bool:
     """Whether an error is the provider's failing."""
     if isinstance(error, ProviderUnavailable):
         return error.code == UNREACHABLE
-    return isinstance(error, ProviderFailed | ProviderTimeout)
+    return isinstance(error, ProviderFailed | ProviderTimeout) and not isinstance(error, NothingMade)
 
 
 class Breakers:

@@ -131,7 +131,8 @@ def open_database(path: Path) -> Database:
             if identity(str(path)) != opened:
                 raise FileNotFoundError(errno.ENOENT, "deleted while it was opened", path.name) from None
             aside = _set_aside(path.name, folder)
-            log.warning("%s is damaged (%s): set aside as %s; its jobs are forgotten", path.name, error, aside)
+            words = "its jobs are forgotten, and what was spent in this month: every budget begins anew"
+            log.warning("%s is damaged (%s): set aside as %s; %s", path.name, error, aside, words)
         _make(path.name, folder)
         return _open_sound(path)
 
@@ -145,31 +146,30 @@ def looking_into(path: Path) -> Iterator[sqlite3.Connection | None]:
     """
     with contextlib.ExitStack() as stack:
         database = _looked_at(path, stack)
-        if database is None:
-            yield None
-            return
+        yield None if database is None else database.raw
+
+
+def _looked_at(path: Path, stack: contextlib.ExitStack) -> Database | None:
+    """The database as it is; None where there is none, or no longer, or one of an older hub. It is opened and read for
+    the first time while nobody else opens or replaces it; what is read of it later holds nobody up."""
+    if not path.is_file():
+        return None
+    with contextlib.ExitStack() as alone:
+        try:
+            alone.enter_context(alone_in(path.parent))
+            database = Database(path)
+        except (OSError, sqlite3.Error):
+            if path.is_file():
+                raise
+            return None
+        stack.callback(database.close)
         database.raw.execute("PRAGMA query_only = ON")
         try:
             version = _version(database.raw)
         except _Damaged as error:
             raise sqlite3.DatabaseError(str(error)) from None
         _refuse_newer(path, version)
-        yield database.raw if version == migrations.HEAD else None
-
-
-def _looked_at(path: Path, stack: contextlib.ExitStack) -> Database | None:
-    """The database as it is, while nobody else opens or replaces it; None where there is none, or no longer."""
-    if not path.is_file():
-        return None
-    try:
-        stack.enter_context(alone_in(path.parent))
-        database = Database(path)
-    except (OSError, sqlite3.Error):
-        if path.is_file():
-            raise
-        return None
-    stack.callback(database.close)
-    return database
+        return database if version == migrations.HEAD else None
 
 
 def _make(name: str, folder: int) -> None:
@@ -238,7 +238,7 @@ def _refuse_newer(path: Path, version: str) -> None:
     if version > migrations.HEAD:
         raise ConfigurationError(
             f"{path}: made by a newer hub (schema {version}; this one knows {migrations.HEAD}). "
-            "Update this hub, or delete the file; its jobs are then forgotten."
+            "Update this hub, or delete the file; its jobs are then forgotten, and so is what was spent in this month."
         )
 
 

@@ -8,6 +8,7 @@ HubError
 ├── InvalidApiKey           401  invalid_api_key
 ├── BudgetExceeded          402  budget_exceeded      what the key may spend in this month is spent, or would be
 ├── RemoteNotAllowed        403  remote_not_allowed   no target is left that this key, or this id, may use
+├── ModelForbidden          403  model_forbidden      no target is left that is meant for this key
 ├── HostNotAllowed          403  host_not_allowed
 ├── FileForbidden           403  invalid_signature
 ├── ModelNotFound           404  model_not_found
@@ -22,6 +23,7 @@ HubError
 ├── OutOfMemory             503  out_of_memory        it does not fit into the memory there is; the words say what would
 ├── ProviderError           what a remote provider did; `may_have_billed` says whether another try can cost twice
 │   ├── ProviderFailed      502  provider_failed          an error of its own, or an answer that is none
+│   │   └── NothingMade     502  provider_failed          it works, but made nothing of this request, or as it was asked
 │   ├── ProviderTimeout     504  provider_timeout
 │   ├── ProviderBusy        503  provider_busy            with Retry-After
 │   ├── ProviderKeyRefused  503  provider_key_refused     it does not take the owner's key, or that has no credit left
@@ -136,6 +138,15 @@ class RemoteNotAllowed(HubError):
     status = 403
     type = "permission_error"
     code = "remote_not_allowed"
+    final = True
+
+
+class ModelForbidden(HubError):
+    """No target is left that is meant for this key."""
+
+    status = 403
+    type = "permission_error"
+    code = "model_forbidden"
     final = True
 
 
@@ -335,6 +346,11 @@ class ProviderFailed(ProviderError):
     """The provider answered with an error of its own, with something that is no answer, or not to the end."""
 
 
+class NothingMade(ProviderFailed):
+    """The provider is well and has made nothing: of this request, or by how this hub is set up to ask it. That says
+    nothing about the requests of others."""
+
+
 class ProviderTimeout(ProviderError):
     """The provider did not answer in time."""
 
@@ -350,10 +366,11 @@ class ProviderBusy(ProviderError):
 
 
 class ProviderKeyRefused(ProviderError):
-    """The provider does not take the owner's key, or there is no credit left on it."""
+    """The provider does not take the owner's key, or there is no credit left on it; only the owner can mend that."""
 
     status = 503
     code = "provider_key_refused"
+    final = True
 
 
 class ProviderUnavailable(ProviderError):

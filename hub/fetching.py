@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 
 TIMEOUT = 20.0
 SMALL = 1 << 14
+CONNECT = 5.0
+"""Seconds for an address to take a connection; then the host's next one is tried."""
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
-Why = Literal["invalid", "offline", "private", "unreachable", "timeout", "status", "redirect", "large"]
+Why = Literal["invalid", "offline", "private", "unreachable", "timeout", "status", "large"]
 
 
 class Unfetchable(Exception):
@@ -132,7 +134,7 @@ async def _from_any(
     for address in addresses:
         try:
             return await _from(client, address, parts, port, max_bytes, follow=follow)
-        except httpx2.ConnectError:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
             continue
         except httpx2.TimeoutException:
             raise Unfetchable("timeout") from None
@@ -146,11 +148,14 @@ async def _from_any(
 async def _from(
     client: httpx2.AsyncClient, address: str, parts: SplitResult, port: int, max_bytes: int, *, follow: bool
 ) -> tuple[bytes, str | None]:
+    import httpx2
+
     literal = f"[{address}]" if ":" in address else address
     target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
     headers = {"Host": parts.netloc, "Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
     extensions = {"sni_hostname": parts.hostname}
-    async with client.stream("GET", target, headers=headers, extensions=extensions, timeout=None) as answer:
+    timeout = httpx2.Timeout(None, connect=CONNECT)
+    async with client.stream("GET", target, headers=headers, extensions=extensions, timeout=timeout) as answer:
         if answer.is_redirect and follow and answer.headers.get("location"):
             return b"", str(answer.headers["location"])
         if answer.status_code != 200:

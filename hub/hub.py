@@ -89,7 +89,7 @@ class Hub:
             lacks=self._lacks,
             remote=remote,
             ledger=self.ledger,
-            waiting=lambda: self.jobs.waiting,
+            waiting=lambda: self.jobs.ahead,
         )
         self._tell_broken_routes()
 

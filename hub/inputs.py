@@ -85,9 +85,8 @@ def _unfetchable(error: Unfetchable, param: str) -> HubError:
             return _bad(param, "leads into a private network.", code="image_host_not_allowed")
         case "large":
             return _bad(param, f"is larger than {MAX_BYTES >> 20} MB.", code="image_too_large")
-        case "status" | "redirect":
-            told = f"answered {error.status} instead of a picture" if error.status else "leads elsewhere"
-            return _bad(param, f"{told}.", code="image_fetch_failed")
+        case "status":
+            return _bad(param, f"answered {error.status} instead of a picture.", code="image_fetch_failed")
     return _bad(param, "could not be downloaded.", code="image_fetch_failed")
 
 

@@ -21,26 +21,28 @@ import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from hub import accounts, prices
-from hub.accounts import Column, Span, Sums, UsageRow
+from hub import accounts, prices, providers
+from hub.accounts import MICRO, Column, Span, Sums, UsageRow
 from hub.database import Database
-from hub.errors import BudgetExceeded
+from hub.errors import BudgetExceeded, ModelUnusable
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
-from hub.remote.wish import nearest_size
-from hub.report import look
-from hub.routing import is_free
+from hub.remote.adapter import Adapter
+from hub.remote.result import shares
+from hub.remote.wish import intended
+from hub.report import left_of, limit_of, look
+from hub.routing import is_free, size_at
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult
 from hub.usage import count_usage
 
 log = logging.getLogger(__name__)
 
-MICRO = 1_000_000
 DELAY = 0.5
 """Seconds for which uses that cost nothing are gathered, to be written together."""
 KEPT = 400 * 24 * 3600.0
@@ -70,6 +72,7 @@ class Ledger:
         self._unwritten: list[UsageRow] = []
         self._flush: asyncio.TimerHandle | None = None
         self._writing: set[asyncio.Task[None]] = set()
+        self._looking = ThreadPoolExecutor(1, thread_name_prefix="hub-usage")
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -81,6 +84,7 @@ class Ledger:
             sweeper.cancel()
             await asyncio.gather(sweeper, return_exceptions=True)
             await self._written()
+            self._looking.shutdown(wait=False, cancel_futures=True)
 
     @property
     def month(self) -> Span:
@@ -89,17 +93,20 @@ class Ledger:
 
     async def budget_left(self, owner: str) -> float | None:
         """US dollars that a key may still spend in this month; None where nothing limits it."""
-        limit = self._limit_of(owner)
-        return None if limit is None else max(0, limit - await self._spent(owner)) / MICRO
+        budget = self._budget_of(owner)
+        return None if limit_of(budget) is None else left_of(budget, await self._spent(owner))
 
     async def spent(self, owner: str) -> float:
         """US dollars that a key has spent in this month, with what is reserved."""
         return await self._spent(owner) / MICRO
 
     async def used(self, by: Sequence[Column], span: Span, owner: str | None = None, limit: int = -1) -> list[Sums]:
-        """Uses summed up; see `report.look`. Beside the store, whose thread has more urgent things to do."""
+        """Uses summed up; see `report.look`. On a thread of its own: that of the store has more urgent things to do, as
+        have those which read and write files, and sums of a year take a while."""
         await self._written()
-        return await asyncio.to_thread(look, self._store.path, by, span, owner, limit)
+        return await asyncio.get_running_loop().run_in_executor(
+            self._looking, look, self._store.path, by, span, owner, limit
+        )
 
     async def reserve(
         self, *, owner: str, asked: str, target: ModelManifest | RemoteManifest, request: ImageRequest
@@ -120,7 +127,7 @@ class Ledger:
         )
         if is_free(target):
             return Entry(row, target, request, booked=False)
-        limit = None if expected == 0 else self._limit_of(owner)
+        limit = None if expected == 0 else limit_of(self._budget_of(owner))
         if limit is not None and expected is None and isinstance(target, RemoteManifest):
             raise exceeded(row, limit, await self._spent(owner))
         await self._book(row, limit)
@@ -141,12 +148,6 @@ class Ledger:
         self._unwritten.append(row)
         if self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(DELAY, self._write_gathered)
-
-    def _limit_of(self, owner: str) -> int | None:
-        budget = self._budget_of(owner)
-        if budget is None or budget == math.inf:
-            return None
-        return round(budget * MICRO) if budget > 0 else 0  # what is no number allows nothing
 
     async def _book(self, row: UsageRow, limit: int | None) -> None:
         """Writes a reservation, where there is room for it; one whose caller leaves meanwhile is taken back."""
@@ -184,7 +185,8 @@ class Ledger:
         if self._flush is not None:
             self._flush.cancel()
             self._write_gathered()
-        await asyncio.gather(*self._writing)
+        if self._writing:
+            await asyncio.wait(self._writing)  # who stops waiting stops none of them
 
     async def _write(self, work: Callable[[Database], None]) -> None:
         await asyncio.shield(self._begin(work))
@@ -214,12 +216,35 @@ class Ledger:
 
 def estimate(target: ModelManifest | RemoteManifest, request: ImageRequest) -> float | None:
     """US dollars that a target is expected to take for a request; see `prices.estimate`."""
-    asked = request.size or (parse_size(target.defaults.size) if target.defaults.size else None)
     if isinstance(target, ModelManifest):
-        return prices.estimate(target.prices, request, asked)
-    size = asked and nearest_size(asked, [parse_size(each) for each in target.remote.sizes], target.remote.shapes)
-    calls = -(-request.n // target.remote.max_n)
-    return prices.estimate(target.prices, request, size, quality=target.defaults.quality, calls=calls)
+        keeps = request.images and not (request.size or request.default_size)  # the size of its source
+        size = None if keeps else size_at(target, request)
+        most = target.size.max_output**2
+        return prices.estimate(target.prices, request, size, quality=request.effort, largest=most)
+    try:
+        adapter = providers.adapter(target.provider)
+    except ModelUnusable:  # told by the attempt, in its own words
+        honoured, most_pictures = Adapter.honours, target.remote.max_n
+    else:
+        honoured, most_pictures = adapter.honoured(target), adapter.most(target, request)
+    size, quality = intended(target, honoured, request)
+    return prices.estimate(
+        target.prices,
+        request,
+        size,
+        quality=quality,
+        calls=len(shares(request.n, most_pictures)),
+        largest=_largest(target),
+    )
+
+
+def _largest(target: RemoteManifest) -> int:
+    """Pixels of the largest picture that a remote model draws, as far as its manifest tells."""
+    shapes = target.remote.shapes
+    sizes = [parse_size(each) for each in target.remote.sizes]
+    if sizes or shapes is None:
+        return max((each.width * each.height for each in sizes), default=prices.MEGAPIXEL)
+    return min(shapes.max**2, shapes.max_pixels or shapes.max**2)
 
 
 def month_of(now: float) -> Span:

@@ -6,12 +6,14 @@ An estimate is made to be compared and reserved, so where it has to guess it gue
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import get_args
 
 from hub.manifest import PricesSection, TokenPrices, parse_size
-from hub.types import EFFORTS, Effort, ImageRequest, ImageResult, Size
+from hub.types import DEFAULT_SIZE, Effort, ImageRequest, ImageResult, Size
 from hub.usage import count_usage, image_tokens
 
 MEGAPIXEL = 1 << 20
+QUALITIES: tuple[Effort, ...] = get_args(Effort)
 MILLION = 1_000_000
 MOST = 1_000_000.0
 """US dollars; who tells more for a request is not believed."""
@@ -21,7 +23,6 @@ FIDELITY_TOKENS = 6144
 """What `input_fidelity = "high"` adds to that."""
 PREVIEW_TOKENS = 100
 """Of a picture that is not finished, as output."""
-USUAL = Size(1024, 1024)
 
 
 def estimate(
@@ -31,19 +32,20 @@ def estimate(
     *,
     quality: Effort | None = None,
     calls: int | None = None,
+    largest: int = MEGAPIXEL,
 ) -> float | None:
     """US dollars that the request is expected to cost, rather too many; None where nothing in the table says.
 
-    `size`: what will be drawn, None where the provider chooses. `quality`: of a request that names none. `calls`: in
-    how many the prompt and the source pictures are sent; one for each picture where nobody says.
+    `size` and `quality`: what will be drawn, None where the provider chooses. `calls`: in how many the prompt and the
+    source pictures are sent; one for each picture where nobody says. `largest`: pixels of a picture whose size is
+    chosen, at most.
     """
-    if request.quality not in (None, "auto"):
-        quality = EFFORTS[request.quality]
     total = 0.0
     if prices.images:
         total += request.n * _price(prices.images, quality, size)
     if prices.megapixel:
-        total += request.n * _megapixels(size or USUAL) * prices.megapixel
+        pixels = size.width * size.height if size else largest
+        total += request.n * pixels / MEGAPIXEL * prices.megapixel
     if prices.tokens:
         total += _tokens(prices.tokens, request, size, quality, calls or request.n)
     knows = bool(prices.images or prices.megapixel or prices.tokens)
@@ -52,7 +54,8 @@ def estimate(
 
 def cost(prices: PricesSection, result: ImageResult) -> float | None:
     """US dollars that a result has cost: what the provider tells, else what the table says of what was made; None
-    where neither does, or where tokens cost and the provider has not counted them.
+    where neither does, where tokens cost and the provider has not counted them, or where the price goes by a quality
+    that nobody has told.
 
     `result.usage` is to be the provider's own, not what the hub counts in its stead.
     """
@@ -62,6 +65,8 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
         return None
     made, total = len(result.images), result.device_seconds * prices.second
     if prices.images:
+        if not result.quality_told and len({_price(prices.images, each, result.size) for each in QUALITIES}) > 1:
+            return None
         total += made * _price(prices.images, result.quality, result.size)
     total += made * _megapixels(result.size) * prices.megapixel
     if prices.tokens and result.usage is not None:
@@ -74,9 +79,9 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
 def _tokens(prices: TokenPrices, request: ImageRequest, size: Size | None, quality: Effort | None, calls: int) -> float:
     """What the tokens of a request would cost. Without a table of output tokens they are the hub's own count."""
     known = prices.output_tokens
-    output = _price(known, quality, size) if known else image_tokens(size or USUAL)
+    output = _price(known, quality, size) if known else image_tokens(size or DEFAULT_SIZE)
     output += request.partial_images * PREVIEW_TOKENS
-    text = count_usage(request.prompt, (), USUAL, 0).text_tokens
+    text = count_usage(request.prompt, (), DEFAULT_SIZE, 0).text_tokens
     sources = len(request.images) + (request.mask is not None)
     source = SOURCE_TOKENS + (FIDELITY_TOKENS if request.input_fidelity == "high" else 0)
     told = calls * (text * prices.text + sources * source * prices.image)
@@ -93,7 +98,7 @@ def _price(table: Mapping[str, float], quality: Effort | None, size: Size | None
     A size that the table lacks counts as the next larger one; one beyond all, as the largest by its share of pixels.
     """
     if quality is None:
-        return max(_price(table, each, size) for each in ("low", "medium", "high"))
+        return max(_price(table, each, size) for each in QUALITIES)
     for key in (f"{quality}/{size}", f"{quality}/*", f"*/{size}", "*/*") if size else ():
         if key in table:
             return table[key]

@@ -9,6 +9,7 @@ from hub.errors import (
     BudgetExceeded,
     HubError,
     InvalidRequest,
+    ModelForbidden,
     ModelUnusable,
     Offline,
     ProviderBusy,
@@ -46,6 +47,8 @@ def refusal(route: Route, request: ImageRequest, caller: Caller, tried: Sequence
     if tried:
         return _of_tried(route, tried)
     code, first = _nearest(route)
+    if route.manifest is None and first.told:
+        return InvalidRequest(first.told, param="size")
     words = f"{route.asked} {first.words}." if route.manifest is None else _all_words(route)
     hint = _hint(code, caller)
     return _error(code, f"{words} {hint}".strip(), route, request)
@@ -112,8 +115,10 @@ def _error(code: Code, words: str, route: Route, request: ImageRequest) -> HubEr
             return BudgetExceeded(words)
         case "offline":
             return Offline(words, param="model")
-        case "never_leaves" | "remote_keys" | "keys":
+        case "never_leaves" | "remote_keys":
             return RemoteNotAllowed(words, param="model")
+        case "keys":
+            return ModelForbidden(words, param="model")
         case "key_refused":
             return ProviderKeyRefused(words)
         case "no_key":

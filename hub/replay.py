@@ -52,9 +52,11 @@ def request_from(receipt: Receipt, images: tuple[bytes, ...], mask: bytes | None
 async def replay(
     hub: Hub, file: bytes, images: tuple[bytes, ...] = (), mask: bytes | None = None, on_event: OnEvent | None = None
 ) -> Replay:
-    """Makes the picture of a PNG again. Raises NoReceipt and HubError."""
+    """Makes the picture of a PNG again, by a model of this machine alone: anybody may write a file that names one which
+    costs money. Raises NoReceipt and HubError."""
     before = receipt_in(file)
-    result = await hub.generate(before.model, request_from(before, images, mask), on_event)
+    model = hub.registry.get(before.model).local.id
+    result = await hub.generate(model, request_from(before, images, mask), on_event)
     (made,) = result.images
     try:
         now = receipt_in(made)

@@ -6,23 +6,25 @@ import csv
 import datetime as dt
 import io
 import itertools
+import math
 import re
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from hub import accounts
-from hub.accounts import Column, Span, Sums
+from hub.accounts import MICRO, Column, Span, Sums
 from hub.database import is_mendable, looking_into
+
+T = TypeVar("T")
 
 BY: tuple[Column, ...] = ("key", "model")
 """By what uses are summed up where nobody says."""
-MICRO = 1_000_000
 DAY = 24 * 3600.0
 ATTEMPTS = 10
 """How often a database is tried that cannot be read."""
@@ -58,10 +60,32 @@ def look(path: Path, by: Sequence[Column], span: Span, owner: str | None = None,
     """Uses summed up, of a database that a hub may be using; see `accounts.sums`. Makes none where there is none.
     Raises sqlite3.Error, OSError and ConfigurationError where it cannot be read, also not a moment later: somebody may
     just delete it."""
+    return _looked(path, lambda raw: accounts.sums(raw, by, span, owner, limit)) or []
+
+
+def spent(path: Path, owner: str, month: str) -> int:
+    """Micro-dollars that an owner has spent and reserved in a month; raises as `look`."""
+    return _looked(path, lambda raw: accounts.spent(raw, owner, month)) or 0
+
+
+def limit_of(budget: float | None) -> int | None:
+    """A budget in micro-dollars; None where nothing limits it. What is no number allows nothing."""
+    if budget is None or budget == math.inf:
+        return None
+    return round(budget * MICRO) if budget > 0 else 0
+
+
+def left_of(budget: float | None, spent: int) -> float | None:
+    """US dollars that are left of a budget, of which so many micro-dollars are spent; None where nothing limits it."""
+    limit = limit_of(budget)
+    return None if limit is None else max(0, limit - spent) / MICRO
+
+
+def _looked(path: Path, work: Callable[[sqlite3.Connection], T]) -> T | None:
     for attempt in itertools.count(1):
         try:
             with looking_into(path) as raw:
-                return [] if raw is None else accounts.sums(raw, by, span, owner, limit)
+                return None if raw is None else work(raw)
         except (sqlite3.Error, OSError) as error:
             if not is_mendable(error) or attempt == ATTEMPTS:
                 raise

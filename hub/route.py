@@ -76,13 +76,15 @@ class Target(Struct, frozen=True):
 
 
 class LeftOut(Struct, frozen=True):
-    """One that does not, and why: a code, and words that go on after its name. `wait`: seconds until it may again."""
+    """One that does not, and why: a code, and words that go on after its name. `wait`: seconds until it may again.
+    `told`: what the model answers by itself, where these are other words."""
 
     model: str
     code: Code
     words: str
     place: int = 0
     wait: float = 0.0
+    told: str = ""
 
 
 class Route(Struct, frozen=True):

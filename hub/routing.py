@@ -13,15 +13,13 @@ from urllib.parse import urlsplit
 from msgspec import Struct
 
 from hub.errors import ModelNotFound
-from hub.manifest import ModelManifest, RemoteManifest, RouteManifest, TargetSection, parse_size
+from hub.manifest import MIN_OUTPUT, ModelManifest, RemoteManifest, RouteManifest, TargetSection, parse_size
 from hub.offline import is_here
 from hub.registry import ListedModel, Registry
 from hub.route import Caller, Code, LeftOut, Route, Servable, State, Target
-from hub.types import ImageRequest, Size, Task
+from hub.types import DEFAULT_SIZE, ImageRequest, Size, Task
 
 ITSELF = "it is the model itself"
-UNKNOWN_SIZE = Size(1024, 1024)
-"""Reckoned with where neither the request nor the model says a size."""
 
 
 class _Question(Struct, frozen=True):
@@ -61,8 +59,8 @@ def route(
 ) -> Route:
     """The decision; without targets where nothing may serve the request (hub.refusal says which error that is).
 
-    waiting: how many other requests wait on this hub. tried: of those that have failed at this request, the codes of
-    their errors. billed: whether one of them may be paid for, so that another must not be.
+    waiting: how many requests wait on this hub that came before this one. tried: of those that have failed at this
+    request, the codes of their errors. billed: whether one of them may be paid for, so that another must not be.
     """
     manifest = listed.manifest
     own = manifest if isinstance(manifest, RouteManifest) else None
@@ -116,7 +114,7 @@ def size_at(manifest: Servable, request: ImageRequest) -> Size:
     if isinstance(manifest, ModelManifest):
         return request.size or request.default_size or parse_size(manifest.defaults.size)
     default = manifest.defaults.size
-    return request.size or (parse_size(default) if default else UNKNOWN_SIZE)
+    return request.size or (parse_size(default) if default else DEFAULT_SIZE)
 
 
 def _candidates(
@@ -136,12 +134,16 @@ def _candidates(
     return found, left_out
 
 
-def _cost_of(candidate: _Candidate) -> tuple[float, bool, int]:
+def _cost_of(candidate: _Candidate) -> tuple[float, int, int]:
+    """What a model of this machine will work is not known beforehand: it comes after all that is free, since what is
+    elsewhere would cost as well, and leave the machine."""
     cost = candidate.state.cost
+    if cost is None and isinstance(candidate.manifest, ModelManifest):
+        return (0.0, 2, candidate.place)
     return (float("inf") if cost is None else cost, candidate.leaves, candidate.place)
 
 
-_KEYS: dict[str, Callable[[_Candidate], tuple[float, bool, int]]] = {
+_KEYS: dict[str, Callable[[_Candidate], tuple[float, int, int]]] = {
     "listed": lambda each: (0.0, False, each.place),
     "local-first": lambda each: (0.0, each.leaves, each.place),
     "cheapest": _cost_of,
@@ -155,7 +157,10 @@ def _left_out(each: _Candidate, place: int, question: _Question) -> LeftOut | No
         if found is not None:
             code, words = found
             wait = each.state.wait if code in ("busy", "unavailable") else 0.0
-            return LeftOut(each.manifest.id, code, words, place, wait)
+            told = ""
+            if code == "size" and isinstance(each.manifest, ModelManifest):
+                told = each.manifest.size.refused(size_at(each.manifest, question.request)) or ""
+            return LeftOut(each.manifest.id, code, words, place, wait, told)
     return None
 
 
@@ -170,8 +175,8 @@ def _not_meant(each: _Candidate, question: _Question) -> Verdict:
     if request.task not in manifest.tasks:
         return "task", _CANNOT[request.task]
     size = size_at(manifest, request)
-    if isinstance(manifest, ModelManifest) and max(size.width, size.height) > manifest.size.max_output:
-        return "size", f"draws at most {manifest.size.max_output} pixels a side"
+    if isinstance(manifest, ModelManifest) and manifest.size.refused(size) is not None:
+        return "size", f"draws {MIN_OUTPUT} to {manifest.size.max_output} pixels a side"
     if section.tasks and request.task not in section.tasks:
         return "tasks", "is not meant for this kind of request"
     if section.keys and question.caller.owner not in section.keys:
@@ -215,7 +220,7 @@ def _not_able(each: _Candidate, question: _Question) -> Verdict:
     if section.max_waiting is not None and question.waiting > section.max_waiting:
         return (
             "max_waiting",
-            f"is for times when at most {section.max_waiting} requests wait, and {question.waiting} do",
+            f"is for times when at most {section.max_waiting} requests wait before this one, and {question.waiting} do",
         )
     return None
 
@@ -250,14 +255,16 @@ def _why(each: _Candidate, own: RouteManifest | None) -> str:
     if own is None:
         return ITSELF
     if own.order == "cheapest":
-        return price_words(each.state.cost)
+        return price_words(each.state.cost, local=isinstance(each.manifest, ModelManifest))
     if own.order == "listed":
         return f"it is number {each.place + 1} of the list"
     return "it is on another machine, which comes after those on this one" if each.leaves else "it is on this machine"
 
 
-def price_words(cost: float | None) -> str:
+def price_words(cost: float | None, *, local: bool) -> str:
     """What a request would cost."""
+    if cost is None and local:
+        return "what it will cost is known when it has drawn, and it is on this machine"
     if cost is None:
         return "its price is not known, which counts as the most expensive"
     return f"it costs about ${cost:.4g}" if cost else "it costs nothing"

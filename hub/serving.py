@@ -30,10 +30,11 @@ from hub.refusal import refusal
 from hub.registry import ListedModel, Registry
 from hub.remote.caller import LONGEST_WAIT
 from hub.remote.provider import RemoteProvider
+from hub.remote.works import Works
 from hub.route import Caller, KeyState, Route, Servable, State, Target
 from hub.routing import is_free, itself, route
 from hub.settings import Settings
-from hub.types import Event, ImageRequest, ImageResult, OnEvent
+from hub.types import ImageRequest, ImageResult, OnEvent
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class Serving:
     """Decides, tries, and keeps the books.
 
     `draw` has a model of this machine draw, after its weights were seen to; `lacks` says whether these are not here and
-    nothing fetches them. `waiting`: how many jobs have not begun, that of the request itself among them.
+    nothing fetches them. `waiting`: how many jobs have not begun that came before the one that asks.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Serving:
         self._lacks = lacks
         self._remote = remote
         self._ledger = ledger
-        self._waiting = waiting
+        self.waiting = waiting
         self.breakers = Breakers()
 
     async def generate(self, model: str, request: ImageRequest, on_event: OnEvent | None) -> ImageResult:
@@ -108,31 +109,34 @@ class Serving:
         left = await self._ledger.budget_left(owner)
         return Caller(owner=owner, may_leave=self._settings.may_leave(owner), budget_left=left)
 
-    def others_waiting(self) -> int:
-        """How many requests wait beside the one that asks."""
-        return max(0, self._waiting() - 1)
-
     async def attempt(
-        self, decided: Route, target: Target, request: ImageRequest, on_event: OnEvent | None, *, stays: bool = True
+        self,
+        decided: Route,
+        target: Target,
+        request: ImageRequest,
+        on_event: OnEvent | None,
+        *,
+        works: Works | None = None,
+        stays: bool = True,
     ) -> ImageResult:
-        """One try at one target, in the ledger from before it begins to after it has ended. `stays`: nothing that the
-        target names is fetched from another machine either. Raises HubError."""
+        """One try at one target, in the ledger from before it begins to after it has ended. `works` will hold
+        the calls of a remote one. `stays`: nothing that the target names is fetched from another machine either. Raises
+        HubError."""
         manifest = target.manifest
         log.info("%s: %d of %s (%s)", request.label or "request", request.n, manifest.id, decided.reason)
         entry = await self._ledger.reserve(owner=request.owner, asked=decided.asked, target=manifest, request=request)
-        result, billed, hearing = None, False, None
+        result, billed, works = None, False, works or Works()
         try:
             if isinstance(manifest, ModelManifest):
                 result = await self._draw(manifest, request, on_event)
             else:
-                hearing = Hearing(on_event)
                 with self._breaking(manifest):
-                    result = await self._remote.generate(manifest, request, hearing, stays=stays)
+                    result = await self._remote.generate(manifest, request, on_event, works=works, stays=stays)
         except HubError as error:
             billed = error.may_have_billed
             raise
-        except BaseException:  # cancelled, or a fault of ours, after it may have been sent
-            billed = hearing is not None and hearing.accepted
+        except BaseException:  # cancelled, or a fault of ours, when it may have been sent
+            billed = works.may_be_billed
             raise
         finally:
             await self._ledger.settle(entry, result, may_have_billed=billed)
@@ -164,7 +168,7 @@ class Serving:
                 return "", 0.0
         if keys.pick() is not None:
             return "", 0.0
-        rest = keys.rested_in
+        rest = keys.rested_in()
         if rest is None:
             return "refused", 0.0
         return ("busy", rest) if rest > LONGEST_WAIT else ("", 0.0)
@@ -177,8 +181,9 @@ class _Run:
         self._serving = serving
         self._asked = listed.id
         self._request = request
-        self._hearing = Hearing(on_event)
-        self._waiting = serving.others_waiting()
+        self._on_event = on_event
+        self._works = Works()
+        self._waiting = serving.waiting()
         self._deadline: int | None = getattr(listed.manifest, "deadline", None)
         self._retry_billed: bool = getattr(listed.manifest, "retry_billed", False)
         self._errors: dict[str, HubError] = {}
@@ -210,9 +215,9 @@ class _Run:
             raise refusal(found, request, caller, list(errors.values()))
         target = self._at = found.targets[0]
         stays = not caller.may_leave or (found.manifest is not None and not found.manifest.remote)
-        self._hearing.accepted = False
+        self._works = Works()
         try:
-            result = await self._serving.attempt(found, target, request, self._hearing, stays=stays)
+            result = await self._serving.attempt(found, target, request, self._on_event, works=self._works, stays=stays)
         except HubError as error:
             if limit.expired() or not goes_on(error, request):
                 raise
@@ -231,23 +236,9 @@ class _Run:
         sent = False
         if self._at is not None and self._at.manifest.id not in self._errors:
             told.append(f"{self._at.manifest.id} was still at it")
-            sent = isinstance(self._at.manifest, RemoteManifest) and self._hearing.accepted
+            sent = self._works.may_be_billed
         words = f"Nothing served '{self._asked}' within {self._deadline} seconds: {'; '.join(told) or 'none began'}."
         return ProviderTimeout(words, may_have_billed=sent or self._billed)
-
-
-class Hearing:
-    """Passes events on, and remembers whether the request was accepted: then a provider may be at work on it."""
-
-    def __init__(self, on_event: OnEvent | None) -> None:
-        self._on_event = on_event
-        self.accepted = False
-
-    def __call__(self, event: Event) -> None:
-        """See `hub.types.OnEvent`."""
-        self.accepted = True
-        if self._on_event is not None:
-            self._on_event(event)
 
 
 def goes_on(error: HubError, request: ImageRequest) -> bool:

@@ -40,6 +40,10 @@ class Size(Struct, frozen=True):
         return f"{self.width}x{self.height}"
 
 
+DEFAULT_SIZE = Size(1024, 1024)
+"""Of a generation that says none, as the documentation promises."""
+
+
 class Lora(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A LoRA by its name, and how much of it: 1 is as it was trained."""
 
@@ -98,6 +102,11 @@ class ImageRequest(Struct, frozen=True, kw_only=True):
             return "inpainting"
         return "image-to-image" if self.images else "text-to-image"
 
+    @property
+    def effort(self) -> Effort | None:
+        """The quality that it names, None where it leaves that to the model."""
+        return EFFORTS[self.quality] if self.quality not in (None, "auto") else None
+
 
 class Usage(Struct, frozen=True, kw_only=True):
     """Tokens of a request: of its text, of its source pictures, and of the pictures that were made."""
@@ -110,13 +119,14 @@ class Usage(Struct, frozen=True, kw_only=True):
 class ImageResult(Struct, frozen=True, kw_only=True):
     """Finished pictures and all that is told of them.
 
-    `images` are encoded files, each of `output_format` (None: as asked). `seed` is that of the first one (picture k
-    used seed + k), None where a remote provider tells none. `sources` are the sizes of the source pictures and the
-    mask. `warnings`: what was not honoured. `usage` is what a provider has metered; None where it does not meter.
-    `encoded`: the same files in base64, where a provider sent them so and nothing was changed: they are passed on as
-    they came. `revised_prompts`: of each picture, what the provider made of the prompt. `target` is the id of the model
-    that has drawn. `cost` is in US dollars, None where nothing tells it; `device_seconds` is what a local device has
-    worked.
+    `images` are encoded files, each of `output_format` (None: as asked). `seed` is that of the first one (of those
+    drawn here, picture k used seed + k), None where a remote provider tells none. `sources` are the sizes of the source
+    pictures and the mask. `warnings`: what was not honoured. `usage` is what a provider has metered; None where it does
+    not meter. `encoded`: the same files in base64, where a provider sent them so and nothing was changed: they are
+    passed on as they came. `revised_prompts`: of each picture, what the provider made of the prompt, empty where it
+    tells none; or nothing at all. `target` is the id of the model that has drawn. `quality_told`: whether `quality` is
+    more than the hub's guess. `cost` is in US dollars, None where nothing tells it; `device_seconds` is what a local
+    device has worked.
     """
 
     images: tuple[bytes, ...]
@@ -131,6 +141,7 @@ class ImageResult(Struct, frozen=True, kw_only=True):
     encoded: tuple[bytes, ...] = ()
     revised_prompts: tuple[str, ...] = ()
     target: str = ""
+    quality_told: bool = True
     cost: float | None = None
     device_seconds: float = 0.0
 

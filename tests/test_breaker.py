@@ -8,12 +8,14 @@ from hub.breaker import FAILURES, LONGEST, PAUSE, Breaker, Breakers, Open
 from hub.errors import (
     HubError,
     InvalidRequest,
+    NothingMade,
     ProviderBusy,
     ProviderFailed,
     ProviderKeyRefused,
     ProviderTimeout,
     ProviderUnavailable,
 )
+from hub.remote.adapter import JobFailed
 
 FAILING = ProviderFailed("no")
 
@@ -85,6 +87,8 @@ def test_the_providers_failing_counts(breaker: Breaker, error: HubError) -> None
     "error",
     [
         InvalidRequest("no", code="provider_refused"),
+        NothingMade("of this request"),
+        JobFailed("of this request"),
         ProviderBusy("later"),
         ProviderKeyRefused("who"),
         ProviderUnavailable("no key"),

@@ -221,6 +221,23 @@ def test_parameters_that_no_request_can_have_are_told(tmp_path: Path, folder: Pa
 
 
 @pytest.mark.parametrize(
+    ("provider", "honours", "strange"),
+    [
+        ("openai_compatible", ["user", "safety_identifier", "strict", "seed"], ""),
+        ("openai_compatible", ["partial_images", "size"], ""),
+        ("bytedance", ["seed", "negative_prompt"], "negative_prompt"),
+        ("google", ["guidance_scale"], "guidance_scale"),
+    ],
+)
+def test_what_the_provider_can_tell_no_model_is_told(
+    tmp_path: Path, folder: Path, provider: str, honours: list[str], strange: str
+) -> None:
+    manifest(folder, "lab/painter", provider, remote=f'base_url = "http://127.0.0.1:9/v1"\nhonours = {honours}')
+    told_of = [each.message for each in look(tmp_path) if "honours" in each.message]
+    assert [f"names {strange}, which {provider}" in each for each in told_of] == [True] * bool(strange)
+
+
+@pytest.mark.parametrize(
     ("target", "words"),
     [
         ('model = "openai/gone"', "there is no model 'openai/gone'"),

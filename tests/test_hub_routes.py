@@ -30,9 +30,9 @@ from hub.errors import (
 from hub.hub import Hub
 from hub.jobs import Ask
 from hub.settings import Settings
-from hub.types import Accepted, Event, ImageRequest, Progress
+from hub.types import Accepted, Event, ImageRequest, ImageResult, Progress
 from tests.providers.protocols.openai import OpenAIProtocol
-from tests.providers.upstream import KEY, Asked, Reply, Upstream, answers, dropped, serving, slow
+from tests.providers.upstream import KEY, Asked, Reply, Upstream, answers, dropped, raw, serving, slow
 from tests.routes import StandIn, hub_without_engine, write_credentials, write_local, write_remote, write_route
 
 STAR = ImageRequest(prompt="a star")
@@ -459,9 +459,30 @@ def test_a_cancelled_request_asks_nobody_else_and_counts_as_what_it_may_have_cos
     house.run(test)
 
 
+@pytest.mark.parametrize("overdue", [False, True], ids=["cancelled", "overdue"])
+def test_who_leaves_before_anything_was_sent_pays_nothing(house: House, overdue: bool) -> None:
+    """While a provider that is busy is waited for: what it has refused it has not done."""
+    write_route(house.models, "near", deadline=2 if overdue else 60)
+    house.near.faults.append(answers(429, Retry_After="9"))
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        task = asyncio.create_task(hub.generate("image", STAR))
+        while not house.near.asked:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.3)
+        if not overdue:
+            task.cancel()
+        found = (await asyncio.gather(task, return_exceptions=True))[0]
+        assert isinstance(found, ProviderTimeout if overdue else asyncio.CancelledError)
+        assert not getattr(found, "may_have_billed", False)
+        assert await spent(hub) == 0
+
+    house.run(test)
+
+
 def test_a_provider_that_fails_again_and_again_is_left_alone(house: House) -> None:
     write_route(house.models, "near", "far")
-    house.near.faults.extend([answers(404)] * FAILURES)
+    house.near.faults.extend([answers(500)] * FAILURES)
 
     async def test(hub: Hub, drawing: StandIn) -> None:
         for _ in range(FAILURES):
@@ -475,8 +496,24 @@ def test_a_provider_that_fails_again_and_again_is_left_alone(house: House) -> No
     house.run(test)
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [answers(404), answers(307, Location="http://192.0.2.1/"), raw(b'{"created": 1, "data": []}')],
+    ids=["404", "307", "no picture"],
+)
+def test_no_key_closes_a_target_for_others_by_what_it_asks(house: House, fault: Any) -> None:
+    house.near.faults.extend([fault] * 2 * FAILURES)
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        for _ in range(2 * FAILURES):
+            assert (await fails(hub.generate("near", STAR))).code == "provider_failed"
+        assert (await hub.generate("near", ALICE)).target == "near"
+
+    house.run(test, api_keys={"alice": "sk-a"})
+
+
 def test_one_request_at_a_time_tries_it_again(house: House) -> None:
-    house.near.faults.extend([answers(404)] * FAILURES)
+    house.near.faults.extend([answers(500)] * FAILURES)
     now = [100.0]
 
     async def test(hub: Hub, drawing: StandIn) -> None:
@@ -494,16 +531,29 @@ def test_one_request_at_a_time_tries_it_again(house: House) -> None:
 
 
 def test_many_that_wait_go_elsewhere(house: House) -> None:
-    write_route(house.models, "small\nmax_waiting = 1", "far")
+    write_route(house.models, "small\nmax_waiting = 2", "far")
+
+    class Busy(StandIn):
+        async def generate(self, *asked: Any) -> ImageResult:
+            await turn.wait()
+            return await super().generate(*asked)
+
+    turn = asyncio.Event()
 
     async def test(hub: Hub, drawing: StandIn) -> None:
-        waiting = [0]
-        hub._serving._waiting = lambda: waiting[0]
-        assert (await hub.generate("image", STAR)).target == "small"
-        waiting[0] = 2  # this one and another
-        assert (await hub.generate("image", STAR)).target == "small"
-        waiting[0] = 3
-        assert (await hub.generate("image", STAR)).target == "far"
+        async def served() -> str:
+            ask = Ask(owner=None, kind="image_generation", model="image", rendering=b"{}", output_format="png")
+            job = await hub.jobs.submit(ask, lambda on_event: hub.generate("image", STAR, on_event))
+            with hub.jobs.watching(job):
+                return (await job.finished()).target
+
+        hub._local = Busy()  # type: ignore[assignment]
+        first = [asyncio.create_task(served()) for _ in range(4)]
+        _, waiting = await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+        assert len(waiting) == 3 and await served() == "far"
+        turn.set()
+        assert await asyncio.gather(*first) == ["small"] * 3 + ["far"], "those that came first stay"
+        assert await served() == "small"
 
     house.run(test)
 
@@ -535,9 +585,23 @@ def test_a_job_begins_anew_with_the_next_target(house: House) -> None:
         ask = Ask(owner=None, kind="image_generation", model="image", rendering=b"{}", output_format="png")
         job = await hub.jobs.submit(ask, lambda on_event: hub.generate("image", STAR, on_event))
         with hub.jobs.watching(job), job.events() as queue:
-            while await queue.get() is not None:
+            hear = job.hear
+
+            def hearing(event: Event) -> None:
+                hear(event)
                 seen.append((job.row.status, job.row.step, job.row.steps))
+
+            job.hear = hearing  # type: ignore[method-assign]
+            while await queue.get() is not None:
+                pass
             result = await job.finished()
+        assert seen == [
+            ("queued", 0, 0),  # accepted here
+            ("in_progress", 3, 6),
+            ("queued", 0, 0),  # accepted there: all begins anew
+            ("in_progress", 0, 100),
+            ("in_progress", 100, 100),
+        ]
         assert result.target == "far"
         assert job.plan is not None and str(job.plan.size) == "1024x1024"
         assert job.row.status == "completed" and job.row.step == job.row.steps == 100

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
+import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from hub import fetching
 from hub.errors import InvalidRequest
 from hub.fetching import is_public
 from hub.files import Files
@@ -245,6 +249,24 @@ def test_a_listed_host_is_fetched_at_the_address_that_was_looked_up_once(
     assert path == "/a%20b.png?x=1"
     assert headers["host"].lower() == f"pictures.test:{server.server_port}"
     assert not {"authorization", "cookie", "referer", "x-api-key"} & set(headers)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no 127.0.0.2, or refuse where Linux is silent")
+def test_after_an_address_that_is_silent_the_next_one_is_asked(
+    files: Files, site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "CONNECT", 0.3)
+    server = site()
+    with contextlib.ExitStack() as sockets:
+        silent = sockets.enter_context(socket.socket())
+        silent.bind(("127.0.0.2", server.server_port))
+        silent.listen(0)
+        for _ in range(4):  # its queue is full: to whoever comes now it does not answer
+            waiting = sockets.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(silent.getsockname())
+        names = Names(["127.0.0.2", "127.0.0.1"])
+        assert read(files, f"http://a.test:{server.server_port}/", ["a.test"], names) == PICTURE
 
 
 def test_a_proxy_in_the_environment_is_not_used(

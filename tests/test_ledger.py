@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import fcntl
 import math
+import os
 import shutil
 import signal
 import sqlite3
-import statistics
+import threading
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -564,17 +566,89 @@ def test_a_hub_that_ends_writes_what_it_has_gathered(tmp_path: Path) -> None:
 
 
 def test_a_request_that_costs_nothing_waits_for_microseconds_alone(tmp_path: Path) -> None:
-    async def work(books: Books) -> list[float]:
-        times = []
-        for _ in range(500):
-            start = time.perf_counter()
-            await books.use(BUILTIN)
-            times.append(time.perf_counter() - start)
-        return times
+    """The best of several rounds: another program that had the processor is no fault of the ledger's."""
 
-    median = statistics.median(keep(tmp_path, work))
-    print(f"reserve and settle: {median * 1e6:.0f} us")  # noqa: T201 - shown by pytest -s
-    assert median < 0.001, "the target is 100 us, on a quiet machine"
+    async def work(books: Books) -> float:
+        rounds = []
+        for _ in range(20):
+            start = time.perf_counter()
+            for _ in range(25):
+                await books.use(BUILTIN)
+            rounds.append((time.perf_counter() - start) / 25)
+        return min(rounds)
+
+    best = keep(tmp_path, work)
+    print(f"reserve and settle: {best * 1e6:.0f} us")  # noqa: T201 - shown by pytest -s
+    assert best < 0.0001
+
+
+def test_who_stops_waiting_for_the_sums_stops_nobodys_settlement(tmp_path: Path) -> None:
+    async def work(books: Books) -> None:
+        entry = await books.reserve()
+        held = threading.Event()
+        books.ledger._store.perform(lambda _: held.wait(20))
+        settling = asyncio.create_task(books.ledger.settle(entry, made(), may_have_billed=False))
+        await asyncio.sleep(0)
+        looking = asyncio.create_task(books.sums())
+        await asyncio.sleep(0.05)
+        looking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await looking
+        held.set()
+        await settling
+        assert books.rows("state") == [("settled",)]
+
+    keep(tmp_path, work)
+
+
+def test_sums_that_take_long_hold_up_neither_files_nor_other_hubs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = threading.Event()
+
+    def slow(*given: Any) -> list[accounts.Sums]:
+        held.wait(20)
+        return []
+
+    async def work(books: Books) -> None:
+        await books.use()
+        with looking_into(tmp_path / "hub.db") as database:
+            assert database is not None
+            descriptor = os.open(tmp_path, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                os.close(descriptor)
+        monkeypatch.setattr("hub.ledger.look", slow)
+        looking = [asyncio.create_task(books.ledger.used([], books.ledger.month)) for _ in range(50)]
+        try:
+            await asyncio.wait_for(asyncio.to_thread(bool), 5)
+        finally:
+            held.set()
+        await asyncio.gather(*looking)
+
+    keep(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ({"low/*": 0.01, "medium/*": 0.04, "high/*": 0.16}, ("estimated", 160_000)),
+        ({"*/*": 0.04}, ("settled", 40_000)),
+    ],
+    ids=["by quality", "one price"],
+)
+def test_a_quality_that_nobody_has_told_settles_nothing(tmp_path: Path, table: Any, row: Any) -> None:
+    async def work(books: Books) -> None:
+        await books.use(remote(PricesSection(images=table)), quality_told=False)
+        assert books.rows() == [row]
+
+    keep(tmp_path, work)
+
+
+def test_seconds_are_those_of_a_device_of_this_machine() -> None:
+    with pytest.raises(ValueError, match=r"prices\.second"):
+        remote(PricesSection(second=0.001))
 
 
 # Looking back

@@ -5,12 +5,18 @@ from typing import Any
 
 import pytest
 
+from hub import prices as hub_prices
 from hub.manifest import PricesSection, TokenPrices
-from hub.prices import cost, estimate
+from hub.prices import cost
 from hub.types import ImageRequest, ImageResult, Size, Usage
 
 SQUARE, WIDE = Size(1024, 1024), Size(1536, 1024)
 TABLE = {"low/1024x1024": 0.01, "medium/1024x1024": 0.04, "high/1024x1024": 0.16, "high/1536x1024": 0.25}
+
+
+def estimate(prices: PricesSection, request: ImageRequest, size: Size | None, **more: Any) -> float | None:
+    """Of the quality that the request names."""
+    return hub_prices.estimate(prices, request, size, **{"quality": request.effort, **more})
 
 
 def asks(**changes: Any) -> ImageRequest:

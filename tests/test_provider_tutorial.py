@@ -90,7 +90,8 @@ def test_a_hub_with_the_tutorial_s_files_makes_the_pictures_of_its_last_step(tre
 
 
 def test_the_tutorial_s_provider_keeps_what_all_promise(tree: Path) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/providers/test_contract.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += [f"tests/providers/test_{name}.py" for name in ("contract", "parameters")]
     environ = {**os.environ, "PYTHONPATH": str(tree)}
     done = subprocess.run([*command, "-k", "easel"], cwd=tree, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

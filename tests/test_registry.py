@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hub import registry as registry_module
 from hub.errors import ConfigurationError, ModelNotFound
 from hub.manifest import parse_size
 from hub.pipelines.weights import weights_hash
 from hub.registry import LiveRegistry, Registry, absence, drawn_by, open_registry, read_manifest
+from hub.registry import revision as revision_module
 from hub.settings import Settings
 from hub.types import Size
 from tests.conftest import write_manifest
@@ -355,12 +355,12 @@ def test_a_revision_changes_with_the_hub_and_its_libraries(
     found = {revision(folder)}
     for name, value in (("__version__", "9"), ("version", lambda name: "9")):
         with monkeypatch.context() as patch:
-            patch.setattr(registry_module, name, value)
+            patch.setattr(revision_module, name, value)
             drawn_by.cache_clear()
             found.add(revision(folder))
     drawn_by.cache_clear()
     assert len(found) == 3
-    assert "registry.py\t" in drawn_by(), "a checkout's sources count, whose version does not change"
+    assert "registry/revision.py\t" in drawn_by(), "a checkout's sources count, whose version does not change"
 
 
 def test_another_small_decoder_is_another_revision(tmp_path: Path, weights: Path) -> None:

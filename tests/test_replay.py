@@ -7,6 +7,7 @@ import io
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ from hub.replay import replay
 from hub.settings import Settings
 from hub.types import ImageRequest, Size
 from tests.conftest import with_hub, write_manifest
+from tests.routes import write_remote
 
 
 @pytest.fixture
@@ -36,6 +38,19 @@ def picture(colour: tuple[int, int, int], mode: str = "RGB", size: int = 64) -> 
     shown.paste((255, 255, 255), (0, 0, size // 2, size))
     shown.convert(mode).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_a_file_that_names_a_remote_model_has_nobody_asked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_remote(Path(settings.models_dir or ""), "far", "http://127.0.0.1:9", leaves=False)
+
+    async def test(hub: Hub) -> None:
+        made = await hub.generate("small", wish())
+        receipt = msgspec.structs.replace(receipt_in(made.images[0]), model="far")
+        monkeypatch.setattr("hub.replay.receipt_in", lambda _: receipt)
+        with pytest.raises(InvalidRequest, match="'far' is a remote provider's"):
+            await replay(hub, made.images[0])
+
+    with_hub(settings, test)
 
 
 def test_pictures_of_a_batch_of_strangers_are_made_again_alone(settings: Settings) -> None:

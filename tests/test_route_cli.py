@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hub.cli import main
+from hub.types import ImageRequest, ImageResult, Size
 from tests.routes import write_credentials, write_local, write_remote, write_route
 
 Ask = Callable[..., Result]
@@ -143,3 +144,39 @@ def test_what_is_wrong_is_told_plainly(house: Path, arguments: list[str], words:
 
 def test_no_key_of_a_provider_is_shown(house: Path) -> None:
     assert "canary" not in ask(house, "image", "--key", "alice").output
+
+
+def test_a_request_without_a_size_is_the_one_that_the_api_makes(house: Path) -> None:
+    """1024x1024, which costs a quarter of a dollar here, whatever the model's own default is."""
+    small = house / "models" / "small.toml"
+    small.write_text(small.read_text() + '\n[prices.images]\n"*/64x64" = 0.01\n"*/1024x1024" = 0.25\n')
+    assert [each["cost_usd"] for each in as_json(house, "small")["targets"]] == [0.25]
+    write_route(house / "models", "small\nmax_pixels = 1048575", "far")
+    assert [each["code"] for each in as_json(house, "image", "--key", "alice")["left_out"]] == ["max_pixels"]
+
+
+def test_a_size_that_the_model_refuses_is_told_as_the_request_is_answered(house: Path) -> None:
+    error = as_json(house, "small", "--size", "9000x64")["error"]
+    assert (error["status"], error["code"], error["param"]) == (400, "invalid_value", "size")
+    assert error["message"].startswith("size: 9000x64 is out of range; each side must be 16 to ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size", "default"),
+    [((), None, "1024x1024"), (("--size", "64x64"), "64x64", None), (("--image", "hub.toml"), None, None)],
+)
+def test_hub_generate_asks_for_the_usual_size_by_default_alone(
+    house: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], size: str | None, default: str | None
+) -> None:
+    asked: list[ImageRequest] = []
+
+    async def generate(_: object, __: str, request: ImageRequest) -> ImageResult:
+        asked.append(request)
+        return ImageResult(images=(), seed=None, size=Size(64, 64), quality="low")
+
+    monkeypatch.setattr("hub.cli.draw._generate", generate)
+    monkeypatch.chdir(house)
+    CliRunner().invoke(main, ["generate", "a star", *arguments], catch_exceptions=False)
+    assert [(each.size and str(each.size), each.default_size and str(each.default_size)) for each in asked] == [
+        (size, default)
+    ]

@@ -13,6 +13,7 @@ from hub.errors import HubError, ModelNotFound
 from hub.manifest import (
     DefaultsSection,
     ModelManifest,
+    RemoteDefaults,
     RemoteManifest,
     RemoteSection,
     RouteManifest,
@@ -65,13 +66,15 @@ MODELS = [
     local("sketch", ["text-to-image"]),
     remote("far"),
     remote("further"),
+    remote("fixed"),
     remote("lan", base_url="http://10.0.0.5:8000/v1"),
     remote("beside", base_url="http://127.0.0.1:9/v1"),
     remote("proxy", base_url="http://localhost:4000/v1", leaves=True),
     remote("rack", base_url="http://10.0.0.6/v1", leaves=False),
 ]
 FREE = {"small": 0.0, "large": 0.0, "sketch": 0.0, "beside": 0.0, "rack": 0.0}
-PRICES = {**FREE, "far": 0.04, "further": 0.02, "lan": None, "proxy": 0.03}
+MODELS[5].defaults = RemoteDefaults(size="512x512")
+PRICES = {**FREE, "far": 0.04, "fixed": 0.01, "further": 0.02, "lan": None, "proxy": 0.03}
 
 
 def registry(*more: RouteManifest) -> Registry:
@@ -110,6 +113,7 @@ def shown(found: Route) -> str:
 MAY = Caller(owner="alice", may_leave=True)
 MAY_NOT = Caller(owner="bob")
 DRAW = ImageRequest(prompt="a star")
+PLAIN = ImageRequest(prompt="a star", default_size=Size(1024, 1024))
 EDIT = ImageRequest(prompt="a star", images=(b"",))
 MASK = ImageRequest(prompt="a star", images=(b"",), mask=b"")
 VARY = ImageRequest(prompt="", images=(b"",), variation=True)
@@ -144,6 +148,9 @@ ROWS: list[tuple[str, RouteManifest | str, dict[str, Any], str]] = [
     ("listed: as they stand", to(*ALL, order="listed"), {"caller": MAY}, "far small further beside |"),
     ("cheapest: by price", to(*ALL, order="cheapest"), {"caller": MAY}, "small beside further far |"),
     ("cheapest: no price is the highest", to("lan", "far", order="cheapest"), {"caller": MAY}, "far lan |"),
+    ("cheapest: what this machine will work comes after what is free",
+        to("large", "far", "rack", "small", "lan", order="cheapest"),
+        {"caller": MAY, "states": {"large": {"cost": None}}}, "rack small large far lan |"),
     ("cheapest: equals as listed", to("large", "small", order="cheapest"), {}, "large small |"),
     ("cheapest: at one price, this machine first", to("far", "small", order="cheapest"),
         {"caller": MAY, "states": {"far": {"cost": 0.0}}}, "small far |"),
@@ -176,7 +183,12 @@ ROWS: list[tuple[str, RouteManifest | str, dict[str, Any], str]] = [
         "small | large:max_pixels"),
     ("max_pixels, just met", to({"model": "large", "max_pixels": 262144}, "small"), {"request": SMALL},
         "large small |"),
-    ("max_pixels, by the model's default", to({"model": "large", "max_pixels": 262144}), {}, "large |"),
+    ("max_pixels, without a size: as the API asks", to({"model": "large", "max_pixels": 262144}, "small"),
+        {"request": PLAIN}, "small | large:max_pixels"),
+    ("max_pixels, of an edit: the model's default", to({"model": "large", "max_pixels": 262144}),
+        {"request": EDIT}, "large |"),
+    ("max_pixels, elsewhere: the manifest's default", to({"model": "fixed", "max_pixels": 262144}),
+        {"caller": MAY, "request": PLAIN}, "fixed |"),
     ("max_waiting", to({"model": "small", "max_waiting": 2}, "far"), {"caller": MAY, "waiting": 3},
         "far | small:max_waiting"),
     ("max_waiting, just met", to({"model": "small", "max_waiting": 2}, "far"), {"caller": MAY, "waiting": 2},
@@ -245,8 +257,11 @@ REFUSALS: list[tuple[str, RouteManifest | str, dict[str, Any], int, str, str]] =
         "model_unusable", "small has no weights on this machine; far is on another machine, and this hub's requests"),
     ("nobody edits", to("sketch"), {"request": EDIT}, 400, "unsupported_value", "sketch cannot edit"),
     ("who edits is far", to("sketch", "far"), {"request": EDIT}, 403, "remote_not_allowed", "remote_keys"),
+    ("a size that a model by itself refuses", "small", {"request": WIDE}, 400, "invalid_value",
+        "size: 2048x1024 is out of range; each side must be 16 to 1024 pixels."),
     ("nobody draws so large", to("small"), {"request": WIDE}, 400, "unsupported_value", "1024 pixels"),
-    ("other keys", to({"model": "small", "keys": ["alice"]}), {}, 403, "remote_not_allowed", "other keys"),
+    ("other keys", to({"model": "small", "keys": ["alice"]}), {}, 403, "model_forbidden",
+        "small is kept for other keys."),
     ("nothing is there", to("was-here"), {}, 503, "model_unusable", "was-here is no model"),
     ("the budget before the key", to({"model": "small", "keys": ["x"]}, "far"), {"caller": budget(0.0)}, 402,
         "budget_exceeded", "small is kept for other keys; far would cost"),

@@ -85,6 +85,11 @@ def test_looking_leaves_the_cache_as_it_is(used: Path) -> None:
     assert not [name for name in os.listdir(used / "cache") if "wal" in name or "shm" in name]
 
 
+def test_the_last_month_of_all_has_an_end(tmp_path: Path) -> None:
+    result = hub("usage", "--month", "9999-12", cwd=tmp_path)
+    assert (result.returncode, result.stderr.strip()) == (0, "Nothing was used from 9999-12-01 to 9999-12-31.")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -37,6 +37,7 @@ from hub.api.answers import ImagesResponse, images_response
 from hub.api.described import (
     CACHE_CONTROL,
     IDEMPOTENCY_KEY,
+    OF_PICTURES,
     answer,
     as_json,
     as_json_list,
@@ -92,7 +93,10 @@ async def blocklet(request: AnyRequest) -> Response[bytes]:
     "/api/v2/image",
     status_code=200,
     operation_class=operation(
-        as_json(InvokeRequest), answers={200: as_json(InvokeResponse)}, parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL]
+        as_json(InvokeRequest),
+        answers={200: as_json(InvokeResponse)},
+        parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL],
+        headers=OF_PICTURES,
     ),
     responses=errors(402, 404, 409, 502, 504, 507),
     summary="AIGNE: create or edit images",
@@ -120,6 +124,7 @@ async def invoke(request: AnyRequest) -> Response[bytes]:
         as_json(CreateImageRequest),
         answers={200: as_json(GenerationsResponse)},
         parameters=[IDEMPOTENCY_KEY, CACHE_CONTROL],
+        headers=OF_PICTURES,
     ),
     responses=errors(402, 404, 409, 502, 504, 507),
     summary="AIGNE: generations",

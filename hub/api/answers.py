@@ -53,10 +53,9 @@ class ImagesUsage(Struct, kw_only=True):
 
 
 class ImagesResponse(Struct, omit_defaults=True, kw_only=True):
-    """`created`: unix seconds. `seed`: of the first picture; picture k used seed + k; left out where a remote
-    provider tells none. `warnings`: what was asked
-    for and could not be honoured, each beginning with the parameter's name. Resolved values and usage are left out
-    for dall-e models, as OpenAI's are."""
+    """`created`: unix seconds. `seed`: of the first picture; of those that were drawn here, picture k used seed + k;
+    left out where a remote provider tells none. `warnings`: what was asked for and could not be honoured, each
+    beginning with the parameter's name. Resolved values and usage are left out for dall-e models, as OpenAI's are."""
 
     created: int
     data: list[Image]

@@ -200,11 +200,19 @@ CACHE_CONTROL = header(
 )
 
 
+OF_PICTURES = ("x-job-id", "x-hub-cache", "x-hub-target")
+"""Headers of what becomes a job and is answered with its pictures."""
+
+
 def operation(
-    *bodies: Content, answers: Mapping[int, Answer | Content] | None = None, parameters: Sequence[Parameter] = ()
+    *bodies: Content,
+    answers: Mapping[int, Answer | Content] | None = None,
+    parameters: Sequence[Parameter] = (),
+    headers: Sequence[str] = (),
 ) -> type[Operation]:
     """The `operation_class` of a handler: the bodies it reads (each of another media type), what it answers when all
-    is well, where the annotation does not tell, and the parameters it reads from the request itself.
+    is well, where the annotation does not tell, the parameters it reads from the request itself, and those headers of
+    its good answers that several routes have, by their names in `hub.api.openapi`.
     """
     given = {
         status: each if isinstance(each, Answer) else Answer((each,)) for status, each in dict(answers or {}).items()
@@ -224,6 +232,7 @@ def operation(
             theirs = [each for each in self.parameters or [] if _key_of(each) not in mine]
             self.parameters = [*theirs, *parameters] or None
 
+    HubOperation.headers = tuple(headers)  # type: ignore[attr-defined]
     HubOperation.reads = {kind for content in bodies for kind in content.kinds}  # type: ignore[attr-defined]
     HubOperation.writes = {kind for content in contents for kind in content.kinds}  # type: ignore[attr-defined]
     return HubOperation

@@ -8,6 +8,7 @@ from hub.api.answers import ImagesResponse
 from hub.api.described import (
     CACHE_CONTROL,
     IDEMPOTENCY_KEY,
+    OF_PICTURES,
     PREFER,
     Upload,
     answer,
@@ -54,7 +55,7 @@ ERRORS = errors(402, 404, 409, 502, 504, 507)
 @post(
     ["/api/images/generations", "/v1/images/generations"],
     status_code=200,
-    operation_class=operation(as_json(CreateImageRequest), answers=ANSWERS, parameters=PARAMETERS),
+    operation_class=operation(as_json(CreateImageRequest), answers=ANSWERS, parameters=PARAMETERS, headers=OF_PICTURES),
     responses=ERRORS,
     summary="Create images, or edit one",
 )
@@ -71,6 +72,7 @@ async def generate(request: AnyRequest) -> Response[bytes]:
         as_json(EditImageRequest),
         answers=ANSWERS,
         parameters=PARAMETERS,
+        headers=OF_PICTURES,
     ),
     responses=ERRORS,
     summary="Edit images",
@@ -94,7 +96,9 @@ async def edit(request: AnyRequest) -> Response[bytes]:
 @post(
     ["/v1/images/variations", "/api/images/variations"],
     status_code=200,
-    operation_class=operation(as_multipart(VariationForm, image=Upload()), answers=ANSWERS, parameters=PARAMETERS),
+    operation_class=operation(
+        as_multipart(VariationForm, image=Upload()), answers=ANSWERS, parameters=PARAMETERS, headers=OF_PICTURES
+    ),
     responses=ERRORS,
     summary="Vary an image",
 )

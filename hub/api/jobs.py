@@ -89,7 +89,7 @@ async def list_jobs(request: AnyRequest) -> Response[bytes]:
 
 @get(
     ["/v1/images/jobs/{job_id:str}", "/api/images/jobs/{job_id:str}"],
-    operation_class=operation(answers={200: as_json(ImageJob)}, parameters=[JOB_ID_PATH]),
+    operation_class=operation(answers={200: as_json(ImageJob)}, parameters=[JOB_ID_PATH], headers=["x-hub-target"]),
     responses=errors(404),
     summary="Get a job",
 )

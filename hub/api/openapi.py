@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http import HTTPMethod, HTTPStatus
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +53,6 @@ _HEADERS = {
         "schema": {"type": "string"},
     },
 }
-_OF_JOBS = ("x-request-id", "x-job-id", "x-hub-cache", "x-hub-target")
 _DESCRIPTION = """\
 OpenAI's image API, served by this machine. A key goes in `Authorization: Bearer KEY`; a hub without keys answers
 this machine's own programs only.
@@ -143,7 +142,8 @@ def document(app: Litestar) -> dict[str, Any]:
         one["security"] = [] if public else [{_BEARER: []}] if needs_key else [{}, {_BEARER: []}]
         tags |= dict.fromkeys(one.setdefault("tags", [handler.fn.__module__.rpartition(".")[2]]))
         one["description"] = plain_words(one.get("description", "")).partition("\n\n")[0]
-        statuses |= _complete(one, where, public=public)
+        headers = getattr(handler.operation_class, "headers", ())
+        statuses |= _complete(one, where, headers, public=public)
     components = made["components"]
     components["schemas"] = components_of(read, written)
     components["responses"] = {_name(status): _error(status) for status in sorted(statuses)}
@@ -166,7 +166,7 @@ def _handlers(app: Litestar) -> dict[tuple[str, str], HTTPRouteHandler]:
     }
 
 
-def _complete(operation: dict[str, Any], where: str, *, public: bool) -> set[int]:
+def _complete(operation: dict[str, Any], where: str, headers: Sequence[str], *, public: bool) -> set[int]:
     """Adds the answers that handlers do not list; returns the statuses that are errors in the envelope."""
     answers: dict[str, Any] = operation["responses"]
     expected = set(_OF_EVERY_ROUTE)
@@ -183,8 +183,7 @@ def _complete(operation: dict[str, Any], where: str, *, public: bool) -> set[int
     for code, response in answers.items():
         if "$ref" in response:
             continue
-        shared = _OF_JOBS if "requestBody" in operation else ("x-request-id",)
-        response.setdefault("headers", {}).update(_header_refs(*shared))
+        response.setdefault("headers", {}).update(_header_refs("x-request-id", *headers))
         if response["description"] == ResponseSpec.description:
             response["description"] = HTTPStatus(int(code)).phrase
     operation["responses"] = dict(sorted(answers.items()))

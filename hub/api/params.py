@@ -13,9 +13,8 @@ from hub.errors import InvalidRequest
 from hub.hub import Hub
 from hub.jobs import Kind
 from hub.manifest import SCHEDULER_PATTERN, SIZE, parse_size
-from hub.types import MAX_LORAS, MAX_SEED, ImageRequest, Lora, OutputFormat, Quality, Size, Style
+from hub.types import DEFAULT_SIZE, MAX_LORAS, MAX_SEED, ImageRequest, Lora, OutputFormat, Quality, Size, Style
 
-DEFAULT_SIZE = Size(1024, 1024)
 MAX_IMAGES = 16
 SMALL_PNG = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAACAAAAAgAQAAAABbAUdZAAAAQUlEQVR42mP8z8DAwMRABPFTgYGJ4ccHBiaGC19gYgf+"
@@ -83,11 +82,12 @@ class ImageParams(Struct, forbid_unknown_fields=True, kw_only=True):
 
 class CreateImageRequest(ImageParams, kw_only=True):
     """OpenAI's body of an image generation. With `image` it is an edit, as the documented endpoint offers it; `mask`
-    may then say where."""
+    may then say where, and `input_fidelity` how closely it keeps to its source."""
 
     prompt: Prompt
     image: str | Annotated[list[str], Meta(min_length=1, max_length=MAX_IMAGES)] | None = None
     mask: str | None = None
+    input_fidelity: Literal["high", "low"] | None = None
 
 
 class ImageReference(Struct, forbid_unknown_fields=True, kw_only=True):

@@ -9,14 +9,14 @@ from typing import Literal
 from litestar import Response, get
 from msgspec import Struct
 
-from hub.accounts import Column, Span
+from hub.accounts import MICRO, Column, Span
 from hub.api.described import answer, as_json, as_text, errors, operation, query
 from hub.api.refusals import unknown_parameter
 from hub.api.tasks import json_of
 from hub.api.wire import AnyRequest, owner_of, query_value
 from hub.errors import AdminRequired, InvalidRequest
 from hub.hub import Hub
-from hub.report import BY, BY_PATTERN, UsageBucket, as_csv, bucket_of, columns_of, day_of, days_of, span_of
+from hub.report import BY, BY_PATTERN, UsageBucket, as_csv, bucket_of, columns_of, day_of, days_of, left_of, span_of
 from hub.settings import KEY_NAME
 
 MOST = 10_000
@@ -132,12 +132,12 @@ def _span(request: AnyRequest, hub: Hub) -> Span:
 
 async def _budget(hub: Hub, owner: str) -> UsageBudget:
     month, spent = hub.ledger.month, await hub.ledger.spent(owner)
-    limit = hub.settings.budget_of(owner)
+    budget = hub.settings.budget_of(owner)
     return UsageBudget(
         key=owner,
         month=f"{days_of(month)[0]:%Y-%m}",
         ends_at=int(month.until),
-        limit_usd=limit,
+        limit_usd=budget,
         spent_usd=spent,
-        left_usd=None if limit is None else max(0.0, round(limit - spent, 6)),
+        left_usd=left_of(budget, round(spent * MICRO)),
     )

@@ -33,7 +33,9 @@ FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpe
 )
 @click.option("-m", "--model", help="Model id or alias (default: the setting default_model).")
 @click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
-@click.option("--size", metavar="WxH", help="Default: that of the picture to edit, else 1024x1024.")
+@click.option(
+    "--size", metavar="WxH", help="Default: that of the picture to edit, else 1024x1024, or a remote model's own."
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), help="Picture k uses seed + k (default: a random one).")
 @click.option("--steps", type=click.IntRange(min=1, max=1000), help="Denoising steps.")
 @click.option("--guidance", type=click.FloatRange(0, 100), help="Guidance scale.")
@@ -63,7 +65,7 @@ def generate(
     **wish: Any,
 ) -> None:
     """Make pictures from PROMPT and write them to files, without a server."""
-    from hub.types import ImageRequest
+    from hub.types import DEFAULT_SIZE, ImageRequest
 
     if not prompt.strip():
         raise click.BadParameter("say what to draw", param_hint="PROMPT")
@@ -71,7 +73,8 @@ def generate(
     request = ImageRequest(
         prompt=prompt,
         n=wish["n"],
-        size=_size(wish["size"], editing=image is not None),
+        size=_size(wish["size"]),
+        default_size=DEFAULT_SIZE if image is None and wish["size"] is None else None,
         seed=wish["seed"],
         num_inference_steps=wish["steps"],
         guidance_scale=wish["guidance"],
@@ -102,12 +105,12 @@ def _check_folder(output: Path) -> None:
         raise click.BadParameter(f"there is no folder {output.parent}", param_hint="--output")
 
 
-def _size(text: str | None, *, editing: bool) -> Size | None:
-    """The size in pixels; None for the source picture's own."""
+def _size(text: str | None) -> Size | None:
+    """The size in pixels; None where nobody asks for one."""
     from hub.manifest import SIZE, parse_size
 
     if text is None:
-        return None if editing else parse_size("1024x1024")
+        return None
     if not SIZE.fullmatch(text):
         raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
     return parse_size(text)

@@ -27,7 +27,7 @@ WHAT_IS_NOT_KNOWN = (
 @click.argument("model")
 @click.option("--key", help="The name of the key that would ask (default: a caller without one).")
 @click.option("--task", type=click.Choice(TASKS), default=TASKS[0], show_default=True)
-@click.option("--size", metavar="WxH", help="Of the pictures (default: the model's own).")
+@click.option("--size", metavar="WxH", help="Of the pictures (default: as for a request without one).")
 @click.option("--quality", type=click.Choice(["low", "medium", "high"]))
 @click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
@@ -55,7 +55,7 @@ def route(*, model: str, key: str | None, as_json: bool, config: Path | None, **
 def _request(owner: str, *, task: str, size: str | None, quality: Any, n: int) -> ImageRequest:
     """A request of that kind. Its pictures are not looked at."""
     from hub.manifest import SIZE, parse_size
-    from hub.types import ImageRequest
+    from hub.types import DEFAULT_SIZE, ImageRequest
 
     if size is not None and not SIZE.fullmatch(size):
         raise click.BadParameter("write it as WIDTHxHEIGHT, for example 1024x1024", param_hint="--size")
@@ -63,6 +63,7 @@ def _request(owner: str, *, task: str, size: str | None, quality: Any, n: int) -
         prompt="?",
         n=n,
         size=parse_size(size) if size else None,
+        default_size=DEFAULT_SIZE if not size and task == "text-to-image" else None,
         quality=quality,
         images=() if task == "text-to-image" else (b"",),
         mask=b"" if task == "inpainting" else None,
@@ -76,22 +77,18 @@ def _caller(settings: Settings, owner: str) -> Caller:
     import sqlite3
     import time
 
-    from hub.accounts import spent
-    from hub.database import looking_into
     from hub.errors import ConfigurationError
-    from hub.ledger import MICRO, month_of, name_of
+    from hub.ledger import month_of, name_of
+    from hub.report import left_of, spent
     from hub.route import Caller
 
     budget = settings.budget_of(owner)
     path = settings.cache_dir / "hub.db"
-    if budget is not None:
-        try:
-            with looking_into(path) as raw:
-                used = spent(raw, owner, name_of(month_of(time.time()))) if raw is not None else 0
-        except (sqlite3.Error, OSError) as error:
-            raise ConfigurationError(f"{path} cannot be read: {error}") from None
-        budget = max(0.0, budget - used / MICRO)
-    return Caller(owner=owner, may_leave=settings.may_leave(owner), budget_left=budget)
+    try:
+        used = 0 if budget is None else spent(path, owner, name_of(month_of(time.time())))
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}") from None
+    return Caller(owner=owner, may_leave=settings.may_leave(owner), budget_left=left_of(budget, used))
 
 
 def _decide(settings: Settings, model: str, request: ImageRequest, caller: Caller) -> Route:

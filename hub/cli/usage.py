@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def _span(month: dt.datetime | None, since: dt.datetime | None, until: dt.dateti
             raise click.UsageError("--since is after --until.")
         return span_of(first, last)
     first = (month.date() if month else today).replace(day=1)
-    return span_of(first, (first + dt.timedelta(days=32)).replace(day=1) - dt.timedelta(days=1))
+    return span_of(first, first.replace(day=calendar.monthrange(first.year, first.month)[1]))
 
 
 def _read(settings: Settings, by: Sequence[Column], span: Span, key: str | None) -> list[UsageBucket]:

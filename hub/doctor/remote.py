@@ -8,13 +8,15 @@ import datetime as dt
 from collections.abc import Generator, Iterator
 from urllib.parse import urlsplit
 
+import msgspec
+
 from hub import providers
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError
 from hub.manifest import AnyManifest, RemoteManifest, RouteManifest
 from hub.registry import named, read_aliases
 from hub.remote.credentials import Credentials, open_credentials
-from hub.remote.wish import OPTIONAL
+from hub.remote.wish import OPTIONAL, SERVERS_OWN
 from hub.routing import is_elsewhere, leaves
 from hub.settings import EVERYBODY
 
@@ -54,9 +56,19 @@ def _manifest(model: RemoteManifest) -> Iterator[Finding]:
         words = f"its manifest names the provider '{model.provider}', and this hub has none of that name"
         yield problem("remote", model.id, words, f"Correct it; there are {', '.join(providers.names())}.")
         return
-    if strange := sorted(set(model.remote.honours) - set(OPTIONAL)):
-        words = f"remote.honours names {', '.join(strange)}, which no request can have"
-        yield warning("remote", model.id, words, f"Correct it; there are {', '.join(OPTIONAL)}.")
+    possible = _may_honour(model)
+    if strange := sorted(set(model.remote.honours) - set(possible)):
+        words = f"remote.honours names {', '.join(strange)}, which {model.provider} can never tell it"
+        remedy = f"Correct it; there are {', '.join(possible)}." if possible else "Take it out."
+        yield warning("remote", model.id, words, remedy)
+
+
+def _may_honour(model: RemoteManifest) -> list[str]:
+    """What its adapter would tell a model, if only the manifest named it."""
+    names = [*OPTIONAL, *SERVERS_OWN]
+    everything = msgspec.structs.replace(model, remote=msgspec.structs.replace(model.remote, honours=names))
+    honoured = providers.adapter(model.provider).honoured(everything)
+    return [name for name in names if name in honoured]
 
 
 def _credentials(case: Case, models: list[RemoteManifest]) -> Generator[Finding, None, Credentials | None]:

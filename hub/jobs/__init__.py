@@ -116,9 +116,14 @@ class Jobs:
         return waiting.index(job) + 1 if job in waiting else None
 
     @property
-    def waiting(self) -> int:
-        """How many jobs have not begun."""
-        return sum(not job.ended and job.row.status == "queued" for job in self._live.values())
+    def ahead(self) -> int:
+        """How many jobs wait that came before the one whose work asks; all that wait, where it is no job's."""
+        task, found = asyncio.current_task(), 0
+        for job in self._live.values():
+            if job.task is task:
+                break
+            found += not job.ended and job.row.status == "queued"
+        return found
 
     async def images(self, job: Job) -> tuple[bytes, ...]:
         """The pictures of a completed job; raises NotFound where their files are gone."""

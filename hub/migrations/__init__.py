@@ -1,7 +1,8 @@
 """The schema of hub.db, as alembic revisions: files in versions/, named and numbered in order. Forward only.
 
-To change the schema: add versions/v<next>_<what>.py, set HEAD, and change the table in hub/store.py alike (a test
-compares the two). Released revisions never change. The steps of an upgrade run in one transaction (see hub/store.py).
+To change the schema: add versions/v<next>_<what>.py, set HEAD, and change the Struct of the table's rows alike, in
+hub/store.py or hub/accounts.py (tests compare them). Released revisions never change. The steps of an upgrade run in
+one transaction (see hub/database.py).
 """
 
 from __future__ import annotations

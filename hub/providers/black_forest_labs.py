@@ -8,6 +8,7 @@ call source pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pybase64
 from msgspec import Struct
@@ -15,6 +16,7 @@ from msgspec import Struct
 from hub.errors import HubError
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, JobFailed, Link, Made, Pending, blocked
+from hub.remote.reading import number, seed
 from hub.remote.wish import Wish
 
 POLL = 0.5
@@ -30,7 +32,7 @@ class Result(Struct):
     """A finished picture."""
 
     sample: str
-    seed: int | None = None
+    seed: Any = None
 
 
 class Task(Struct):
@@ -39,8 +41,8 @@ class Task(Struct):
     polling_url: str | None = None
     status: str = "Pending"
     result: Result | None = None
-    progress: float | None = None
-    cost: float | None = None
+    progress: Any = None
+    cost: Any = None
 
 
 class BlackForestLabs(Adapter):
@@ -85,12 +87,13 @@ class BlackForestLabs(Adapter):
         task = answer.read(Task)
         if error := self._ended(task.status):
             raise error
-        cost = None if task.cost is None else task.cost * CREDIT
+        cost, progress = number(task.cost), number(task.progress)
+        cost = None if cost is None else cost * CREDIT
         if task.status == "Ready" and task.result is not None:
-            return Made([Link(task.result.sample)], seed=task.result.seed, cost=cost)
-        progress = None if task.progress is None else min(100, max(0, round(100 * task.progress)))
+            return Made([Link(task.result.sample)], seed=seed(task.result.seed), cost=cost)
         ask = Call(task.polling_url, method="GET") if task.polling_url else None
-        return Pending(ask, after=POLL, progress=progress, cost=cost)
+        percent = None if progress is None else min(100, round(100 * progress))
+        return Pending(ask, after=POLL, progress=percent, cost=cost)
 
     def refusal(self, answer: Answer) -> HubError:
         """A task that has failed may be told with the status of an error, too."""

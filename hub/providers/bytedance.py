@@ -8,59 +8,51 @@ passed on as soon as it is there.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Adapter, Answer, Base64, Call, Link, Made, Partial, Pending, Picture, blocked, raw_base64
+from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending, Picture, blocked
+from hub.remote.reading import at, count, event_of, picture_of, text
 from hub.remote.wish import Wish
 from hub.types import Usage
 
 MAX_SEED = 2**31 - 1
+FURTHER = frozenset({"seed", "guidance_scale"})
+"""Parameters that some models take."""
 SENSITIVE = "SensitiveContent"
 """In the code of every error of its content policy, whether of the text, a source or the result."""
 
 
-class Fault(Struct):
-    """What went wrong, with a picture or with all."""
-
-    code: str = ""
-
-
 class Item(Struct):
-    """A picture, or why there is none."""
+    """A picture, or why there is none: an object with a `code`."""
 
     b64_json: msgspec.Raw = msgspec.Raw(b"null")
-    url: str | None = None
-    error: Fault | None = None
+    url: Any = None
+    error: Any = None
 
     @property
     def picture(self) -> Picture | None:
         """Of those that have one."""
-        text = raw_base64(self.b64_json)
-        return Base64(text) if text else Link(self.url) if self.url else None
-
-
-class Metered(Struct):
-    """Of all pictures; a token is 256 pixels."""
-
-    output_tokens: int = 0
+        return picture_of(self.b64_json, self.url)
 
 
 class Images(Struct):
-    """The answer."""
+    """The answer. `error`: what went wrong with all. `usage.output_tokens`: of all pictures; a token is 256 pixels."""
 
     data: list[Item] = []
-    error: Fault | None = None
-    usage: Metered | None = None
+    error: Any = None
+    usage: Any = None
 
 
 class Event(Item):
     """One of a stream: a picture, a failed one, the end, or an error."""
 
-    type: str = ""
-    usage: Metered | None = None
+    type: Any = None
+    usage: Any = None
 
 
 class ByteDance(Adapter):
@@ -74,8 +66,8 @@ class ByteDance(Adapter):
     documentation = "https://docs.byteplus.com/en/docs/ModelArk/1541523"
 
     def honoured(self, manifest: RemoteManifest) -> frozenset[str]:
-        """Seedream 3 alone takes a seed and a guidance scale: its manifest would name them."""
-        return self.honours | set(manifest.remote.honours)
+        """And those of FURTHER that the manifest names: Seedream 3 takes them, and no later one."""
+        return self.honours | (FURTHER & set(manifest.remote.honours))
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """An edit without a size is told its class alone, and so keeps its source's shape."""
@@ -103,7 +95,7 @@ class ByteDance(Adapter):
         images = answer.read(Images)
         pictures = [item.picture for item in images.data]
         made = [picture for picture in pictures if picture is not None]
-        faults = [fault for fault in (images.error, *(item.error for item in images.data)) if fault is not None]
+        faults = [fault for fault in (images.error, *(item.error for item in images.data)) if fault]
         if faults and not made:
             raise self._fault(faults[0])
         return Made(made, usage=_usage(images.usage))
@@ -112,15 +104,12 @@ class ByteDance(Adapter):
         """The picture that was refused ends a request for one; of several, the others go on."""
         if data == b"[DONE]":
             return None
-        try:
-            event = msgspec.json.decode(data, type=Event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise ProviderFailed(f"{self.title} sent something else than pictures.", may_have_billed=True) from None
-        kind = (event.type or name).rpartition(".")[2]
-        if event.error is not None and (kind != "partial_failed" or wish.manifest.remote.max_n == 1):
+        event = event_of(self.title, data, Event)
+        kind = (text(event.type) or name).rpartition(".")[2]
+        if kind == "partial_succeeded" and (picture := event.picture) is not None:
+            return Made([picture])
+        if event.error and (kind != "partial_failed" or wish.manifest.remote.max_n == 1):
             raise self._fault(event.error)
-        if kind == "partial_succeeded" and event.picture is not None:
-            return Made([event.picture])
         return Made([], usage=_usage(event.usage)) if kind == "completed" else None
 
     def refusal(self, answer: Answer) -> HubError:
@@ -128,14 +117,15 @@ class ByteDance(Adapter):
         code = answer.peek("error", "code")
         return blocked(self.title) if SENSITIVE in str(code) else super().refusal(answer)
 
-    def _fault(self, fault: Fault) -> HubError:
-        if SENSITIVE in fault.code:
+    def _fault(self, fault: object) -> HubError:
+        if SENSITIVE in text(at(fault, "code")):
             return blocked(self.title)
-        return ProviderFailed(f"{self.title} made no picture of this request.", may_have_billed=True)
+        return NothingMade(f"{self.title} made no picture of this request.", may_have_billed=True)
 
 
-def _usage(metered: Metered | None) -> Usage | None:
-    return None if metered is None else Usage(text_tokens=0, image_tokens=0, output_tokens=metered.output_tokens)
+def _usage(told: object) -> Usage | None:
+    tokens = count(at(told, "output_tokens"))
+    return Usage(text_tokens=0, image_tokens=0, output_tokens=tokens) if tokens else None
 
 
 adapter = ByteDance()

@@ -5,14 +5,15 @@ editing is often a model of its own (`remote.models`)."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from hub.errors import HubError
 from hub.manifest import Input, RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, JobFailed, Link, Made, Pending, blocked
 from hub.remote.inputs import honoured_by, inputs_of
+from hub.remote.reading import listed, seed, text
 from hub.remote.wish import Wish
 
 POLL = 0.5
@@ -39,9 +40,9 @@ class Job(Struct):
     status: str | None = None
     status_url: str | None = None
     response_url: str | None = None
-    cancel_url: str | None = None
-    error: msgspec.Raw = msgspec.Raw(b"null")
-    error_type: str | None = None
+    cancel_url: Any = None
+    error: Any = None
+    error_type: Any = None
 
 
 class Output(Struct):
@@ -49,8 +50,8 @@ class Output(Struct):
 
     images: list[Image] | None = None
     image: Image | None = None
-    seed: int | None = None
-    has_nsfw_concepts: list[bool] | None = None
+    seed: Any = None
+    has_nsfw_concepts: Any = None
 
 
 class Fal(Adapter):
@@ -80,10 +81,10 @@ class Fal(Adapter):
         job = answer.read(Job)
         if job.status in ("IN_QUEUE", "IN_PROGRESS"):
             ask = Call(job.status_url, method="GET") if job.status_url else None
-            cancel = Call(job.cancel_url, method="PUT") if job.cancel_url else None
+            cancel = Call(text(job.cancel_url), method="PUT") if text(job.cancel_url) else None
             return Pending(ask, after=POLL, cancel=cancel)
         if job.status == "COMPLETED":
-            if bytes(job.error) not in (b"null", b'""') or job.error_type:
+            if job.error or job.error_type:
                 raise JobFailed(f"{self.title} made no picture of this request.", may_have_billed=True)
             return Pending(Call(job.response_url, method="GET") if job.response_url else None, after=0.0)
         if job.status is not None:
@@ -99,11 +100,11 @@ class Fal(Adapter):
     def _made(self, wish: Wish, output: Output) -> Made:
         images = output.images if output.images is not None else [output.image] if output.image is not None else []
         checked = wish.manifest.remote.options.get("enable_safety_checker") is not False
-        flags = (output.has_nsfw_concepts or []) if checked else []
-        good = [image for number, image in enumerate(images) if number >= len(flags) or not flags[number]]
+        flags = listed(output.has_nsfw_concepts) if checked else []
+        good = [image for number, image in enumerate(images) if flags[number : number + 1] != [True]]
         if images and not good:
             raise blocked(self.title)
-        return Made([Link(image.url) for image in good], seed=output.seed)
+        return Made([Link(image.url) for image in good], seed=seed(output.seed))
 
 
 adapter = Fal()

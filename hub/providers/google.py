@@ -7,13 +7,16 @@ took n, was shut down in August 2026.) Shapes as in the official SDK, `google.ge
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderBusy, ProviderFailed, ProviderKeyRefused
-from hub.remote.adapter import Adapter, Answer, Base64, Call, Made, Pending, blocked, raw_base64, retry_after
-from hub.remote.wish import Wish, nearest_ratio, tier
+from hub.errors import HubError, NothingMade, ProviderBusy, ProviderKeyRefused
+from hub.remote.adapter import Adapter, Answer, Call, Made, Pending, blocked, retry_after
+from hub.remote.reading import at, count, listed, picture_of, text
+from hub.remote.sizes import nearest_ratio, tier
+from hub.remote.wish import Wish
 from hub.types import Size, Usage
 
 RATIOS = ("1:1", "1:4", "1:8", "2:3", "3:2", "3:4", "4:1", "4:3", "4:5", "5:4", "8:1", "9:16", "16:9", "21:9")
@@ -41,50 +44,29 @@ class Part(Struct, rename="camel"):
     """Text, or a picture. `thought`: a draft that the model has made for itself."""
 
     inline_data: InlineData | None = None
-    thought: bool = False
+    thought: Any = False
 
 
 class Content(Struct):
     """The parts of an answer."""
 
-    parts: list[Part] = []
+    parts: list[Part] | None = None
 
 
 class Candidate(Struct, rename="camel"):
     """One answer; without contents where it was blocked."""
 
     content: Content | None = None
-    finish_reason: str | None = None
-
-
-class PromptFeedback(Struct, rename="camel"):
-    """Why a prompt had no answer at all."""
-
-    block_reason: str | None = None
-
-
-class ModalityTokens(Struct, rename="camel"):
-    """Tokens of one kind: TEXT, IMAGE …"""
-
-    modality: str = ""
-    token_count: int = 0
-
-
-class UsageMetadata(Struct, rename="camel"):
-    """What a call took."""
-
-    prompt_token_count: int = 0
-    candidates_token_count: int = 0
-    prompt_tokens_details: list[ModalityTokens] = []
-    candidates_tokens_details: list[ModalityTokens] = []
+    finish_reason: Any = None
 
 
 class Generated(Struct, rename="camel"):
-    """GenerateContentResponse."""
+    """GenerateContentResponse. `prompt_feedback`: why a prompt had no answer at all. `usage_metadata`: what a call
+    took, in all and by kind (TEXT, IMAGE …)."""
 
     candidates: list[Candidate] = []
-    prompt_feedback: PromptFeedback | None = None
-    usage_metadata: UsageMetadata | None = None
+    prompt_feedback: Any = None
+    usage_metadata: Any = None
 
 
 class Google(Adapter):
@@ -122,11 +104,11 @@ class Google(Adapter):
         del wish
         found = answer.read(Generated)
         pictures = [
-            Base64(text)
+            picture
             for candidate in found.candidates
-            for part in (candidate.content or Content()).parts
-            if part.inline_data is not None and not part.thought
-            if (text := raw_base64(part.inline_data.data)) is not None
+            for part in (candidate.content or Content()).parts or ()
+            if part.inline_data is not None and part.thought is not True
+            if (picture := picture_of(part.inline_data.data)) is not None
         ]
         if not pictures:
             raise self._nothing(found)
@@ -148,10 +130,10 @@ class Google(Adapter):
         return super().refusal(answer)
 
     def _nothing(self, found: Generated) -> HubError:
-        reasons = {candidate.finish_reason for candidate in found.candidates}
-        if reasons & BLOCKED or (found.prompt_feedback is not None and found.prompt_feedback.block_reason):
+        reasons = {text(candidate.finish_reason) for candidate in found.candidates}
+        if reasons & BLOCKED or at(found.prompt_feedback, "blockReason"):
             return blocked(self.title)
-        return ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
+        return NothingMade(f"{self.title} answered without a picture.", may_have_billed=True)
 
 
 def _image_config(size: Size, ratio: str | None) -> dict[str, str]:
@@ -160,20 +142,17 @@ def _image_config(size: Size, ratio: str | None) -> dict[str, str]:
     return {"aspectRatio": ratio or nearest_ratio(size, RATIOS)} | ({"imageSize": f"{level}K"} if level > 1 else {})
 
 
-def _usage(told: UsageMetadata | None) -> Usage | None:
-    """Of what was made the pictures alone: words and thoughts have another price, which is small beside theirs."""
-    if told is None:
-        return None
-    image = _tokens(told.prompt_tokens_details, "IMAGE")
-    return Usage(
-        text_tokens=told.prompt_token_count - image,
-        image_tokens=image,
-        output_tokens=_tokens(told.candidates_tokens_details, "IMAGE") or told.candidates_token_count,
-    )
+def _usage(told: object) -> Usage | None:
+    """Of what was made the pictures alone: words and thoughts have another price, which is small beside theirs. None
+    where no pictures were counted, since that would be a price without them."""
+    image = _of_pictures(at(told, "promptTokensDetails"))
+    output = _of_pictures(at(told, "candidatesTokensDetails")) or count(at(told, "candidatesTokenCount"))
+    text_tokens = max(0, count(at(told, "promptTokenCount")) - image)
+    return Usage(text_tokens=text_tokens, image_tokens=image, output_tokens=output) if output else None
 
 
-def _tokens(details: list[ModalityTokens], modality: str) -> int:
-    return sum(each.token_count for each in details if each.modality == modality)
+def _of_pictures(details: object) -> int:
+    return sum(count(at(each, "tokenCount")) for each in listed(details) if at(each, "modality") == "IMAGE")
 
 
 def _seconds(text: str) -> int | None:

@@ -8,12 +8,14 @@ may change.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from msgspec import Struct
 
 from hub.errors import HubError
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Form, Link, Made, Pending, blocked
+from hub.remote.reading import seed, text
 from hub.remote.wish import Notice, Wish
 from hub.types import Effort, Task
 
@@ -26,9 +28,9 @@ class Item(Struct):
     """A picture, or that it is withheld."""
 
     url: str | None = None
-    prompt: str = ""
-    is_image_safe: bool = True
-    seed: int | None = None
+    prompt: Any = None
+    is_image_safe: Any = True
+    seed: Any = None
 
 
 class Images(Struct):
@@ -69,8 +71,8 @@ class Ideogram(Adapter):
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """By the version of the API that the model speaks."""
         first_version = _speaks_version_1(wish)
-        seed = wish.seed(first, MAX_SEED) if "seed" in self.honoured(wish.manifest) else None
-        numbers = {"seed": seed, "num_images": n if n > 1 else None}
+        own = wish.seed(first, MAX_SEED) if "seed" in self.honoured(wish.manifest) else None
+        numbers = {"seed": own, "num_images": n if n > 1 else None}
         field = "image" if first_version else "images"
         files = [(field, each.file_name, each.data, each.media_type) for each in wish.images]
         if wish.mask is not None:
@@ -84,13 +86,14 @@ class Ideogram(Adapter):
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """Pictures that are not safe by its own check are withheld."""
         items = answer.read(Images).data
-        good = [item for item in items if item.is_image_safe and item.url]
+        good = [item for item in items if item.is_image_safe is not False and item.url]
         if items and not good:
             raise blocked(self.title)
+        prompts = [text(item.prompt) if item.prompt != wish.prompt else "" for item in good]
         return Made(
             [Link(str(item.url)) for item in good],
-            seed=good[0].seed if good else None,
-            revised_prompts=[item.prompt for item in good if item.prompt and item.prompt != wish.prompt],
+            seed=seed(good[0].seed) if good else None,
+            revised_prompts=prompts if any(prompts) else [],
         )
 
     def refusal(self, answer: Answer) -> HubError:

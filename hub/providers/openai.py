@@ -15,6 +15,7 @@ from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending
 from hub.remote.openai_wire import body_of, form_of, made_of_event, openai_refusal, read_made
 from hub.remote.wish import Notice, Wish
+from hub.types import ImageRequest
 
 _MODEL = re.compile(r"gpt-image-(?P<version>[0-9]+(?:\.[0-9]+)?)(?P<mini>-mini)?(?![0-9.])")
 _FINER = ("xhigh", "max")
@@ -50,13 +51,15 @@ class OpenAI(Adapter):
         request, found = wish.request, []
         if request.quality in _FINER and not _is_finer(wish.model):
             found.append(Notice("quality", f"{wish.manifest.id} has no {request.quality}; high was asked for"))
+        if not wish.images and "input_fidelity" in self.honoured(wish.manifest):
+            found += wish.left_out("input_fidelity")
         if request.moderation == "low" and wish.images:
             found.append(Notice("moderation", f"{wish.manifest.id} has no such parameter in edits; it was not used"))
         return found
 
-    def most(self, wish: Wish) -> int:
+    def most(self, manifest: RemoteManifest, request: ImageRequest) -> int:
         """A stream has one picture."""
-        return 1 if wish.request.partial_images else super().most(wish)
+        return 1 if request.partial_images else super().most(manifest, request)
 
     def call(self, wish: Wish, n: int, first: int) -> Call:
         """Generations as JSON; edits as a form, which has no `moderation`."""

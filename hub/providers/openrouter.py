@@ -7,13 +7,17 @@ ImageGenerationRequest, ImageGenerationResponse and ImageStreamingResponse.
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 from msgspec import Struct
 
 from hub.errors import HubError, ProviderFailed
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Adapter, Answer, Base64, Call, Made, Partial, Pending, blocked, raw_base64
-from hub.remote.wish import Wish, tier
+from hub.remote.adapter import Adapter, Answer, Call, Made, Partial, Pending, blocked
+from hub.remote.reading import at, count, event_of, number, picture_of
+from hub.remote.sizes import tier
+from hub.remote.wish import Wish
 from hub.types import Usage
 
 FURTHER = frozenset({"quality", "seed", "output_format", "output_compression", "background", "partial_images"})
@@ -26,36 +30,20 @@ class Item(Struct):
     b64_json: msgspec.Raw = msgspec.Raw(b"null")
 
 
-class CostDetails(Struct):
-    """What the provider behind has taken from an account of the owner's there."""
-
-    upstream_inference_cost: float | None = None
-
-
-class Tokens(Struct):
-    """Tokens and US dollars. `is_byok`: the owner pays the provider behind directly, and `cost` is the fee alone."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cost: float | None = None
-    is_byok: bool = False
-    cost_details: CostDetails | None = None
-
-
 class Images(Struct):
-    """ImageGenerationResponse."""
+    """ImageGenerationResponse. `usage`: tokens and US dollars."""
 
     data: list[Item]
-    usage: Tokens | None = None
+    usage: Any = None
 
 
 class Event(Struct):
     """Of a stream: image_generation.partial_image, image_generation.completed, or error."""
 
-    type: str = ""
+    type: Any = None
     b64_json: msgspec.Raw = msgspec.Raw(b"null")
-    partial_image_index: int = 0
-    usage: Tokens | None = None
+    partial_image_index: Any = None
+    usage: Any = None
 
 
 class OpenRouter(Adapter):
@@ -101,7 +89,7 @@ class OpenRouter(Adapter):
         """ImageGenerationResponse."""
         del wish
         found = answer.read(Images)
-        pictures = [Base64(text) for item in found.data if (text := raw_base64(item.b64_json)) is not None]
+        pictures = [picture for item in found.data if (picture := picture_of(item.b64_json)) is not None]
         return Made(pictures, usage=_usage(found.usage), cost=_cost(found.usage))
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
@@ -110,20 +98,16 @@ class OpenRouter(Adapter):
         del name
         if data == b"[DONE]":
             return None
-        try:
-            found = msgspec.json.decode(data, type=Event)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            words = f"{self.title} sent something else than pictures."
-            raise ProviderFailed(words, may_have_billed=True) from None
+        found = event_of(self.title, data, Event)
         if found.type == "error":
             raise ProviderFailed(f"{self.title} failed.", may_have_billed=True)
-        text = raw_base64(found.b64_json)
-        if text is None:
+        picture, index = picture_of(found.b64_json), count(found.partial_image_index)
+        if picture is None:
             return None
         if found.type == "image_generation.completed":
-            return Made([Base64(text)], usage=_usage(found.usage), cost=_cost(found.usage))
-        if found.type == "image_generation.partial_image" and found.partial_image_index < wish.request.partial_images:
-            return Partial(0, found.partial_image_index, Base64(text))
+            return Made([picture], usage=_usage(found.usage), cost=_cost(found.usage))
+        if found.type == "image_generation.partial_image" and index < wish.request.partial_images:
+            return Partial(0, index, picture)
         return None
 
     def refusal(self, answer: Answer) -> HubError:
@@ -133,19 +117,18 @@ class OpenRouter(Adapter):
         return super().refusal(answer)
 
 
-def _usage(told: Tokens | None) -> Usage | None:
+def _usage(told: object) -> Usage | None:
     """Prompts and source pictures are told as one."""
-    if told is None:
-        return None
-    return Usage(text_tokens=told.prompt_tokens, image_tokens=0, output_tokens=told.completion_tokens)
+    prompt, output = count(at(told, "prompt_tokens")), count(at(told, "completion_tokens"))
+    return Usage(text_tokens=prompt, image_tokens=0, output_tokens=output) if prompt or output else None
 
 
-def _cost(told: Tokens | None) -> float | None:
-    """What the owner pays in all."""
-    if told is None or told.cost is None:
-        return None
-    behind = told.cost_details.upstream_inference_cost if told.is_byok and told.cost_details is not None else None
-    return told.cost + (behind or 0.0)
+def _cost(told: object) -> float | None:
+    """What the owner pays in all: with `is_byok` the provider behind is paid directly, and `cost` is the fee alone."""
+    cost = number(at(told, "cost"))
+    if cost is None or at(told, "is_byok") is not True:
+        return cost
+    return cost + (number(at(told, "cost_details", "upstream_inference_cost")) or 0.0)
 
 
 adapter = OpenRouter()

@@ -8,6 +8,7 @@ Pictures are sent in data URLs, which Replicate means for small files.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from msgspec import Struct
 
@@ -15,6 +16,7 @@ from hub.errors import HubError
 from hub.manifest import Input, RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, JobFailed, Link, Made, Pending, blocked
 from hub.remote.inputs import honoured_by, inputs_of
+from hub.remote.reading import at, text
 from hub.remote.wish import Wish
 
 POLL = 1.0
@@ -29,21 +31,14 @@ POLICY = re.compile(r"nsfw|sensitive|moderat|safety|content policy", re.IGNORECA
 PERCENT = re.compile(r"(\d{1,3})%\|")
 
 
-class Urls(Struct, frozen=True):
-    """Where a prediction is asked for, and cancelled."""
-
-    get: str | None = None
-    cancel: str | None = None
-
-
 class Prediction(Struct):
-    """How it stands."""
+    """How it stands. `urls`: where it is asked for (`get`), and cancelled."""
 
     status: str
     output: str | list[str] | None = None
-    error: str | None = None
-    logs: str | None = None
-    urls: Urls = Urls()
+    error: Any = None
+    logs: Any = None
+    urls: Any = None
 
 
 class Replicate(Adapter):
@@ -73,11 +68,11 @@ class Replicate(Adapter):
         del wish
         prediction = answer.read(Prediction)
         if prediction.status in ("starting", "processing"):
-            urls = prediction.urls
-            ask = Call(urls.get, method="GET") if urls.get else None
-            return Pending(ask, POLL, _percent(prediction.logs), Call(urls.cancel) if urls.cancel else None)
+            get, cancel = (text(at(prediction.urls, name)) for name in ("get", "cancel"))
+            ask = Call(get, method="GET") if get else None
+            return Pending(ask, POLL, _percent(text(prediction.logs)), Call(cancel) if cancel else None)
         if prediction.status != "succeeded":
-            raise self._failure(prediction.error or "")
+            raise self._failure(text(prediction.error))
         output = prediction.output
         return Made([Link(url) for url in ([output] if isinstance(output, str) else output or [])])
 
@@ -88,7 +83,7 @@ class Replicate(Adapter):
 
 
 def _inputs(wish: Wish, n: int, first: int) -> dict[str, object]:
-    """Models that take a size in pixels beside an aspect ratio want the latter to be `custom`, and know a name for the
+    """Models that take a size in pixels beside an aspect ratio want the latter to be `custom`; some have a word for the
     shape of the source."""
     fields = wish.manifest.remote.fields or FIELDS
     body = inputs_of(wish, n, first, fields)
@@ -98,14 +93,14 @@ def _inputs(wish: Wish, n: int, first: int) -> dict[str, object]:
     if ratio is not None and ratio not in body:
         if "width" in fields and wish.size is not None:
             body[ratio] = "custom"
-        elif wish.images:
-            body[ratio] = "match_input_image"
+        elif wish.images and wish.manifest.remote.source_ratio is not None:
+            body[ratio] = wish.manifest.remote.source_ratio
     return body
 
 
-def _percent(logs: str | None) -> int | None:
+def _percent(logs: str) -> int | None:
     """As far as the last progress bar in the logs has come."""
-    found = PERCENT.findall(logs or "")
+    found = PERCENT.findall(logs)
     return min(100, int(found[-1])) if found else None
 
 

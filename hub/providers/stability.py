@@ -7,13 +7,15 @@ platform.stability.ai, "REST API (v2beta)"; the SDK on PyPI speaks an older gRPC
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Adapter, Answer, Base64, Call, Form, Made, Pending, blocked, raw_base64
+from hub.remote.adapter import Adapter, Answer, Call, Form, Made, Pending, blocked
+from hub.remote.reading import picture_of, seed
 from hub.remote.wish import Notice, Wish
 
 PATHS = {"ultra": "/generate/ultra", "core": "/generate/core", "inpaint": "/edit/inpaint"}
@@ -35,8 +37,8 @@ class Generated(Struct):
     """The answer as JSON. `finish_reason`: SUCCESS, or CONTENT_FILTERED with a blurred picture."""
 
     image: msgspec.Raw = msgspec.Raw(b"null")
-    finish_reason: str = ""
-    seed: int | None = None
+    finish_reason: Any = None
+    seed: Any = None
 
 
 class Stability(Adapter):
@@ -82,8 +84,7 @@ class Stability(Adapter):
         files = [("image", each.file_name, each.data, each.media_type) for each in wish.images]
         if wish.mask is not None:
             files.append(("mask", "mask.png", wish.mask.white_changes, "image/png"))
-        texts = [(name, str(value)) for name, value in wish.with_options(fields).items()]
-        return Call(path, form=Form(fields=texts, files=files))
+        return Call(path, form=Form.of(wish.with_options(fields), files))
 
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """A filtered picture is blurred, and not billed."""
@@ -91,10 +92,10 @@ class Stability(Adapter):
         found = answer.read(Generated)
         if found.finish_reason == "CONTENT_FILTERED":
             raise blocked(self.title)
-        text = raw_base64(found.image)
-        if text is None:
-            raise ProviderFailed(f"{self.title} answered without a picture.", may_have_billed=True)
-        return Made([Base64(text)], seed=found.seed)
+        picture = picture_of(found.image)
+        if picture is None:
+            raise NothingMade(f"{self.title} answered without a picture.", may_have_billed=True)
+        return Made([picture], seed=seed(found.seed))
 
     def refusal(self, answer: Answer) -> HubError:
         """A 403 is moderation's where it says so, and else for the key."""

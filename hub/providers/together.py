@@ -6,7 +6,7 @@ What a model takes beyond size, seed and format, its manifest says (`remote.hono
 
 from __future__ import annotations
 
-from hub.errors import HubError, ProviderFailed
+from hub.errors import HubError, NothingMade
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending
 from hub.remote.openai_wire import openai_refusal, read_made
@@ -63,7 +63,7 @@ class Together(Adapter):
             words = (
                 f"{self.title} gives this partner's model to accounts alone that allow it. This hub's owner has to act."
             )
-            return ProviderFailed(words)
+            return NothingMade(words)
         return openai_refusal(self, answer) or super().refusal(answer)
 
 

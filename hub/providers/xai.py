@@ -7,14 +7,17 @@ Its SDK speaks gRPC; the REST API has the same fields. The pictures are JPEG. Sh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from hub.errors import HubError, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Adapter, Answer, Base64, Call, Link, Made, Pending, Picture, blocked, raw_base64
-from hub.remote.wish import Notice, Wish, tier
+from hub.remote.adapter import Adapter, Answer, Call, Made, Pending, blocked
+from hub.remote.reading import at, number, picture_of, text
+from hub.remote.sizes import tier
+from hub.remote.wish import Notice, Wish
 from hub.types import Effort
 
 TICKS = 10_000_000_000
@@ -25,22 +28,16 @@ class Item(Struct):
     """One picture, without contents where it was moderated."""
 
     b64_json: msgspec.Raw = msgspec.Raw(b"null")
-    url: str | None = None
-    revised_prompt: str | None = None
-    respect_moderation: bool = True
-
-
-class Cost(Struct):
-    """What the call has cost."""
-
-    cost_in_usd_ticks: int | None = None
+    url: Any = None
+    revised_prompt: Any = None
+    respect_moderation: Any = True
 
 
 class Images(Struct):
-    """The answer to generations and edits."""
+    """The answer to generations and edits. `usage.cost_in_usd_ticks`: what the call has cost."""
 
     data: list[Item]
-    usage: Cost | None = None
+    usage: Any = None
 
 
 class XAI(Adapter):
@@ -88,14 +85,18 @@ class XAI(Adapter):
     def read(self, wish: Wish, answer: Answer) -> Made | Pending:
         """What was moderated comes without a picture, in a good answer."""
         found = answer.read(Images)
-        pictures = [picture for item in found.data if (picture := _picture(item)) is not None]
-        if not pictures and any(not item.respect_moderation for item in found.data):
+        made = [
+            (picture, text(item.revised_prompt))
+            for item in found.data
+            if (picture := picture_of(item.b64_json, item.url)) is not None
+        ]
+        if not made and any(item.respect_moderation is False for item in found.data):
             raise blocked(self.title)
-        ticks = found.usage.cost_in_usd_ticks if found.usage is not None else None
+        ticks, prompts = number(at(found.usage, "cost_in_usd_ticks")), [prompt for _, prompt in made]
         return Made(
-            pictures,
+            [picture for picture, _ in made],
             cost=ticks / TICKS if ticks is not None else None,
-            revised_prompts=[item.revised_prompt for item in found.data if item.revised_prompt],
+            revised_prompts=prompts if any(prompts) else [],
             quality=_quality(self, wish),
         )
 
@@ -114,14 +115,6 @@ def _quality(adapter: XAI, wish: Wish) -> Effort | None:
     if "quality" not in adapter.honoured(wish.manifest):
         return None
     return "medium" if wish.effort == "high" else wish.effort
-
-
-def _picture(item: Item) -> Picture | None:
-    """Base64, which may stand in a data URL, or else a link."""
-    text = raw_base64(item.b64_json)
-    if text:
-        return Link(text.decode()) if text.startswith(b"data:") else Base64(text)
-    return Link(item.url) if item.url else None
 
 
 adapter = XAI()

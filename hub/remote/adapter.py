@@ -24,16 +24,28 @@ from typing import Any, ClassVar, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
+from hub.errors import (
+    HubError,
+    InvalidRequest,
+    NothingMade,
+    ProviderBusy,
+    ProviderFailed,
+    ProviderKeyRefused,
+    ProviderTimeout,
+)
 from hub.manifest import RemoteManifest
 from hub.remote.wish import Notice, Wish
-from hub.types import Background, Effort, Usage
+from hub.types import Background, Effort, ImageRequest, Usage
 
 T = TypeVar("T")
 
 
-class JobFailed(ProviderFailed):
+class JobFailed(NothingMade):
     """The provider says that it has given up what it was waited for: asking again cannot help."""
+
+
+class NotForThisModel(ProviderKeyRefused):
+    """The provider takes the key, perhaps, but not for this model: others may use it."""
 
 
 class Form(Struct, frozen=True, kw_only=True):
@@ -201,9 +213,10 @@ class Adapter:
         del manifest
         return self.honours
 
-    def most(self, wish: Wish) -> int:
+    def most(self, manifest: RemoteManifest, request: ImageRequest) -> int:
         """How many pictures one call may ask for; more are had by several calls."""
-        return wish.manifest.remote.max_n
+        del request
+        return manifest.remote.max_n
 
     def unmet(self, wish: Wish) -> Sequence[Notice]:
         """What of this wish it cannot honour, although it honours the parameter elsewhere: a size in edits, perhaps."""
@@ -229,28 +242,30 @@ class Adapter:
 
     def refusal(self, answer: Answer) -> HubError:
         """What an answer other than 2xx means, by its status; providers that tell more override it. The provider's own
-        words never become the hub's. `may_have_billed` is for statuses behind which work may have been done: not 3xx,
-        4xx, 503 and 529, by which nothing was begun, but every other 5xx."""
+        words never become the hub's. `may_have_billed` is for statuses behind which work may have been done: 408, and
+        every 5xx but 503 and 529; by those and by all other statuses, nothing was begun."""
         status = answer.status
-        if status in (401, 403):
+        if status == 401:
             return ProviderKeyRefused(f"{self.title} does not take this hub's key. Its owner has to act.")
+        if status == 403:
+            return NotForThisModel(f"{self.title} does not take this hub's key for this model. Its owner has to act.")
         if status == 402:
             return ProviderKeyRefused(f"There is no credit left with {self.title}. This hub's owner has to act.")
         if status == 404:
-            return ProviderFailed(f"{self.title} does not know this model, or this path. This hub's owner has to act.")
+            return NothingMade(f"{self.title} does not know this model, or this path. This hub's owner has to act.")
         if status == 413:
             return InvalidRequest(
                 f"The request is larger than {self.title} takes.", param="image", code="provider_refused"
             )
-        if status in (408, 425, 429, 503, 529):
+        if status in (425, 429, 503, 529):
             return ProviderBusy(f"{self.title} takes no request just now.", retry_after=retry_after(answer))
+        if status in (408, 504, 524):  # a proxy on the way gave up waiting; LiteLLM's says so by a 408
+            return ProviderTimeout(f"{self.title} did not answer in time ({status}).", may_have_billed=True)
         if 400 <= status < 500:
             words = f"{self.title} refused this request ({status}): a parameter, or the prompt, is not to its liking."
             return InvalidRequest(words, code="provider_refused")
         if 300 <= status < 400:
-            return ProviderFailed(f"{self.title} sent the request elsewhere, and it was not sent there.")
-        if status in (504, 524):  # a proxy of its own gave up waiting
-            return ProviderTimeout(f"{self.title} did not answer in time ({status}).", may_have_billed=True)
+            return NothingMade(f"{self.title} sent the request elsewhere, and it was not sent there.")
         return ProviderFailed(f"{self.title} failed ({status}).", may_have_billed=True)
 
 
@@ -270,10 +285,13 @@ def _date(text: str) -> float:
     return parsedate_to_datetime(text).timestamp()
 
 
+BLOCKED = "content_policy_violation"
+
+
 def blocked(title: str) -> InvalidRequest:
-    """The provider's own rules forbid the prompt or the picture."""
+    """The provider's own rules forbid the prompt, a picture or the result."""
     return InvalidRequest(
         f"{title} refused the prompt, a picture or the result by its own content policy.",
         param="prompt",
-        code="content_policy_violation",
+        code=BLOCKED,
     )

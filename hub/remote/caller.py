@@ -5,8 +5,9 @@ or the provider said that it has no room (429, 503), or does not take the key. W
 `may_have_billed`, and what to do about it is the route's to decide (hub.routing).
 
 `may_have_billed` is true where any call of the request was on its way as a whole, and the provider has not said by a
-status (3xx, 4xx, 503, 529) that it did nothing: the answer never came, came too late, was a 5xx of another kind or no
-picture, or a picture could not be had. It is true as well for an error of one call whose sisters may have been billed.
+status (3xx, 4xx but 408, 503, 529) that it did nothing: the answer never came, came too late, was a 5xx of another kind
+or no picture, or a picture could not be had. It is true as well for an error of one call whose sisters may have been
+billed.
 """
 
 from __future__ import annotations
@@ -26,20 +27,32 @@ from msgspec.structs import replace
 
 from hub.errors import (
     HubError,
+    InvalidRequest,
     ModelUnusable,
     ProviderBusy,
     ProviderError,
     ProviderFailed,
     ProviderKeyRefused,
-    ProviderTimeout,
     ProviderUnavailable,
 )
 from hub.fetching import Unfetchable, split
-from hub.remote.adapter import Adapter, Answer, Call, JobFailed, Made, Partial, Pending, Unreadable
+from hub.remote.adapter import (
+    BLOCKED,
+    Adapter,
+    Answer,
+    Call,
+    JobFailed,
+    Made,
+    NotForThisModel,
+    Partial,
+    Pending,
+    Unreadable,
+)
 from hub.remote.credentials import Key, Keys
 from hub.remote.result import joined
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish
+from hub.remote.works import Work
 
 log = logging.getLogger(__name__)
 
@@ -57,20 +70,9 @@ BACKOFF = 0.5
 POLL_FAILURES = 5
 """How many questions in a row may fail: they cost nothing."""
 POLL_TIMEOUT = 30.0
-"""Seconds for the answer to a question."""
+"""Seconds until the answer to a question begins. It may hold large pictures, for which there is the whole time."""
 SHORTEST_POLL, LONGEST_POLL = 0.1, 30.0
 """Seconds between two questions, whatever a provider says."""
-
-
-class Work:
-    """Whether the provider may be at a call's work, or have done it, and charge for it."""
-
-    def __init__(self) -> None:
-        self.may_be_billed = False
-
-    def begin(self) -> None:
-        """The call is on its way."""
-        self.may_be_billed = True
 
 
 class Caller:
@@ -94,7 +96,7 @@ class Caller:
             found, key = await self._sent(call, work, on_partial)
             return await self._finished(found, key, on_progress) if isinstance(found, Pending) else found
         except HubError as error:
-            work.may_be_billed = isinstance(error, ProviderError) and error.may_have_billed
+            work.heard(spent=error.may_have_billed)
             raise
 
     async def download(self, url: str) -> bytes:
@@ -112,10 +114,13 @@ class Caller:
             try:
                 found = await self._try(call, key, work, on_partial)
             except ProviderError as error:
+                if work.works.error is not None:
+                    raise
+                work.heard(spent=error.may_have_billed)
                 await self._after(error, key, refused, tries)
-                work.may_be_billed = False
                 tries += not isinstance(error, ProviderKeyRefused)
             else:
+                work.heard(spent=True)
                 if key is not None:
                     self._keys.taken(key)
                 return found, key
@@ -132,12 +137,14 @@ class Caller:
             try:
                 async for name, data in events:
                     found = self._understood(self._adapter.event, self._wish, name, data)
-                    begun = begun or found is not None
+                    if found is not None and not begun:
+                        begun = True
+                        work.heard(spent=True)
                     if isinstance(found, Partial):
                         await on_partial(found)
                     elif found is not None:
                         made.append(found)
-            except ProviderError as error:
+            except HubError as error:  # a refusal, too: what was shown was made
                 raise billed(error) if begun else error from None
             return joined(made)
 
@@ -148,12 +155,12 @@ class Caller:
         if isinstance(error, ProviderKeyRefused):
             if key is None:
                 raise error
-            seconds = self._keys.refuse(key)
+            seconds = self._keys.refuse(key, everywhere=not isinstance(error, NotForThisModel))
             refused.append(key)
             log.warning(
                 "%s does not take the key %s; it is left alone for %.0f s", self._adapter.name, key.name, seconds
             )
-            if self._keys.pick(refused) is None and self._keys.rested_in is None:
+            if self._keys.pick(refused) is None and self._keys.rested_in(refused) is None:
                 raise error
             return
         wait = BACKOFF * 2**tries
@@ -178,7 +185,7 @@ class Caller:
                 return key
             if not self._keys.all:
                 raise ProviderUnavailable(f"This hub has no key for {title}. Its owner has to give it one.")
-            wait = self._keys.rested_in
+            wait = self._keys.rested_in(refused)
             if wait is None:
                 raise ProviderKeyRefused(f"{title} does not take this hub's key. Its owner has to act.")
             waited += wait
@@ -196,9 +203,9 @@ class Caller:
                 if isinstance(found, Made):
                     return found if found.cost is not None else replace(found, cost=pending.cost)
                 pending = found.since(pending)
-        except JobFailed:
+        except (JobFailed, InvalidRequest):  # it has ended
             raise
-        except (asyncio.CancelledError, ProviderError):
+        except (asyncio.CancelledError, HubError):
             if pending.cancel is not None:
                 with contextlib.suppress(ProviderError):
                     self._transport.notify(pending.cancel, self._url(pending.cancel.url), self._headers(key))
@@ -222,20 +229,21 @@ class Caller:
     async def _question(self, ask: Call, key: Key | None) -> Made | Pending:
         """Raises _Again for what another question may mend."""
         try:
-            async with asyncio.timeout(POLL_TIMEOUT):
-                answer = await self._transport.send(ask, self._url(ask.url), self._headers(key))
-        except TimeoutError:
-            raise _Again(ProviderTimeout(f"{self._adapter.title} did not answer in time.")) from None
+            answer = await self._transport.send(ask, self._url(ask.url), self._headers(key), patience=POLL_TIMEOUT)
         except ProviderError as error:
             raise _Again(error) from None
         try:
             return self._read(answer)
-        except ProviderError as error:
+        except HubError as error:
             if isinstance(error, ProviderKeyRefused):
                 raise billed(error) from None
-            if isinstance(error, JobFailed) or (200 <= answer.status < 300 and not isinstance(error, Unreadable)):
+            told = 200 <= answer.status < 300 and not isinstance(error, Unreadable)
+            if told or isinstance(error, JobFailed) or error.code == BLOCKED:
                 raise
-            raise _Again(error) from None
+            if isinstance(error, ProviderError):
+                raise _Again(error) from None
+        # The request was taken: what the question is told is no fault of the client's.
+        raise _Again(ProviderFailed(f"{self._adapter.title} does not tell what became of the pictures."))
 
     def _read(self, answer: Answer) -> Made | Pending:
         if 200 <= answer.status < 300:
@@ -272,10 +280,14 @@ class Caller:
             named, _ = split(url)
             base, host = urlsplit(self._base), str(named.hostname)
             sites = () if self._stays else self._adapter.sites
-            own = any(host == site or host.endswith(f".{site}") for site in sites)
+            own = any(_within(str(base.hostname), site) and _within(host, site) for site in sites)
             if named.scheme == base.scheme and (named.netloc == base.netloc or (own and named.netloc == host)):
                 return url
         raise ProviderFailed(f"{self._adapter.title} named an address that is not its own.", may_have_billed=True)
+
+
+def _within(host: str, site: str) -> bool:
+    return host == site or host.endswith(f".{site}")
 
 
 class _Again(Exception):

@@ -6,9 +6,9 @@
     [lab]
     keys = [{key = "…", weight = 3, name = "team-a"}, {key = "…"}]
 
-A key that the provider refuses is left alone for a while and then tried again, in longer and longer intervals; one that
-is told to wait waits for as long as it was told. A key's text leaves this module only into a request's headers: `Key`
-shows its name alone.
+A key that the provider refuses is left alone for a while and then tried again, in longer and longer intervals: by all
+models, or by the one for which alone it is not good. One that is told to wait waits for as long as it was told. A key's
+text leaves this module only into a request's headers: `Key` shows its name alone.
 """
 
 from __future__ import annotations
@@ -55,68 +55,93 @@ class CredentialsSection(Struct, forbid_unknown_fields=True, kw_only=True):
         return f"CredentialsSection({len(self.keys)} keys)"
 
 
+class Rest(Struct):
+    """For how long a key is left alone. `until`: monotonic seconds. `refusals`: how often in a row it was not taken."""
+
+    until: float = 0.0
+    why: Literal["", "refused", "busy"] = ""
+    refusals: int = 0
+
+
 class Key:
     """A key that is never shown: `name` says which one it is, in logs."""
 
-    __slots__ = ("_secret", "name", "parked_until", "refusals", "weight", "why")
+    __slots__ = ("_rests", "_secret", "name", "weight")
 
     def __init__(self, name: str, secret: str, weight: float = 1.0) -> None:
         self.name = name
         self.weight = weight
-        self.parked_until = 0.0
-        """Monotonic seconds until which it is not to be used."""
-        self.why: Literal["", "refused", "busy"] = ""
-        self.refusals = 0
-        """How often in a row the provider did not take it."""
         self._secret = secret
+        self._rests: dict[str, Rest] = {}
 
     def reveal(self) -> str:
         """Its text, for the header of a request."""
         return self._secret
+
+    def rest(self, model: str = "") -> Rest:
+        """How it is with one model, or with all."""
+        return self._rests.setdefault(model, Rest())
 
     def __repr__(self) -> str:
         return f"Key({self.name})"
 
 
 class Keys:
-    """The keys of one name."""
+    """The keys of one name, as one model's calls use them."""
 
-    def __init__(self, keys: Iterable[Key], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, keys: Iterable[Key], now: Callable[[], float] = time.monotonic, model: str = "") -> None:
         self.all = list(keys)
         self._now = now
+        self._model = model
+
+    def of(self, model: str) -> Keys:
+        """The same keys for a model's calls."""
+        return Keys(self.all, self._now, model)
 
     def pick(self, but: Collection[Key] = ()) -> Key | None:
         """One of those that may be used now, at random by weight; None where there is none."""
-        usable = [key for key in self.all if key.parked_until <= self._now() and key not in but]
+        usable = [key for key in self.all if key not in but and not any(map(self._left, self._rests(key)))]
         if not usable:
             return None
         return random.choices(usable, [key.weight for key in usable])[0]  # noqa: S311  # no secret: a share of the work
 
-    def refuse(self, key: Key) -> float:
-        """The provider does not take this key: it is left alone, and tried again after so many seconds."""
-        if key.why != "refused" or key.parked_until <= self._now():  # else another request has told so just now
-            self._park(key, min(LONGEST_PARKED, PARKED * 2 ** min(key.refusals, 20)), "refused")
-            key.refusals += 1
-        return key.parked_until - self._now()
+    def refuse(self, key: Key, *, everywhere: bool = True) -> float:
+        """The provider does not take this key: it is left alone, and tried again after so many seconds. `everywhere`:
+        by all models, and not by this one alone."""
+        rest = key.rest("" if everywhere else self._model)
+        if rest.why != "refused" or not self._left(rest):  # else another request has told so just now
+            seconds = min(LONGEST_PARKED, PARKED * 2 ** min(rest.refusals, 20))
+            rest.until, rest.why = max(rest.until, self._now() + seconds), "refused"
+            rest.refusals += 1
+        return self._left(rest)
 
     def rest(self, key: Key, seconds: float) -> None:
         """The provider said to wait for so long before this key is used again."""
-        self._park(key, seconds, "busy")
+        rest = key.rest()
+        if rest.why != "refused" or not self._left(rest):
+            rest.until, rest.why = max(rest.until, self._now() + seconds), "busy"
 
     def taken(self, key: Key) -> None:
-        """The provider takes this key."""
-        key.refusals, key.why = 0, ""
+        """The provider takes this key. One that was told to wait meanwhile goes on waiting."""
+        for rest in self._rests(key):
+            rest.refusals = 0
+            if rest.why == "refused":
+                rest.until, rest.why = 0.0, ""
 
-    def _park(self, key: Key, seconds: float, why: Literal["refused", "busy"]) -> None:
-        until = self._now() + seconds
-        if until > key.parked_until:
-            key.parked_until, key.why = until, why
-
-    @property
-    def rested_in(self) -> float | None:
+    def rested_in(self, but: Collection[Key] = ()) -> float | None:
         """Seconds until one may be used that was only told to wait; None where there is no such key."""
-        resting = [key.parked_until - self._now() for key in self.all if key.why == "busy"]
-        return max(0.0, min(resting)) if resting else None
+        waits = [
+            max(map(self._left, self._rests(key)))
+            for key in self.all
+            if key not in but and not any(rest.why == "refused" and self._left(rest) for rest in self._rests(key))
+        ]
+        return min(waits, default=None)
+
+    def _rests(self, key: Key) -> tuple[Rest, Rest]:
+        return key.rest(), key.rest(self._model)
+
+    def _left(self, rest: Rest) -> float:
+        return max(0.0, rest.until - self._now())
 
 
 class Credentials:
@@ -128,23 +153,24 @@ class Credentials:
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
 
-    def of(self, name: str) -> Keys:
-        """The keys of this name; none where there are none."""
-        return self._keys.get(name) or Keys(())
+    def of(self, name: str, model: str = "") -> Keys:
+        """The keys of this name, for a model's calls; none where there are none."""
+        return self._keys[name].of(model) if name in self._keys else Keys(())
 
 
 def open_credentials(
     file: Path | None, variables: Mapping[str, str], environ: MutableMapping[str, str] | None = None
 ) -> Credentials:
     """Reads the file and the environment; the file wins. `variables`: of each provider, the variable with its key,
-    which is taken out of the environment, so that no child process inherits it.
+    which is taken out of the environment, so that no child process inherits it. Of the process's own environment it is
+    remembered, for the next hub in the same process.
 
     Raises ConfigurationError, which never shows a key.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, Keys] = {}
     for name, variable in variables.items():
-        text = environ.pop(variable, "").strip()
+        text = _taken(variable, environ)
         if text:
             _check_key(text, variable)
             found[name] = Keys([Key(name, text)])
@@ -156,6 +182,20 @@ def open_credentials(
             named = [f"{name}/{entry.name or number}" for number, entry in enumerate(entries, 1)]
             found[name] = Keys(Key(each, entry.key, entry.weight) for each, entry in zip(named, entries, strict=True))
     return Credentials(found)
+
+
+_REMEMBERED: dict[str, Key] = {}
+"""What was taken out of this process's environment, by variable."""
+
+
+def _taken(variable: str, environ: MutableMapping[str, str]) -> str:
+    text = environ.pop(variable, None)
+    if environ is os.environ:
+        if text is not None:
+            _REMEMBERED[variable] = Key(variable, text)
+        elif variable in _REMEMBERED:
+            text = _REMEMBERED[variable].reveal()
+    return (text or "").strip()
 
 
 def _read(file: Path) -> dict[str, CredentialsSection]:

@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import pybase64
-
 from hub.errors import ModelUnusable
 from hub.manifest import Input
-from hub.remote.wish import Mask, Wish
+from hub.remote.wish import Wish
 
 SIZES: frozenset[str] = frozenset({"size", "width", "aspect_ratio"})
 UNNAMED: frozenset[str] = frozenset({"prompt", "n", "image", "mask", "width", "height", "aspect_ratio"})
@@ -29,21 +27,22 @@ def honoured_by(fields: Mapping[Input, str]) -> frozenset[str]:
 
 
 def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> dict[str, object]:
-    """The inputs for n pictures from number `first` on, without the manifest's options. Raises ModelUnusable where the
-    manifest names no field for what its model is said to take."""
+    """The inputs for n pictures from number `first` on, without the manifest's options. A lossy format's compression is
+    always told: what models there take for granted is less than 100. Raises ModelUnusable where the manifest names no
+    field for what its model is said to take."""
     request, size = wish.request, wish.size
     values: dict[Input, object] = {
         "prompt": wish.prompt,
         "n": n if n > 1 else None,
         "image": [each.data_url for each in wish.images] or None,
-        "mask": _mask(wish.mask) if wish.mask is not None else None,
+        "mask": wish.mask.data_url if wish.mask is not None else None,
         "seed": wish.seed(first),
         "num_inference_steps": request.num_inference_steps,
         "guidance_scale": request.guidance_scale,
         "negative_prompt": request.negative_prompt,
         "strength": request.strength if wish.images else None,
         "output_format": wish.output_format,
-        "output_compression": request.output_compression if request.output_compression < 100 else None,
+        "output_compression": request.output_compression if wish.output_format != "png" else None,
         "aspect_ratio": wish.aspect_ratio,
     }
     if size is not None and wish.aspect_ratio is None:
@@ -60,8 +59,3 @@ def inputs_of(wish: Wish, n: int, first: int, fields: Mapping[Input, str]) -> di
         if value is not None:
             body[field.removesuffix("[]")] = value[0] if isinstance(value, list) and field[-1] != "]" else value
     return body
-
-
-def _mask(mask: Mask) -> str:
-    """White may change, as most models have it."""
-    return f"data:image/png;base64,{pybase64.b64encode(mask.white_changes).decode()}"

@@ -7,6 +7,7 @@ where it is what it should be, since a server that speaks the wire with an accen
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -15,21 +16,20 @@ from urllib.parse import urljoin
 import msgspec
 from msgspec import Struct
 
-from hub.errors import HubError, InvalidRequest, ProviderFailed, ProviderKeyRefused
+from hub.errors import HubError, InvalidRequest, NothingMade, ProviderFailed, ProviderKeyRefused
 from hub.remote.adapter import (
     Adapter,
     Answer,
-    Base64,
     Form,
     Link,
     Made,
     Partial,
     Picture,
     blocked,
-    raw_base64,
 )
+from hub.remote.reading import count, event_of, listed, picture_in, picture_of, seed, text
 from hub.remote.wish import OPTIONAL, Notice, Wish
-from hub.types import MAX_SEED, Background, Effort, Usage
+from hub.types import Background, Effort, Usage
 
 BLOCKED = ("moderation_blocked", "content_policy_violation", "content_filter")
 NO_CREDIT = ("insufficient_quota", "billing_hard_limit_reached", "budget_exceeded")
@@ -90,15 +90,15 @@ class Event(Struct):
     warnings: Any = None
 
 
-def picture_of(item: Item | Event, base: str, cut: dict[bytes, bytes] | None = None) -> Picture | None:
+def _picture(item: Item | Event, base: str, cut: dict[bytes, bytes] | None = None) -> Picture | None:
     """In base64, or behind a link, which may be relative to the server's `base` URL; None where there is neither.
     `cut`: the base64 that was cut out, by the numbers in its place; each is used once."""
-    text = (cut.pop(bytes(item.b64_json), None) if cut else None) or raw_base64(item.b64_json)
-    if text is not None:
-        return Link(text.decode("ascii", "replace")) if text.startswith(b"data:") else Base64(text)
-    if not isinstance(item.url, str) or not item.url:
-        return None
-    return Link(item.url if _ABSOLUTE.match(item.url) else urljoin(f"{base}/", item.url))
+    found = picture_in(cut.pop(bytes(item.b64_json), None)) if cut else None
+    found = found or picture_of(item.b64_json, item.url)
+    if isinstance(found, Link) and not _ABSOLUTE.match(found.url):
+        with contextlib.suppress(ValueError):  # whoever fetches it tells what is wrong with it
+            return Link(urljoin(f"{base}/", found.url))
+    return found
 
 
 def usage_of(told: Any) -> Usage | None:
@@ -109,15 +109,11 @@ def usage_of(told: Any) -> Usage | None:
     if not isinstance(details, dict):
         details = {"text_tokens": told.get("input_tokens")}
     usage = Usage(
-        text_tokens=_count(details.get("text_tokens")),
-        image_tokens=_count(details.get("image_tokens")),
-        output_tokens=_count(told.get("output_tokens")),
+        text_tokens=count(details.get("text_tokens")),
+        image_tokens=count(details.get("image_tokens")),
+        output_tokens=count(told.get("output_tokens")),
     )
     return usage if usage.text_tokens or usage.image_tokens or usage.output_tokens else None
-
-
-def _count(value: Any) -> int:
-    return value if isinstance(value, int) and value > 0 else 0
 
 
 def effort_of(told: Any) -> Effort | None:
@@ -186,13 +182,13 @@ def read_made(answer: Answer, base: str = "") -> Made:
 
 
 def made_of(images: Images, base: str = "", cut: dict[bytes, bytes] | None = None) -> Made:
-    """The pictures of an ImagesResponse. `cut`: see `picture_of`."""
-    pictures = [(item, picture_of(item, base, cut)) for item in images.data]
-    prompts = [_text(item.revised_prompt) for item, picture in pictures if picture is not None]
+    """The pictures of an ImagesResponse. `cut`: see `_picture`."""
+    pictures = [(item, _picture(item, base, cut)) for item in images.data]
+    prompts = [text(item.revised_prompt) for item, picture in pictures if picture is not None]
     return Made(
         pictures=[picture for _, picture in pictures if picture is not None],
         usage=usage_of(images.usage),
-        seed=_seed(images.seed),
+        seed=seed(images.seed),
         revised_prompts=prompts if any(prompts) else [],
         background=background_of(images.background),
         quality=effort_of(images.quality),
@@ -203,38 +199,29 @@ def made_of(images: Images, base: str = "", cut: dict[bytes, bytes] | None = Non
 def notices_of(told: Any) -> list[Notice]:
     """Warnings of another hub, each of which begins with a parameter's name: which parameters they are about, and
     nothing of their words."""
-    names = [each.partition(":")[0] for each in told if isinstance(each, str)] if isinstance(told, list) else []
+    names = [text(each).partition(":")[0] for each in listed(told)]
     words = "it was not done as asked, says the server that has drawn"
     return [Notice(name, words) for name in dict.fromkeys(names) if name in PARAMS]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
-
-
-def _seed(value: Any) -> int | None:
-    return value if type(value) is int and 0 <= value <= MAX_SEED else None
 
 
 def made_of_event(adapter: Adapter, wish: Wish, name: str, data: bytes) -> Partial | Made | None:
     """A preview or a finished picture, or None for what is of no interest; raises what an error tells. Its kind is the
     event's name or its own `type`, since some servers name no events."""
     try:
-        found = msgspec.json.decode(data, type=Event)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        if name.rpartition(".")[2] not in PICTURES:
-            return None
-        words = f"{adapter.title} sent something else than pictures."
-        raise ProviderFailed(words, may_have_billed=True) from None
+        found = event_of(adapter.title, data, Event)
+    except ProviderFailed:
+        if name.rpartition(".")[2] in PICTURES:
+            raise
+        return None
     if name == "error" or found.type == "error" or found.error is not None:
         raise _failure(adapter, data, found.error)
     base = wish.manifest.remote.base_url or ""
     if found.data is not None:
         return made_of(Images(found.data, found.usage, found.background, found.quality, found.seed), base)
-    kind = next((kind for kind in PICTURES for told in (name, found.type) if _text(told).endswith(kind)), None)
+    kind = next((kind for kind in PICTURES for told in (name, found.type) if text(told).endswith(kind)), None)
     if kind is None:
         return None
-    picture = picture_of(found, base)
+    picture = _picture(found, base)
     if picture is None:
         raise ProviderFailed(f"{adapter.title} sent an event of a picture without one.", may_have_billed=True)
     if kind == "partial_image":
@@ -242,7 +229,7 @@ def made_of_event(adapter: Adapter, wish: Wish, name: str, data: bytes) -> Parti
     return Made(
         [picture],
         usage=usage_of(found.usage),
-        seed=_seed(found.seed),
+        seed=seed(found.seed),
         background=background_of(found.background),
         quality=effort_of(found.quality),
         notices=notices_of(found.warnings),
@@ -256,9 +243,9 @@ def _index(value: Any) -> int:
 def _failure(adapter: Adapter, data: bytes, error: Any) -> HubError:
     """An error in a stream, which came after a good status: as the status that it would have had."""
     told = error if isinstance(error, dict) else {}
-    code = _text(told.get("code")) or str(told.get("code"))
+    code = text(told.get("code")) or str(told.get("code"))
     status = int(code) if re.fullmatch(r"[45][0-9]{2}", code) else 0
-    status = status or STATUSES.get(code) or STATUSES.get(_text(told.get("type"))) or 0
+    status = status or STATUSES.get(code) or STATUSES.get(text(told.get("type"))) or 0
     answer = Answer(status, {}, data)
     found = openai_refusal(adapter, answer)
     if found is None and status:
@@ -269,7 +256,7 @@ def _failure(adapter: Adapter, data: bytes, error: Any) -> HubError:
 def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
     """What OpenAI's envelope says more than the status: its code, and the parameter at fault where that is one of the
     hub's own."""
-    code, kind = _text(answer.peek("error", "code")), _text(answer.peek("error", "type"))
+    code, kind = text(answer.peek("error", "code")), text(answer.peek("error", "type"))
     if code in BLOCKED or kind in BLOCKED:
         return blocked(adapter.title)
     if code in NO_CREDIT or kind in NO_CREDIT:
@@ -280,7 +267,7 @@ def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
         words = f"{adapter.title} does not take this '{param}'."
         return InvalidRequest(words, param=param, code="provider_refused")
     if answer.status in (429, 503) and answer.headers.get("x-should-retry") == "false":
-        return ProviderFailed(f"{adapter.title} cannot do this, and says that asking again would not help.")
+        return NothingMade(f"{adapter.title} cannot do this, and says that asking again would not help.")
     return None
 
 
@@ -291,5 +278,5 @@ def _param(answer: Answer) -> str | None:
     if param is None and isinstance(detail, list) and detail and isinstance(detail[0], dict):
         path = detail[0].get("loc")
         param = path[-1] if isinstance(path, list) and path else None
-    param = _text(param).partition("[")[0]
+    param = text(param).partition("[")[0]
     return param if param in PARAMS else None

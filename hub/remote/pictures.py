@@ -35,7 +35,7 @@ class Had(Struct, frozen=True):
 async def have(picture: Picture, download: Download) -> Had:
     """The picture's bytes, looked at. Raises ProviderFailed where they cannot be had, or are no picture."""
     match picture:
-        case Link(url) if not url.lower().startswith("data:"):
+        case Link(url) if url[:5].lower() != "data:":
             return await _looked_at(await download(url), None)
         case Link(url):
             head, comma, text = url.partition(",")

@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout
+from hub.errors import HubError, NothingMade, ProviderError, ProviderTimeout
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Adapter, Call, Made, Partial
-from hub.remote.caller import Caller, Work, billed
+from hub.remote.caller import Caller, billed
 from hub.remote.credentials import Credentials, Keys
 from hub.remote.pictures import Had, have
 from hub.remote.result import put_together, shares
 from hub.remote.transport import Transport
 from hub.remote.wish import Wish, noting, plan
-from hub.types import Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress, Size
+from hub.remote.works import Work, Works
+from hub.types import DEFAULT_SIZE, Accepted, Event, ImageRequest, ImageResult, OnEvent, Preview, Progress
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +43,14 @@ class RemoteProvider:
         request: ImageRequest,
         on_event: OnEvent | None = None,
         *,
+        works: Works | None = None,
         stays: bool = False,
     ) -> ImageResult:
         """Makes the pictures; `on_event` hears of their life, on the event loop. Raises HubError.
 
         They are as the provider made them, byte for byte: other sizes and formats than were asked for are told, not
-        mended. `stays`: the request must not leave this machine, so what the provider names elsewhere is not asked for.
+        mended. `works` will hold the calls. `stays`: the request must not leave this machine, so what the provider
+        names elsewhere is not asked for.
         """
         adapter = self._adapter_of(manifest.provider)
         honoured = adapter.honoured(manifest)
@@ -57,72 +60,97 @@ class RemoteProvider:
             wish = plan(manifest, honoured, request)
         wish = noting(wish, adapter.unmet(wish))
         caller = Caller(self._transport, adapter, wish, self.keys_of(manifest), stays=stays)
-        return await _Run(adapter, wish, caller, on_event).result()
+        return await _Run(adapter, wish, caller, works or Works(), on_event).result()
 
     def keys_of(self, manifest: RemoteManifest) -> Keys:
         """The keys that a model's calls may carry."""
-        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name)
+        return Keys(()) if manifest.keys_name is None else self._credentials.of(manifest.keys_name, manifest.id)
 
 
 class _Run:
     """One request at one provider: its calls, side by side, and their pictures."""
 
-    def __init__(self, adapter: Adapter, wish: Wish, caller: Caller, on_event: OnEvent | None) -> None:
+    def __init__(self, adapter: Adapter, wish: Wish, caller: Caller, works: Works, on_event: OnEvent | None) -> None:
         self._adapter = adapter
         self._wish = wish
         self._caller = caller
+        self._works = works
         self._on_event = on_event
         self._places = asyncio.Semaphore(PARALLEL)
         self._percent: dict[int, int] = {}
 
     async def result(self) -> ImageResult:
         wish, request = self._wish, self._wish.request
-        parts = shares(request.n, self._adapter.most(wish))
+        parts = shares(request.n, self._adapter.most(wish.manifest, request))
         for n, first in dict.fromkeys(
             (parts[0], parts[-1])
         ):  # what cannot be asked for is told before anything is sent
             await self._call(n, first)
         self._tell(
             Accepted(
-                size=wish.size or request.size or request.default_size or _SQUARE,
+                size=wish.size or request.size or DEFAULT_SIZE,  # who chooses does not tell it beforehand
                 quality=wish.effort or "medium",
                 output_format=wish.output_format,
                 background=wish.background,
             )
         )
         self._progress(0, 0)
-        works = [Work() for _ in parts]
+        return put_together(self._adapter, wish, await self._all(parts))
+
+    async def _all(self, parts: Sequence[tuple[int, int]]) -> list[tuple[Made, list[Had]]]:
+        """What all calls make, or the first error. After one nothing more is sent; what is on its way already goes on
+        until it is known whether it costs anything."""
+        works = [self._works.one() for _ in parts]
+        tasks = [
+            asyncio.create_task(self._share(n, first, work)) for (n, first), work in zip(parts, works, strict=True)
+        ]
         try:
-            async with asyncio.timeout(wish.manifest.remote.timeout):
-                made = await together(
-                    *(self._share(n, first, work) for (n, first), work in zip(parts, works, strict=True))
-                )
-        except TimeoutError:
-            words = f"{self._adapter.title} did not answer within {wish.manifest.remote.timeout} seconds."
-            raise ProviderTimeout(words, may_have_billed=any(work.may_be_billed for work in works)) from None
-        except HubError as error:  # a refusal, too: its sisters may have been served
-            if any(work.may_be_billed for work in works):
-                raise billed(error) from None
-            raise
-        return put_together(self._adapter, wish, made)
+            return list(await asyncio.gather(*tasks))
+        except HubError as error:
+            for task, work in zip(tasks, works, strict=True):
+                if not work.may_be_billed:
+                    task.cancel()
+            await self._works.known()
+            raise (billed(error) if self._works.may_be_billed else error) from None
+        finally:
+            await _stopped(tasks)
 
     async def _share(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
         async with self._places:
-            call = await self._call(n, first)
+            if self._works.error is not None:
+                raise self._works.error
+            try:
+                return await self._in_time(n, first, work)
+            except HubError as error:
+                self._works.error = self._works.error or error
+                raise
 
-            async def on_partial(partial: Partial) -> None:
-                if partial.index < n:
-                    await self._preview(first, partial)
+    async def _in_time(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
+        seconds = self._wish.manifest.remote.timeout
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._answered(n, first, work)
+        except TimeoutError:
+            work.heard(spent=work.may_be_billed)
+            words = f"{self._adapter.title} did not answer within {seconds} seconds."
+            raise ProviderTimeout(words, may_have_billed=work.may_be_billed) from None
 
-            def on_progress(percent: int) -> None:
-                self._progress(first, n * min(100, max(0, percent)))
+    async def _answered(self, n: int, first: int, work: Work) -> tuple[Made, list[Had]]:
+        call = await self._call(n, first)
 
-            made = await self._caller.made(call, work, on_partial, on_progress)
-            if not made.pictures:
-                raise ProviderFailed(f"{self._adapter.title} made no picture.", may_have_billed=True)
-            had = await together(*(have(each, self._caller.download) for each in made.pictures[:n]))
-            self._progress(first, 100 * n)
-            return made, had
+        async def on_partial(partial: Partial) -> None:
+            if partial.index < n:
+                await self._preview(first, partial)
+
+        def on_progress(percent: int) -> None:
+            self._progress(first, n * min(100, max(0, percent)))
+
+        made = await self._caller.made(call, work, on_partial, on_progress)
+        if not made.pictures:
+            raise NothingMade(f"{self._adapter.title} made no picture.", may_have_billed=True)
+        had = await together(*(have(each, self._caller.download) for each in made.pictures[:n]))
+        self._progress(first, 100 * n)
+        return made, had
 
     async def _call(self, n: int, first: int) -> Call:
         if not self._wish.images:
@@ -155,14 +183,16 @@ class _Run:
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     """All results, in order; or the first error, when all others were stopped."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.create_task(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _stopped(tasks)
 
 
-_SQUARE = Size(1024, 1024)
-"""What a stream's previews are said to be, where the provider chooses the size and does not tell it."""
+async def _stopped(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -28,7 +28,7 @@ def joined(made: Sequence[Made]) -> Made:
         usage=_sum(usages) if usages else None,
         cost=sum(costs) if costs else None,
         seed=made[0].seed,
-        revised_prompts=[prompt for each in made for prompt in each.revised_prompts],
+        revised_prompts=[prompt for each in made for prompt in _prompts(each, len(each.pictures))],
         background=made[0].background,
         quality=made[0].quality,
         notices=[notice for each in made for notice in each.notices],
@@ -42,22 +42,25 @@ def put_together(adapter: Adapter, wish: Wish, parts: Sequence[tuple[Made, list[
     notices += _differences(adapter, wish, had)
     usages = [made.usage for made in all_made if made.usage is not None]
     costs = [made.cost for made in all_made if made.cost is not None]
+    prompts = [prompt for made, some in parts for prompt in _prompts(made, len(some))]
     encoded = [each.encoded for each in had if each.encoded is not None]
     seed = wish.request.seed if "seed" in adapter.honoured(wish.manifest) else None
     if len(parts) == 1 and all_made[0].seed is not None:  # of several calls, each has a seed of its own
         seed = all_made[0].seed
+    quality = next((made.quality for made in all_made if made.quality), wish.effort)
     return ImageResult(
         images=tuple(each.data for each in had),
         seed=seed,
         size=had[0].size,
-        quality=next((made.quality for made in all_made if made.quality), wish.effort or "medium"),
+        quality=quality or "medium",
+        quality_told=quality is not None,
         output_format=had[0].format,
         background=next((made.background for made in all_made if made.background), wish.background),
         sources=(*(each.size for each in wish.images), *_mask_size(wish)),
         warnings=tuple(dict.fromkeys(map(str, notices))),
         usage=_sum(usages) if len(usages) == len(parts) else None,
         encoded=tuple(encoded) if len(encoded) == len(had) else (),
-        revised_prompts=tuple(prompt for made in all_made for prompt in made.revised_prompts),
+        revised_prompts=tuple(prompts) if any(prompts) else (),
         cost=sum(costs) if len(costs) == len(parts) else None,
     )
 
@@ -68,11 +71,17 @@ def _differences(adapter: Adapter, wish: Wish, had: Sequence[Had]) -> list[Notic
     if len(had) < wish.request.n:
         found.append(Notice("n", f"{adapter.title} made {len(had)} of {wish.request.n} pictures"))
     told = {notice.param for notice in wish.notices}
-    if wish.size is not None and any(each.size != wish.size for each in had) and "size" not in told:
-        found.append(Notice("size", f"{adapter.title} made {had[0].size} instead of {wish.size}"))
+    asked = wish.size if wish.request.size is not None else None
+    if asked is not None and any(each.size != asked for each in had) and "size" not in told:
+        found.append(Notice("size", f"{adapter.title} made {had[0].size} instead of {asked}"))
     if any(each.format != wish.output_format for each in had) and "output_format" not in told:
         found.append(Notice("output_format", f"{adapter.title} made {had[0].format}, which is kept as it is"))
     return found
+
+
+def _prompts(made: Made, pictures: int) -> list[str]:
+    """One for each picture, empty where the provider tells none."""
+    return [*made.revised_prompts, *[""] * pictures][:pictures]
 
 
 def _sum(usages: Sequence[Usage]) -> Usage:

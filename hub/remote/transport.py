@@ -4,6 +4,8 @@ No redirect is followed (it would carry the key along), no proxy or certificate 
 compressed answer is asked for. Bodies are read up to a limit, and every answer within its time, whoever drips. What
 fails is told by a ProviderError that says whether the provider may have done the work: it may, from the moment on when
 the request's body began to leave (what is not whole nobody works on, but when it became whole only the kernel knows).
+That is so as well for a kept connection which the server ends just then: it is looked at before each request, so this
+happens within the time that its end takes to arrive, too seldom to guess what the server had read.
 """
 
 from __future__ import annotations
@@ -63,13 +65,20 @@ class Transport:
                 self._client = None
 
     async def send(
-        self, call: Call, url: str, headers: Mapping[str, str], on_sent: Callable[[], None] = _unheard
+        self,
+        call: Call,
+        url: str,
+        headers: Mapping[str, str],
+        on_sent: Callable[[], None] = _unheard,
+        *,
+        patience: float | None = None,
     ) -> Answer:
-        """The whole answer. `on_sent` is called when the request's body begins to leave. Raises ProviderError. The
-        caller limits the time."""
+        """The whole answer. `on_sent` is called when the request's body begins to leave. `patience`: seconds until the
+        answer's headers; the caller limits the whole. Raises ProviderError."""
         sent = _Sent(on_sent)
         with _told(sent):
-            async with self._open(call, url, headers, sent) as answer:
+            async with asyncio.timeout(patience) as limit, self._open(call, url, headers, sent) as answer:
+                limit.reschedule(None)
                 return await _read(answer)
         raise AssertionError
 
@@ -191,7 +200,7 @@ def _told(sent: _Sent) -> Iterator[None]:
         raise
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout):
         raise ProviderUnavailable("The provider cannot be reached.", code="provider_unreachable") from None
-    except httpx2.TimeoutException:
+    except (httpx2.TimeoutException, TimeoutError):
         raise ProviderTimeout("The provider did not answer in time.", may_have_billed=sent.begun) from None
     except (httpx2.HTTPError, httpx2.StreamError, httpx2.InvalidURL):
         raise ProviderFailed("The provider did not answer to the end.", may_have_billed=sent.begun) from None
@@ -260,6 +269,8 @@ async def _events(answer: httpx2.Response) -> AsyncGenerator[tuple[str, bytes]]:
                 name = value.decode("utf-8", "replace")
             elif field == b"data":
                 data += (b"\n" if data else b"") + value
+    if data:  # the standard drops an event that no empty line ends, but it may be the picture
+        yield name, bytes(data)
 
 
 async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
@@ -274,6 +285,8 @@ async def _lines(answer: httpx2.Response) -> AsyncGenerator[bytes]:
             rest = bytearray(last)
             for line in lines:
                 yield bytes(line).removesuffix(b"\r")
+    if rest:
+        yield bytes(rest).removesuffix(b"\r")
 
 
 def _host_of(url: str) -> str | None:

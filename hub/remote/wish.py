@@ -6,29 +6,18 @@ is refused where it is strict.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING, Literal
 
-import pybase64
 from msgspec import Struct
 from msgspec.structs import replace
 
 from hub.errors import InvalidRequest
-from hub.imaging.decode import FORMATS, decode_image
 from hub.imaging.masks import read_mask
-from hub.imaging.verify import NotAnImage, verify_image
-from hub.manifest import RemoteManifest, ShapesSection, parse_size
-from hub.types import EFFORTS, MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-MEDIA_TYPES: dict[OutputFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
-ORIENTATION = 0x0112
-"""EXIF's tag of how a camera was held."""
-EXTENSIONS: dict[OutputFormat, str] = {"png": "png", "jpeg": "jpg", "webp": "webp"}
+from hub.manifest import RemoteManifest, parse_size
+from hub.remote.sizes import nearest_ratio, nearest_size, ratio_of
+from hub.remote.sources import Mask, Source, read_source
+from hub.types import MAX_SEED, Background, Effort, ImageRequest, OutputFormat, Size
 
 OPTIONAL = (
     "size",
@@ -48,8 +37,10 @@ OPTIONAL = (
     "input_fidelity",
     "partial_images",
 )
-"""Parameters that an adapter may honour. `user` and `safety_identifier` are for whom it may concern."""
-
+"""Parameters that an adapter may honour, and is warned about if it does not."""
+SERVERS_OWN = ("user", "safety_identifier", "strict")
+"""Those that a manifest may name too, since a server of the owner's takes them, and that no warning is about: they are
+for whom it may concern."""
 
 SAME: dict[str, tuple[object, ...]] = {
     "quality": ("auto",),
@@ -72,64 +63,10 @@ class Notice(Struct, frozen=True):
         return f"{self.param}: {self.message}"
 
 
-class Source(Struct, frozen=True):
-    """A source picture as it came, PNG, JPEG or WebP; one that a camera says to turn is turned."""
-
-    data: bytes
-    format: OutputFormat
-    size: Size
-
-    @property
-    def media_type(self) -> str:
-        """Such as image/png."""
-        return MEDIA_TYPES[self.format]
-
-    @property
-    def file_name(self) -> str:
-        """For forms."""
-        return f"image.{EXTENSIONS[self.format]}"
-
-    @property
-    def base64(self) -> str:
-        """For JSON."""
-        return pybase64.b64encode(self.data).decode()
-
-    @property
-    def data_url(self) -> str:
-        """For JSON that wants a URL."""
-        return f"data:{self.media_type};base64,{self.base64}"
-
-
-class Mask(Struct, frozen=True):
-    """Which part of the first picture may change, whatever kind of mask was sent (docs/masks.md): mode L, of the
-    picture's size, 255 where it may."""
-
-    picture: Image.Image
-
-    @property
-    def white_changes(self) -> bytes:
-        """A grey PNG: white may change, black stays."""
-        return _png(self.picture)
-
-    @property
-    def black_changes(self) -> bytes:
-        """A grey PNG: black may change, white stays."""
-        return _png(self.picture.point([255 - value for value in range(256)]))
-
-    @property
-    def transparent_changes(self) -> bytes:
-        """A PNG with alpha, as OpenAI has it: transparent may change. What may change is white as well, for servers
-        that take the OpenAI-like form and look at the colours alone."""
-        from PIL import Image
-
-        stays = self.picture.point([255 - value for value in range(256)])
-        return _png(Image.merge("LA", (self.picture, stays)).convert("RGBA"))
-
-
 class Wish(Struct, frozen=True, kw_only=True):
     """A request as an adapter sends it. `size` and `aspect_ratio` (`W:H`) are those that the model draws and that are
-    nearest to what was asked for; None where the provider shall choose. `n`: of the whole request. `options`: fields
-    that the manifest adds to the body."""
+    nearest to what was asked for; None where the provider shall choose. `effort` is its quality, None where the
+    provider shall choose. `notices`: what was asked for and is not honoured."""
 
     manifest: RemoteManifest
     request: ImageRequest
@@ -179,43 +116,66 @@ class Wish(Struct, frozen=True, kw_only=True):
 
 def plan(manifest: RemoteManifest, honoured: Collection[str], request: ImageRequest) -> Wish:
     """The wish. Takes time where there are pictures. Raises InvalidRequest by parameter."""
-    remote = manifest.remote
     _check_task(manifest, request)
     notices = _unhonoured(manifest, honoured, request)
-    images, mask = _sources(request)
-    if len(images) > remote.max_images:
-        words = f"image: {manifest.id} takes at most {remote.max_images}, and {len(images)} were sent."
+    if len(request.images) > manifest.remote.max_images:
+        words = f"image: {manifest.id} takes at most {manifest.remote.max_images}, and {len(request.images)} were sent."
         raise InvalidRequest(words, param="image", code="unsupported_value")
-    default = manifest.defaults.size if not request.images else None
-    asked = request.size or (parse_size(default) if default else None)
-    size = ratio = None
-    if asked is not None and "size" in honoured:
-        if remote.aspect_ratios:
-            ratio = nearest_ratio(asked, remote.aspect_ratios)
-            near = math.isclose(_ratio_of(ratio), asked.width / asked.height, rel_tol=0.01)
-            if request.size is not None and not near:
-                notices.append(
-                    Notice("size", f"{manifest.id} draws no {asked}; the nearest shape, {ratio}, was asked for")
-                )
-        size = nearest_size(asked, [parse_size(each) for each in remote.sizes], remote.shapes)
-        if request.size is not None and size != asked:
-            notices.append(Notice("size", f"{manifest.id} draws no {asked}; {size}, the nearest, was asked for"))
-    output_format = request.output_format
-    if remote.formats and output_format not in remote.formats:
-        notices.append(Notice("output_format", f"{manifest.id} makes no {output_format}; it is {remote.formats[0]}"))
-        output_format = remote.formats[0]
-    quality = request.quality if "quality" in honoured else None
+    images = tuple(read_source(data) for data in request.images)
+    mask = read_mask(request.mask, images[0].size) if request.mask is not None else None
+    if mask is not None and mask.remark:
+        notices.append(Notice("mask", mask.remark))
+    size, effort = intended(manifest, honoured, request)
     wish = Wish(
         manifest=manifest,
         request=request,
         size=size,
-        aspect_ratio=ratio,
-        effort=EFFORTS[quality] if quality not in (None, "auto") else manifest.defaults.quality,
-        output_format=output_format,
+        aspect_ratio=_ratio(manifest, request, size, notices) if size is not None else None,
+        effort=effort,
+        output_format=_format(manifest, request, notices),
         images=images,
-        mask=mask,
+        mask=Mask(mask.picture) if mask is not None else None,
     )
     return noting(wish, notices)
+
+
+def wanted_size(manifest: RemoteManifest, request: ImageRequest) -> Size | None:
+    """The size that was asked for, or the manifest's own; None for an edit without one, which the provider chooses."""
+    default = manifest.defaults.size if not request.images else None
+    return request.size or (parse_size(default) if default else None)
+
+
+def intended(
+    manifest: RemoteManifest, honoured: Collection[str], request: ImageRequest
+) -> tuple[Size | None, Effort | None]:
+    """The size and the quality that the provider is told to draw; None where it shall choose."""
+    asked, remote = wanted_size(manifest, request), manifest.remote
+    size = None
+    if asked is not None and "size" in honoured:
+        size = nearest_size(asked, [parse_size(each) for each in remote.sizes], remote.shapes)
+    return size, (request.effort if "quality" in honoured else None) or manifest.defaults.quality
+
+
+def _ratio(manifest: RemoteManifest, request: ImageRequest, size: Size, notices: list[Notice]) -> str | None:
+    """The nearest aspect ratio that the model draws, where it is told one. Notes what is not as it was asked for."""
+    asked, ratio = wanted_size(manifest, request) or size, None
+    if manifest.remote.aspect_ratios:
+        ratio = nearest_ratio(asked, manifest.remote.aspect_ratios)
+        near = math.isclose(ratio_of(ratio), asked.width / asked.height, rel_tol=0.01)
+        if request.size is not None and not near:
+            notices.append(Notice("size", f"{manifest.id} draws no {asked}; the nearest shape, {ratio}, was asked for"))
+    if request.size is not None and size != asked:
+        notices.append(Notice("size", f"{manifest.id} draws no {asked}; {size}, the nearest, was asked for"))
+    return ratio
+
+
+def _format(manifest: RemoteManifest, request: ImageRequest, notices: list[Notice]) -> OutputFormat:
+    """As asked for, or what the model makes instead."""
+    formats, wanted = manifest.remote.formats, request.output_format
+    if not formats or wanted in formats:
+        return wanted
+    notices.append(Notice("output_format", f"{manifest.id} makes no {wanted}; it is {formats[0]}"))
+    return formats[0]
 
 
 def noting(wish: Wish, notices: Sequence[Notice]) -> Wish:
@@ -264,110 +224,3 @@ def _unhonoured(manifest: RemoteManifest, honoured: Collection[str], request: Im
     if request.strict and "output_format" not in honoured and not manifest.remote.formats:
         found.append(Notice("output_format", f"{manifest.id} chooses the format itself"))
     return found
-
-
-def _sources(request: ImageRequest) -> tuple[tuple[Source, ...], Mask | None]:
-    """The pictures, each decoded once so that none is sent unchecked, but sent as they came."""
-    images = tuple(_source(data) for data in request.images)
-    mask = Mask(read_mask(request.mask, images[0].size).picture) if request.mask is not None else None
-    return images, mask
-
-
-def _source(data: bytes) -> Source:
-    """As it came, unless it has to be turned (the mask is for the upright picture, and providers differ in whether they
-    heed EXIF), or is only nearly whole."""
-    upright = decode_image(data).size
-    try:
-        if not _is_turned(data):
-            return Source(data, *verify_image(data))
-    except NotAnImage:  # such as a PNG without its end, which decoders forgive
-        pass
-    return Source(_upright(data), "png", upright)
-
-
-def _is_turned(data: bytes) -> bool:
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        return picture.getexif().get(ORIENTATION, 1) not in (0, 1)
-
-
-def _upright(data: bytes) -> bytes:
-    from PIL import Image, ImageOps
-
-    with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-        turned = ImageOps.exif_transpose(picture)
-        return _png(turned if turned.mode in ("L", "LA", "P", "RGB", "RGBA") else turned.convert("RGB"))
-
-
-def nearest_size(asked: Size, sizes: Sequence[Size], shapes: ShapesSection | None) -> Size:
-    """The size that the model draws and that is nearest: of the sizes, first the shape, then the area; else within the
-    bounds; as asked where there are neither."""
-    if sizes:
-        return min(sizes, key=lambda each: (abs(_shape(each) - _shape(asked)) > 0.02, _distance(each, asked)))
-    return asked if shapes is None else _within(asked, shapes)
-
-
-def _shape(size: Size) -> float:
-    return math.log(size.width / size.height)
-
-
-def _distance(one: Size, other: Size) -> float:
-    area = math.log((one.width * one.height) / (other.width * other.height))
-    return 4 * abs(_shape(one) - _shape(other)) + abs(area)
-
-
-def _within(asked: Size, shapes: ShapesSection) -> Size:
-    width, height = float(asked.width), float(asked.height)
-    if shapes.max_ratio is not None:
-        width, height = max(width, height / shapes.max_ratio), max(height, width / shapes.max_ratio)
-        width, height = min(width, height * shapes.max_ratio), min(height, width * shapes.max_ratio)
-    grow = max(1.0, shapes.min / min(width, height))
-    grow = max(grow, math.sqrt((shapes.min_pixels or 1) / (width * height)))
-    shrink = min(1.0, shapes.max / (max(width, height) * grow))
-    if shapes.max_pixels is not None:
-        shrink = min(shrink, math.sqrt(shapes.max_pixels / (width * height * grow * grow)))
-    scale = grow * shrink
-    width, height = width * scale, height * scale
-    near = [Size(wide, high) for wide in _steps(width, shapes) for high in _steps(height, shapes)]
-    fitting = [each for each in near if _fits(each, shapes)]
-    return min(fitting or near, key=lambda each: (each.width - width) ** 2 + (each.height - height) ** 2)
-
-
-def _steps(side: float, shapes: ShapesSection) -> list[int]:
-    """The lengths around a side's that are possible; rounding both sides alone would break other bounds."""
-    step = shapes.multiple
-    low, high = -(-shapes.min // step) * step, shapes.max // step * step
-    first = int(side // step) * step
-    return sorted({min(high, max(low, first + more * step)) for more in (-1, 0, 1, 2)})
-
-
-def _fits(size: Size, shapes: ShapesSection) -> bool:
-    pixels, sides = size.width * size.height, sorted((size.width, size.height))
-    return (
-        (shapes.min_pixels or 1) <= pixels <= (shapes.max_pixels or pixels)
-        and shapes.min <= sides[0]
-        and sides[1] <= min(shapes.max, sides[0] * (shapes.max_ratio or math.inf))
-    )
-
-
-def nearest_ratio(asked: Size, ratios: Sequence[str]) -> str:
-    """The aspect ratio, as `W:H`, that is nearest to a size's."""
-    return min(ratios, key=lambda ratio: abs(math.log(_ratio_of(ratio)) - _shape(asked)))
-
-
-def tier(size: Size) -> Literal[1, 2, 4]:
-    """Which of the usual 1K, 2K and 4K a size is, by its area: that of a square of so many thousand pixels a side."""
-    side = math.sqrt(size.width * size.height)
-    return 1 if side < 1448 else 2 if side < 2896 else 4
-
-
-def _ratio_of(ratio: str) -> float:
-    width, _, height = ratio.partition(":")
-    return int(width) / int(height)
-
-
-def _png(picture: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()

@@ -396,6 +396,18 @@ def test_input_fidelity_is_taken_and_high_is_a_warning(server: Server) -> None:
     assert [words.partition(":")[0] for words in high.json["warnings"]] == ["input_fidelity"]
 
 
+def test_the_documented_endpoint_takes_input_fidelity_with_its_image(server: Server) -> None:
+    wish = {
+        "prompt": "x",
+        "image": data_url(SOURCE),
+        "size": "128x128",
+        "num_inference_steps": 2,
+        "input_fidelity": "high",
+    }
+    answer = generate(server, "/api/images/generations", **wish)
+    assert [each.partition(":")[0] for each in answer.json["warnings"]] == ["input_fidelity"]
+
+
 def test_a_transparent_background_is_refused_by_name_on_every_path(server: Server) -> None:
     answers = [
         generate(server, prompt="a", background="transparent"),

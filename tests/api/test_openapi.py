@@ -348,3 +348,18 @@ def test_the_fuzzer_finds_a_promise_that_the_hub_does_not_keep(made: dict[str, A
     assert result.returncode == 1
     assert "Response violates schema" in result.stdout
     assert "to repeat: scripts/fuzz --only open" in result.stdout
+
+
+def test_headers_are_promised_where_they_come(made: dict[str, Any]) -> None:
+    """What becomes a job, or answers for one; no order of the owner's does."""
+    found = {
+        (method, path)
+        for path, method, one in operations(made)
+        for status, each in one["responses"].items()
+        if status.startswith("2") and "x-hub-target" in each.get("headers", {})
+    }
+    kinds = ("generations", "edits", "variations")
+    wanted = {("post", f"/{at}/images/{kind}") for at in ("v1", "api") for kind in kinds}
+    wanted |= {("post", f"/api/{path}") for path in ("v2/image", "v1/image/generations", "v2/image/generations")}
+    wanted |= {("get", f"/{at}/images/jobs/{{job_id}}") for at in ("v1", "api")}
+    assert found == wanted

@@ -10,19 +10,17 @@ from typing import Any
 
 from PIL import Image
 
-from hub import providers
 from hub.manifest import RemoteManifest
 from hub.registry import read_manifest
 from hub.remote.adapter import Adapter
-from hub.remote.credentials import Credentials, Key, Keys
-from hub.remote.provider import RemoteProvider
-from hub.remote.transport import Transport
-from hub.remote.wish import Wish, noting, plan
+from hub.remote.wish import Wish
 from hub.types import ImageRequest, ImageResult
-from tests.providers.upstream import KEY, Upstream
+from tests.providers.asking import half, picture, running, wish_of
+from tests.providers.upstream import Upstream
+
+__all__ = ["READY_MADE", "ask", "give_up", "left_and_right", "mask", "picture", "ready_made", "wish_for"]
 
 READY_MADE = Path(__file__).parents[2] / "models" / "remote"
-KEYS = Credentials({"test": Keys([Key("test/1", KEY)])})
 
 
 def ready_made(file: str, upstream: Upstream | None = None) -> RemoteManifest:
@@ -45,9 +43,7 @@ def ask(
     """What comes of a request. The loop runs on until `until` says that all is done."""
 
     async def work() -> ImageResult:
-        transport = Transport()
-        async with transport.running():
-            provider = RemoteProvider(providers.adapter, transport, KEYS)
+        async with running() as provider:
             try:
                 return await provider.generate(manifest or upstream.protocol.manifest(upstream), request, on_event)
             finally:
@@ -62,9 +58,7 @@ def give_up(upstream: Upstream, request: ImageRequest, when: Callable[[], bool])
     """Asks, and goes away as soon as `when` says so; then waits a little for what the provider is told."""
 
     async def work() -> None:
-        transport = Transport()
-        async with transport.running():
-            provider = RemoteProvider(providers.adapter, transport, KEYS)
+        async with running() as provider:
             task = asyncio.create_task(provider.generate(upstream.protocol.manifest(upstream), request))
             await _until(when)
             told = len(upstream.asked)
@@ -84,24 +78,13 @@ async def _until(when: Callable[[], bool]) -> None:
 
 def wish_for(adapter: Adapter, manifest: RemoteManifest, **request: Any) -> Wish:
     """What the adapter is told of a request."""
-    wish = plan(manifest, adapter.honoured(manifest), ImageRequest(**{"prompt": "a cat", **request}))
-    return noting(wish, adapter.unmet(wish))
-
-
-def picture(width: int = 64, height: int = 64, image_format: str = "PNG") -> bytes:
-    """A source picture."""
-    buffer = io.BytesIO()
-    Image.new("RGB", (width, height), (200, 80, 0)).save(buffer, image_format)
-    return buffer.getvalue()
+    assert manifest.provider == adapter.name
+    return wish_of(manifest, ImageRequest(**{"prompt": "a cat", **request}))
 
 
 def mask(width: int = 64, height: int = 64) -> bytes:
-    """A mask by which the left half may change: it is transparent."""
-    buffer = io.BytesIO()
-    image = Image.new("RGBA", (width, height), (0, 0, 0, 255))
-    image.paste((0, 0, 0, 0), (0, 0, width // 2, height))
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    """A mask by which the left half may change."""
+    return half(width, height, left=0, right=255)
 
 
 def left_and_right(data: bytes) -> tuple[int, int]:

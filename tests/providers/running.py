@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from PIL import Image
 
 from hub import providers
 from hub.errors import HubError
 from hub.manifest import RemoteManifest, RemoteSection
 from hub.registry import REMOTE, read_manifest
 from hub.remote.adapter import Answer, Call
-from hub.remote.credentials import Credentials, Key, Keys
-from hub.remote.provider import RemoteProvider
-from hub.remote.transport import Transport
-from hub.remote.wish import Wish, noting, plan
 from hub.types import Event, ImageRequest, ImageResult, OnEvent, Size, Task
+from tests.providers.asking import half, running, wish_of
 from tests.providers.upstream import KEY, Upstream
 
 MODELS = Path(__file__).parents[2] / "models" / REMOTE
@@ -29,11 +24,7 @@ MODELS = Path(__file__).parents[2] / "models" / REMOTE
 
 def png(width: int = 64, height: int = 64, *, transparent: bool = False) -> bytes:
     """A picture; the left half of a transparent one is opaque."""
-    picture = Image.new("RGBA", (width, height), (200, 0, 0, 0 if transparent else 255))
-    picture.paste((0, 0, 0, 255), (0, 0, width // 2, height))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return buffer.getvalue()
+    return half(width, height, left=255, right=0 if transparent else 255)
 
 
 def request(**changes: Any) -> ImageRequest:
@@ -78,9 +69,7 @@ def made(
     """What the whole way gives; the upstream has understood all of it."""
 
     async def run() -> ImageResult:
-        transport = Transport()
-        async with transport.running():
-            provider = RemoteProvider(providers.adapter, transport, Credentials({"test": Keys([Key("test/1", KEY)])}))
+        async with running() as provider:
             model = upstream.protocol.manifest(upstream) if manifest is None else at(manifest, upstream)
             return await provider.generate(model, wanted, on_event)
 
@@ -102,13 +91,6 @@ def heard() -> tuple[list[Event], Callable[[Event], None]]:
     """A list of what was told, and who fills it."""
     events: list[Event] = []
     return events, events.append
-
-
-def wish_of(manifest: RemoteManifest, wanted: ImageRequest) -> Wish:
-    """As the driver makes it."""
-    adapter = providers.adapter(manifest.provider)
-    wish = plan(manifest, adapter.honoured(manifest), wanted)
-    return noting(wish, adapter.unmet(wish))
 
 
 def call_of(manifest: RemoteManifest, wanted: ImageRequest, n: int = 1, first: int = 0) -> Call:

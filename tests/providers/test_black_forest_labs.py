@@ -9,7 +9,7 @@ import pytest
 
 from hub.errors import HubError, InvalidRequest, ProviderKeyRefused
 from hub.providers.black_forest_labs import adapter
-from hub.remote.adapter import Answer, JobFailed, Pending
+from hub.remote.adapter import Answer, JobFailed, NotForThisModel, Pending
 from hub.types import ImageRequest, Progress, Size
 from tests.providers.protocols.black_forest_labs import BlackForestLabsProtocol
 from tests.providers.ready_made import READY_MADE, ask, left_and_right, mask, picture, ready_made, wish_for
@@ -70,6 +70,14 @@ def test_every_ready_made_manifest_asks_for_what_its_model_takes(file: str) -> N
                 guidance_scale=4.0,
             )
             ask(upstream, wish, manifest)
+
+
+@pytest.mark.parametrize("file", [each for each in ALL if "fill" not in each])
+def test_of_a_request_without_a_size_a_model_makes_what_its_manifest_says(file: str) -> None:
+    with serving(BlackForestLabsProtocol()) as upstream:
+        manifest = ready_made(file, upstream)
+        result = ask(upstream, ImageRequest(prompt="a cat"), manifest)
+    assert (str(result.size), result.warnings) == (manifest.defaults.size, ())
 
 
 def test_a_model_that_takes_shapes_is_told_a_shape() -> None:
@@ -144,7 +152,7 @@ def test_a_question_that_fails_is_asked_again() -> None:
 
 def test_its_statuses_of_http_are_understood() -> None:
     kinds = {status: type(adapter.refusal(Answer(status, {}, b"{}"))) for status in (402, 403, 422)}
-    assert kinds == {402: ProviderKeyRefused, 403: ProviderKeyRefused, 422: InvalidRequest}
+    assert kinds == {402: ProviderKeyRefused, 403: NotForThisModel, 422: InvalidRequest}
 
 
 def test_a_region_of_its_own_may_be_asked_with_the_key_and_no_other_host() -> None:

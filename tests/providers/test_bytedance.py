@@ -9,10 +9,10 @@ import pytest
 from volcenginesdkarkruntime import Ark
 from volcenginesdkarkruntime.types.images import SequentialImageGenerationOptions
 
-from hub.errors import InvalidRequest, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, ProviderFailed
 from hub.manifest import RemoteManifest
 from hub.providers.bytedance import adapter
-from hub.remote.adapter import Answer
+from hub.remote.adapter import Answer, Link, Made, NotForThisModel
 from hub.types import ImageRequest, Size, Usage
 from tests.providers.protocols.bytedance import ByteDanceProtocol
 from tests.providers.ready_made import READY_MADE, ask, mask, picture, ready_made, wish_for
@@ -126,6 +126,20 @@ def test_seed_and_guidance_are_for_models_whose_manifest_names_them() -> None:
     assert (asked["seed"], asked["guidance_scale"]) == (3, 2.5)
 
 
+def test_a_parameter_that_it_never_takes_is_told_whatever_the_manifest_says() -> None:
+    manifest = ready_made(S4)
+    manifest.remote.honours = ["negative_prompt"]
+    notices = wish_for(adapter, manifest, negative_prompt="rain", output_format="jpeg").notices
+    assert [each.param for each in notices] == ["negative_prompt"]
+
+
+def test_base64_may_stand_in_a_data_url() -> None:
+    body = b'{"data": [{"b64_json": "data:image/png;base64,eA=="}]}'
+    made = adapter.read(wish_for(adapter, ready_made(S4)), Answer(200, {}, body))
+    assert isinstance(made, Made)
+    assert made.pictures == [Link("data:image/png;base64,eA==")]
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_picture_that_its_policy_withholds_is_told_as_that(stream: bool) -> None:
     with serving(ByteDanceProtocol(refused=(0,))) as upstream, pytest.raises(InvalidRequest) as caught:
@@ -164,7 +178,7 @@ def test_its_errors_are_understood() -> None:
     policy = b'{"error": {"code": "InputTextSensitiveContentDetected.PolicyViolation", "message": "words"}}'
     assert adapter.refusal(Answer(400, {}, policy)).code == "content_policy_violation"
     overdue = b'{"error": {"code": "AccountOverdueError", "message": "words"}}'
-    assert type(adapter.refusal(Answer(403, {}, overdue))) is ProviderKeyRefused
+    assert type(adapter.refusal(Answer(403, {}, overdue))) is NotForThisModel
 
 
 def test_it_takes_no_mask() -> None:

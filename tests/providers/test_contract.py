@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import copy
 import io
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image, ImageChops
 
@@ -19,6 +22,7 @@ from hub.errors import HubError, InvalidRequest, ProviderUnavailable
 from hub.imaging.verify import verify_image
 from hub.manifest import RemoteManifest, parse_size
 from hub.registry import REMOTE, read_manifest
+from hub.remote.adapter import Made
 from hub.remote.wish import OPTIONAL, noting, plan
 from hub.types import ImageRequest, ImageResult, Lora, Preview, Size
 from tests.providers.conftest import Driven
@@ -93,6 +97,19 @@ def test_it_makes_a_picture_of_a_prompt(driven: Driven) -> None:
     result = driven.make(prompt=PROMPT, **sources(driven))
     check(driven, result)
     assert any(PROMPT.encode() in asked.body for asked in driven.upstream.work)
+
+
+def test_its_protocol_says_truly_what_it_can(driven: Driven) -> None:
+    """What is skipped elsewhere is skipped by these words of its."""
+    protocol, upstream, manifest = driven.protocol, driven.upstream, driven.protocol.manifest(driven.upstream)
+    driven.make(prompt=PROMPT, **sources(driven))
+    fetched = [asked for asked in upstream.asked if asked.path.startswith("/pictures/")]
+    assert protocol.links == bool(fetched) == (not upstream.encoded)
+    assert protocol.polls == (len(upstream.asked) > len(upstream.work) + len(fetched))
+    assert protocol.streams == ("partial_images" in driven.adapter.honoured(manifest))
+    ready = [each for each in map(read_manifest, READY_MADE) if getattr(each, "provider", "") == protocol.provider]
+    for task in ("text-to-image", "image-to-image") if ready else ():
+        assert (task in protocol.tasks) == any(task in each.tasks for each in ready)
 
 
 def test_it_makes_as_many_pictures_as_asked_for(driven: Driven) -> None:
@@ -174,7 +191,7 @@ def test_a_parameter_that_it_does_not_have_is_warned_about_by_name_and_refused_i
 ) -> None:
     manifest = driven.protocol.manifest(driven.upstream)
     if name in driven.adapter.honoured(manifest):
-        return
+        pytest.skip("it has it")
     edits = name in ("strength", "input_fidelity") and "image-to-image" in manifest.tasks
     given = {"images": (picture(),)} if edits else sources(driven)
     wanted = {name: UNUSUAL[name]} | ({"output_format": "jpeg"} if name == "output_compression" else {})
@@ -208,7 +225,7 @@ def test_previews_come_where_it_streams(driven: Driven) -> None:
 def test_a_cancelled_request_ends_at_once_and_leaves_nothing_behind(driven: Driven, point: str) -> None:
     protocol, upstream = driven.protocol, driven.upstream
     if (point == "poll" and not protocol.polls) or (point == "picture" and not protocol.links):
-        return
+        pytest.skip("it has no such point")
     hanging: list[Fault] = [slow(30)] * 12
     (upstream.picture_faults if point == "picture" else upstream.faults).extend(
         [nothing(), *hanging] if point == "poll" else hanging
@@ -242,6 +259,55 @@ def test_a_base_url_of_the_owners_gets_no_key_that_the_manifest_does_not_name(dr
         assert driven.upstream.asked == []
 
 
+WRONG: tuple[Any, ...] = (None, "secret words", -1, 1.5, True, False, {}, {"a": 1}, [], [None], ["x"], 2**70)
+"""What a field may hold by mistake, or by a later version of the provider's API."""
+
+
+def spoilt(told: Any, needed: Callable[[str, Any], bool], name: str = "") -> Iterator[Any]:
+    """What was told, with one thing after another in it spoilt that is not needed; what is a verdict stays one, and so
+    does what stands with pictures in one list."""
+    if not needed(name, told):
+        yield from (each for each in WRONG if not isinstance(told, bool) or not isinstance(each, bool))
+    keys = list(told) if isinstance(told, dict) else range(len(told)) if isinstance(told, list) else ()
+    holding = [key for key in keys if isinstance(key, int) and needed("", told[key])]
+    for key in holding or keys:
+        for each in spoilt(told[key], needed, str(key)):
+            changed = copy.copy(told)
+            changed[key] = each
+            yield changed
+
+
+@pytest.mark.parametrize("previews", [0, 2])
+def test_what_stands_beside_the_pictures_cannot_lose_them(
+    driven: Driven, previews: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter, heard, events = driven.adapter, [], []
+    read, event = adapter.read, adapter.event
+    monkeypatch.setattr(adapter, "read", lambda *told: (heard.append(told), read(*told))[1])
+    monkeypatch.setattr(adapter, "event", lambda *told: (events.append(told), event(*told))[1])
+    check(driven, driven.make(prompt=PROMPT, partial_images=previews, **sources(driven)))
+
+    def needed(name: str, told: Any) -> bool:
+        """Pictures, whatever holds them, and a verdict on all; an event's kind."""
+        text = json.dumps(told)
+        marks = [json.dumps(each) for each in driven.upstream.encoded] + ["/pictures/"]
+        return any(mark in text for mark in marks) or name in ("status", "type")
+
+    for wish, answer in heard:
+        if isinstance(made := read(wish, answer), Made):
+            for changed in spoilt(json.loads(answer.body), needed):
+                told = msgspec.structs.replace(answer, body=json.dumps(changed).encode())
+                again = read(wish, told)
+                assert isinstance(again, Made), changed
+                assert again.pictures == made.pictures, changed
+    for wish, name, data in events:
+        if isinstance(found := event(wish, name, data), Made) and found.pictures:
+            for changed in spoilt(json.loads(data), needed):
+                again = event(wish, name, json.dumps(changed).encode())
+                assert isinstance(again, Made), changed
+                assert again.pictures == found.pictures, changed
+
+
 def test_its_adapter_tells_who_it_is(driven: Driven) -> None:
     adapter = driven.adapter
     assert adapter.name == driven.protocol.provider
@@ -269,9 +335,20 @@ def test_a_ready_made_manifest_can_be_asked(source: Path) -> None:
             request = ImageRequest(prompt=PROMPT, size=size, **images, **masks)
             wish = plan(manifest, adapter.honoured(manifest), request)
             wish = noting(wish, adapter.unmet(wish))
-            call = adapter.call(wish, min(adapter.most(wish), 2), 0)
+            call = adapter.call(wish, min(adapter.most(wish.manifest, wish.request), 2), 0)
             assert call.method == "POST"
             assert "fox" not in call.url
+
+
+@pytest.mark.parametrize("source", READY_MADE, ids=lambda source: source.stem)
+def test_a_ready_made_manifest_that_prices_tokens_says_how_many_a_picture_takes(source: Path) -> None:
+    """Else they would be the hub's own count, which is less than a picture of high quality takes."""
+    manifest = read_manifest(source)
+    assert isinstance(manifest, RemoteManifest)
+    known = set(manifest.prices.tokens.output_tokens) if manifest.prices.tokens else {"*/*"}
+    sizes = set(manifest.remote.sizes) or {"*"}
+    for quality in ("low", "medium", "high"):
+        assert {"*/*", f"{quality}/*"} & known or {f"{quality}/{size}" for size in sizes} <= known
 
 
 def test_no_two_ready_made_manifests_have_one_id() -> None:

@@ -11,7 +11,7 @@ from fal_client.client import AppId
 
 from hub.errors import HubError, InvalidRequest, ModelUnusable, ProviderBusy, ProviderKeyRefused
 from hub.providers.fal import POLL, adapter
-from hub.remote.adapter import Answer, Call, JobFailed, Pending
+from hub.remote.adapter import Answer, Call, JobFailed, NotForThisModel, Pending
 from hub.types import ImageRequest, Size
 from tests.providers.protocols.fal import FalProtocol
 from tests.providers.ready_made import READY_MADE, ask, give_up, left_and_right, mask, picture, ready_made, wish_for
@@ -210,7 +210,7 @@ def test_it_waits_where_it_was_told_to() -> None:
 
 
 def test_its_errors_are_understood() -> None:
-    kinds = [(401, ProviderKeyRefused), (403, ProviderKeyRefused), (422, InvalidRequest), (429, ProviderBusy)]
+    kinds = [(401, ProviderKeyRefused), (403, NotForThisModel), (422, InvalidRequest), (429, ProviderBusy)]
     for status, kind in kinds:
         error = adapter.refusal(Answer(status, {}, b'{"detail": "words"}'))
         assert type(error) is kind

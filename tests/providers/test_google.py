@@ -10,9 +10,9 @@ from google import genai
 from google.genai import types
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Made
+from hub.remote.adapter import Base64, Made, NotForThisModel
 from hub.types import Size, Task, Usage
 from tests.providers.protocols import protocol
 from tests.providers.running import (
@@ -243,8 +243,8 @@ def test_a_wrong_key_is_a_400_there_and_the_owners_to_mend_here() -> None:
         (400, {"error": {"status": "INVALID_ARGUMENT", "details": [{"reason": "OTHER"}]}}, InvalidRequest, None),
         (400, {"error": {"status": "INVALID_ARGUMENT"}}, InvalidRequest, None),
         (400, {"error": {"status": "FAILED_PRECONDITION"}}, ProviderKeyRefused, None),
-        (403, {"error": {"status": "PERMISSION_DENIED", "details": 3}}, ProviderKeyRefused, None),
-        (404, {"error": {"status": "NOT_FOUND"}}, ProviderFailed, None),
+        (403, {"error": {"status": "PERMISSION_DENIED", "details": 3}}, NotForThisModel, None),
+        (404, {"error": {"status": "NOT_FOUND"}}, NothingMade, None),
         (429, {"error": {"details": [{"retryDelay": "34.07s"}]}}, ProviderBusy, 35),
         (429, {"error": {"details": [{"retryDelay": "soon"}]}}, ProviderBusy, None),
         (429, {"error": {"details": [{"retryDelay": "1e999s"}]}}, ProviderBusy, None),

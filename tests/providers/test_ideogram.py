@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
 from hub.errors import InvalidRequest, ProviderBusy, ProviderKeyRefused
 from hub.providers.ideogram import MAX_SEED, adapter
-from hub.remote.adapter import Answer, Call
+from hub.remote.adapter import Answer, Call, Made
 from hub.types import ImageRequest, Size
 from tests.providers.protocols.ideogram import IdeogramProtocol
 from tests.providers.ready_made import READY_MADE, ask, left_and_right, mask, picture, ready_made, wish_for
@@ -146,6 +147,15 @@ def test_pictures_that_it_withholds_are_left_out_and_told() -> None:
     assert result.warnings == ("n: Ideogram made 1 of 3 pictures",)
     assert result.seed == 11
     assert result.revised_prompts == ("a cat, in a garden",)
+
+
+def test_prompts_that_were_rewritten_stay_with_their_pictures() -> None:
+    prompts = ["a cat", "a cat, in a garden", None]
+    items = [{"url": f"https://x.example/{number}", "prompt": each} for number, each in enumerate(prompts)]
+    items.insert(0, {"url": None, "prompt": "a dog", "is_image_safe": False})
+    made = adapter.read(wish_for(adapter, ready_made(V3)), Answer(200, {}, json.dumps({"data": items}).encode()))
+    assert isinstance(made, Made)
+    assert (len(made.pictures), made.revised_prompts) == (3, ["", "a cat, in a garden", ""])
 
 
 def test_a_request_of_which_all_is_withheld_is_against_its_policy() -> None:

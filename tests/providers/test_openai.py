@@ -15,10 +15,10 @@ from openai import OpenAI
 from openai.types import ImageModel
 from PIL import Image
 
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.registry import read_manifest
-from hub.remote.wish import nearest_size
+from hub.remote.sizes import nearest_size
 from hub.types import Event, Preview, Size
 from tests.providers.asking import ask, picture
 from tests.providers.protocols import protocol
@@ -210,7 +210,7 @@ def error_of(code: str | None, kind: str = "invalid_request_error", param: str |
         (403, error_of(None), ProviderKeyRefused, "provider_key_refused"),
         (400, error_of("invalid_value", param="size"), InvalidRequest, "provider_refused"),
         (400, error_of("unknown_parameter", param="tools[0].secret"), InvalidRequest, "provider_refused"),
-        (404, error_of("model_not_found", param="model"), ProviderFailed, "provider_failed"),
+        (404, error_of("model_not_found", param="model"), NothingMade, "provider_failed"),
         (500, error_of(None, "server_error"), ProviderFailed, "provider_failed"),
         (429, error_of("rate_limit_exceeded", "requests"), ProviderBusy, "provider_busy"),
     ],

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.types import Event, Lora, Preview, Size
 from tests.providers.asking import ask, picture
 from tests.providers.protocols.openai_compatible import EXTENSIONS, OpenAICompatibleProtocol
@@ -214,7 +214,7 @@ ERRORS = [
     (400, {"error": {"code": ["x"], "param": {"a": 1}, "type": 5}}, InvalidRequest, None),
     (401, {"error": {"message": f"secret {KEY}", "type": "auth_error", "param": "None", "code": "401"}}, None, None),
     (400, {"error": {"message": "No db.", "type": "no_db_connection", "param": None, "code": "400"}}, None, None),
-    (404, {"error": {"message": "secret", "code": "model_not_found", "param": "model"}}, ProviderFailed, None),
+    (404, {"error": {"message": "secret", "code": "model_not_found", "param": "model"}}, NothingMade, None),
     (400, {"error": {"message": "secret", "param": "seed", "code": "invalid_value"}}, InvalidRequest, "seed"),
     (400, [], InvalidRequest, None),
 ]

@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Made, Partial
+from hub.remote.adapter import Base64, Made, NotForThisModel, Partial
 from hub.types import Preview, Size, Task, Usage
 from tests.providers.protocols import protocol
 from tests.providers.running import (
@@ -241,9 +241,9 @@ def test_a_moderated_prompt_is_the_callers_to_mend_and_the_key_is_kept() -> None
         (400, {"error": {"code": 400, "message": "x"}}, InvalidRequest),
         (401, {"error": {"code": 401}}, ProviderKeyRefused),
         (402, {"error": {"code": 402}}, ProviderKeyRefused),
-        (403, {"error": {"code": 403, "metadata": {"reasons": "x"}}}, ProviderKeyRefused),
+        (403, {"error": {"code": 403, "metadata": {"reasons": "x"}}}, NotForThisModel),
         (403, {"error": {"code": 403, "metadata": {"reasons": []}}}, InvalidRequest),
-        (404, {"error": {"code": 404}}, ProviderFailed),
+        (404, {"error": {"code": 404}}, NothingMade),
         (413, {"error": {"code": 413}}, InvalidRequest),
         (429, {"error": {"code": 429}}, ProviderBusy),
         (500, {"error": {"code": 500}}, ProviderFailed),

@@ -13,6 +13,7 @@ from hub.remote.adapter import Answer, Call, JobFailed, Made
 from hub.types import ImageRequest, Progress, Size
 from tests.providers.protocols.replicate import VERSION, ReplicateProtocol
 from tests.providers.ready_made import READY_MADE, ask, give_up, mask, picture, ready_made, wish_for
+from tests.providers.running import manifest_of
 from tests.providers.upstream import KEY, raw, serving
 
 
@@ -113,8 +114,18 @@ def test_a_model_that_takes_shapes_is_told_the_nearest() -> None:
         "aspect_ratio": "16:9",
         "num_outputs": 2,
         "output_format": "jpg",
+        "output_quality": 100,
         "num_inference_steps": 20,
     }
+
+
+def test_the_best_quality_is_told_too_since_a_lower_one_is_the_models_default() -> None:
+    manifest = ready_made("replicate-flux-2-pro")
+    asked = [
+        adapter.call(wish_for(adapter, manifest, output_format=output_format, output_compression=compression), 1, 0)
+        for output_format, compression in (("jpeg", 100), ("webp", 30), ("png", 100))
+    ]
+    assert [each.json["input"].get("output_quality") for each in asked] == [100, 30, None]
 
 
 def test_an_edit_without_a_size_keeps_its_sources_shape() -> None:
@@ -123,6 +134,15 @@ def test_an_edit_without_a_size_keeps_its_sources_shape() -> None:
     assert asked["input_images"][0].startswith("data:image/png;base64,")
     asked = call("replicate-flux-dev", images=(picture(),), strength=0.3).json["input"]
     assert (asked["image"][:10], asked["prompt_strength"]) == ("data:image", 0.3)
+    assert "aspect_ratio" not in asked  # it does so by itself, and has no word for it
+
+
+def test_a_manifest_of_ones_own_says_whether_its_model_has_a_word_for_the_sources_shape() -> None:
+    manifest = manifest_of("replicate", fields={"aspect_ratio": "shape", "image": "image"})
+    assert "shape" not in adapter.call(wish_for(adapter, manifest, images=(picture(),)), 1, 0).json["input"]
+    manifest.remote.source_ratio = "as_source"
+    assert adapter.call(wish_for(adapter, manifest, images=(picture(),)), 1, 0).json["input"]["shape"] == "as_source"
+    assert "shape" not in adapter.call(wish_for(adapter, manifest), 1, 0).json["input"]
 
 
 def test_a_certain_version_is_asked_for_by_its_id() -> None:

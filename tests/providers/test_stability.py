@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Form, Made
+from hub.remote.adapter import Base64, Form, Made, NotForThisModel
 from hub.types import Size
 from tests.providers.protocols import protocol
 from tests.providers.protocols.stability import SIZES
@@ -40,6 +40,15 @@ def form_of(model: RemoteManifest = LARGE, **changes: Any) -> tuple[str, dict[st
     call = call_of(model, request(**changes))
     assert isinstance(call.form, Form)
     return call.url, dict(call.form.fields), [field for field, *_ in call.form.files]
+
+
+def test_a_manifests_options_are_written_as_its_api_reads_them() -> None:
+    options = {"style_preset": "anime", "tiled": True, "weight": 0.5}
+    assert form_of(manifest_of("stability", "core", options=options))[1].items() >= {
+        ("style_preset", "anime"),
+        ("tiled", "true"),
+        ("weight", "0.5"),
+    }
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.id)
@@ -223,9 +232,9 @@ def test_a_filtered_picture_and_a_moderated_prompt_are_the_callers_to_mend() -> 
         (400, {"name": "bad_request", "errors": ["seed: must be"]}, InvalidRequest),
         (401, {"name": "unauthorized"}, ProviderKeyRefused),
         (402, {"name": "payment_required"}, ProviderKeyRefused),
-        (403, {"name": "forbidden"}, ProviderKeyRefused),
+        (403, {"name": "forbidden"}, NotForThisModel),
         (403, {"name": "content_moderation"}, InvalidRequest),
-        (404, {"name": "not_found"}, ProviderFailed),
+        (404, {"name": "not_found"}, NothingMade),
         (413, {"name": "payload_too_large"}, InvalidRequest),
         (422, {"name": "unprocessable_entity"}, InvalidRequest),
         (429, {"name": "rate_limit_exceeded"}, ProviderBusy),

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Link, Made
+from hub.remote.adapter import Base64, Link, Made, NotForThisModel
 from hub.types import Size, Task
 from tests.providers.protocols import protocol
 from tests.providers.running import (
@@ -157,7 +157,7 @@ def test_pictures_come_in_base64_or_behind_links() -> None:
 def test_a_partners_model_that_the_account_does_not_allow_is_no_matter_of_the_key() -> None:
     with serving(protocol("together")) as upstream:
         error = error_of(upstream, request(prompt="partner"))
-        assert (type(error), len(upstream.work)) == (ProviderFailed, 1)
+        assert (type(error), len(upstream.work)) == (NothingMade, 1)
         assert "allow" in error.message
         refused = error_of(upstream, request(prompt="forbidden"))
         assert (type(refused), refused.param) == (InvalidRequest, "prompt")
@@ -169,9 +169,9 @@ def test_a_partners_model_that_the_account_does_not_allow_is_no_matter_of_the_ke
         (400, {"error": {"type": "invalid_request_error", "param": "width"}}, InvalidRequest),
         (401, {"error": {"code": "invalid_api_key"}}, ProviderKeyRefused),
         (402, {"error": {"type": "insufficient_quota"}}, ProviderKeyRefused),
-        (403, {"error": {"type": "forbidden"}}, ProviderKeyRefused),
-        (403, {"error": {"type": "third_party_data_sharing_blocked"}}, ProviderFailed),
-        (404, {"error": {"code": "model_not_available"}}, ProviderFailed),
+        (403, {"error": {"type": "forbidden"}}, NotForThisModel),
+        (403, {"error": {"type": "third_party_data_sharing_blocked"}}, NothingMade),
+        (404, {"error": {"code": "model_not_available"}}, NothingMade),
         (429, {"error": {"type": "rate_limit"}}, ProviderBusy),
         (503, "no object", ProviderBusy),
         (500, {"error": {"type": "server_error"}}, ProviderFailed),

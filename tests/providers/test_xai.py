@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
-from hub.remote.adapter import Base64, Link, Made
+from hub.remote.adapter import Base64, Link, Made, NotForThisModel
 from hub.types import Size, Task
 from tests.providers.protocols import protocol
 from tests.providers.running import (
@@ -173,6 +173,14 @@ def test_words_that_were_made_of_the_prompt_and_the_cost_are_told() -> None:
     found = read({"data": [{"b64_json": "eA==", "revised_prompt": "a fine cat"}], "usage": {"cost_in_usd_ticks": 1}})
     assert (found.revised_prompts, found.cost) == (["a fine cat"], 1e-10)
     assert read({"data": [{"b64_json": "eA=="}]}).cost is None
+    assert read({"data": [{"b64_json": "eA=="}], "usage": {"cost_in_usd_ticks": "600000000"}}).cost == 0.06
+
+
+def test_words_that_were_made_of_the_prompt_stay_with_their_pictures() -> None:
+    moderated = {"respect_moderation": False, "revised_prompt": "a dog"}
+    items = [{"b64_json": "eA=="}, moderated, {"b64_json": "eQ==", "revised_prompt": "a fine cat"}]
+    assert read({"data": items}).revised_prompts == ["", "a fine cat"]
+    assert read({"data": items[:1]}).revised_prompts == []
 
 
 def test_links_are_downloaded_where_the_manifest_asks_for_them() -> None:
@@ -209,9 +217,9 @@ def test_a_wrong_key_is_a_400_there_and_the_owners_to_mend_here() -> None:
         (400, {"error": "Incorrect%20API%20key%20provided:%20ba***na."}, ProviderKeyRefused),
         (400, {"error": {"message": "x"}}, InvalidRequest),
         (400, "Incorrect API key provided", InvalidRequest),
-        (403, {"error": "Your newly created team doesn't have any credits yet."}, ProviderKeyRefused),
+        (403, {"error": "Your newly created team doesn't have any credits yet."}, NotForThisModel),
         (403, {"error": "Content violates usage guidelines: moderation"}, InvalidRequest),
-        (404, {"error": "The model does not exist"}, ProviderFailed),
+        (404, {"error": "The model does not exist"}, NothingMade),
         (422, {"error": "Failed to deserialize the JSON body"}, InvalidRequest),
         (429, {"error": "Too many requests"}, ProviderBusy),
         (503, {"error": "moderation is down"}, ProviderBusy),

@@ -197,6 +197,8 @@ class Upstream(ThreadingHTTPServer):
         """For protocols that poll: whatever they keep."""
         self.over = threading.Event()
         """Set at the end, so that nothing sleeps on."""
+        self.written = 0
+        """Mebibytes of answers without end that went out: into the hub, or the buffers of the two sockets."""
         self._count = 0
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Handler)
@@ -236,7 +238,7 @@ class Upstream(ThreadingHTTPServer):
         """As if nothing had been asked yet; pictures can still be fetched."""
         for each in (self.asked, self.faults, self.picture_faults, self.made, self.encoded, self.failures):
             each.clear()
-        self.spoil, self.garble, self.pictures_at = bytes, None, ""
+        self.spoil, self.garble, self.pictures_at, self.written = bytes, None, "", 0
 
 
 @functools.cache
@@ -425,6 +427,7 @@ def huge(mebibytes: int) -> Fault:
         handler.end_headers()
         for _ in range(mebibytes):
             handler.wfile.write(b"A" * (1 << 20))
+            handler.server.written += 1
         return True
 
     return fault
@@ -440,6 +443,7 @@ def endless(mebibytes: int) -> Fault:
         handler.end_headers()
         for _ in range(mebibytes):
             handler.wfile.write(b"100000\r\n" + b"A" * (1 << 20) + b"\r\n")
+            handler.server.written += 1
         handler.close_connection = True
         return True
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import pytest
 
 from hub.errors import ConfigurationError
+from hub.remote import credentials
 from hub.remote.adapter import Answer, retry_after
 from hub.remote.credentials import LONGEST_PARKED, PARKED, Credentials, Key, Keys, open_credentials
 from tests.remote.fake import SECRET
@@ -36,6 +38,20 @@ def test_keys_come_from_the_environment_and_leave_it() -> None:
     assert texts(found, "openai") == [SECRET]
     assert texts(found, "fal") == []
     assert environ == {"OTHER": "x"}
+
+
+def test_a_second_hub_in_the_same_process_has_the_same_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    def opened() -> list[str]:
+        found = texts(open_credentials(None, {"openai": "OPENAI_API_KEY"}), "openai")
+        assert "OPENAI_API_KEY" not in os.environ
+        return found
+
+    for now in (SECRET, "another"):
+        monkeypatch.setenv("OPENAI_API_KEY", now)
+        assert [opened(), opened()] == [[now], [now]]
+    assert "another" not in repr(credentials._REMEMBERED)
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    assert opened() == []
 
 
 def test_the_file_wins_over_the_environment_which_is_emptied_all_the_same(tmp_path: Path) -> None:
@@ -127,7 +143,7 @@ def test_a_refused_key_is_tried_again_in_longer_and_longer_intervals_until_it_is
         waits.append(keys.refuse(key))
         assert keys.refuse(key) == waits[-1]  # another request, with the same key at the same time
         assert keys.pick() is None
-        assert keys.rested_in is None
+        assert keys.rested_in() is None
         clock.now += waits[-1]
     assert waits[:4] == [PARKED, 2 * PARKED, 4 * PARKED, 8 * PARKED]
     assert waits[-1] == LONGEST_PARKED
@@ -141,16 +157,50 @@ def test_a_key_that_was_told_to_wait_rests_for_that_long() -> None:
     keys.rest(key, 7)
     assert {str(keys.pick()) for _ in range(50)} == {"Key(b)"}
     assert keys.pick(keys.all[1:]) is None
-    assert keys.rested_in == 7
+    assert keys.rested_in(keys.all[1:]) == 7
     clock.now += 7
     assert keys.pick(keys.all[1:]) is key
+
+
+def test_a_key_that_rests_goes_on_resting_when_another_request_is_served_with_it() -> None:
+    keys = Keys([key := Key("a", "a")], Clock())
+    keys.rest(key, 7)
+    keys.taken(key)
+    assert keys.pick() is None
+    assert keys.rested_in() == 7
+
+
+def test_a_key_that_is_refused_while_it_rests_is_not_waited_for() -> None:
+    clock = Clock()
+    keys = Keys([key := Key("a", "a")], clock)
+    keys.rest(key, 3600)
+    keys.refuse(key)
+    assert keys.rested_in() is None
+    clock.now += 3600
+    assert keys.pick() is key
+    assert keys.rested_in([key]) is None  # by this request
+
+
+def test_a_key_that_is_refused_for_one_model_is_left_alone_by_that_one() -> None:
+    clock = Clock()
+    keys = Keys([key := Key("a", "a")], clock)
+    of_a, of_b = keys.of("a"), keys.of("b")
+    assert of_a.refuse(key, everywhere=False) == PARKED
+    assert of_a.pick() is None and of_a.rested_in() is None
+    assert of_b.pick() is key
+    of_b.taken(key)
+    assert of_a.pick() is None
+    clock.now += PARKED
+    assert of_a.pick() is key
+    of_b.refuse(key)
+    assert of_a.pick() is None
 
 
 def test_a_refused_key_is_not_made_a_resting_one_by_an_answer_that_comes_later() -> None:
     keys = Keys([key := Key("a", "a")], Clock())
     keys.refuse(key)
     keys.rest(key, 1)
-    assert keys.rested_in is None
+    assert keys.rested_in() is None
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import gc
 import json
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from hub.errors import (
     HubError,
@@ -23,13 +25,16 @@ from hub.errors import (
     ProviderTimeout,
     ProviderUnavailable,
 )
-from hub.remote import caller
+from hub.manifest import RemoteDefaults
+from hub.remote import caller, works
 from hub.remote.adapter import Adapter, Answer, Call, Made, Pending
+from hub.remote.caller import Caller
 from hub.remote.credentials import Credentials, Key, Keys
 from hub.remote.provider import RemoteProvider
 from hub.remote.transport import Transport
-from hub.remote.wish import Wish
-from hub.types import Event, ImageRequest, ImageResult, Preview, Progress
+from hub.remote.wish import Wish, plan
+from hub.remote.works import Works
+from hub.types import Event, ImageRequest, ImageResult, Preview, Progress, Size
 from tests.remote.fake import (
     FAKE,
     SECRET,
@@ -39,6 +44,7 @@ from tests.remote.fake import (
     body_of,
     drops,
     hangs,
+    http,
     manifest,
     png,
     says,
@@ -53,6 +59,7 @@ GOOD = says(body_of(png()))
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(caller, "BACKOFF", 0.02)
     monkeypatch.setattr(caller, "SHORTEST_POLL", 0.01)
+    monkeypatch.setattr(works, "GRACE", 0.3)
 
 
 class Asking:
@@ -146,6 +153,76 @@ def test_when_one_call_fails_its_sisters_are_stopped_and_may_have_cost_something
         assert error.headers["x-should-retry"] == "false"
 
     run(test, hangs, hangs, says(b"{}", 402), hangs)
+
+
+def after(seconds: float, reaction: Reaction) -> Reaction:
+    async def react(heard: Heard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(seconds)
+        await reaction(heard, reader, writer)
+
+    return react
+
+
+@pytest.mark.parametrize("reactions", [(GOOD, after(0.1, says(b"{}", 400))), (says(b"{}", 400), after(0.1, GOOD))])
+def test_a_request_that_is_refused_in_part_may_have_cost_something(reactions: tuple[Reaction, Reaction]) -> None:
+    async def test(asking: Asking) -> None:
+        error = await asking.fail(n=2)
+        assert isinstance(error, InvalidRequest)
+        assert error.may_have_billed
+        assert error.headers["x-should-retry"] == "false"
+
+    run(test, *reactions)
+
+
+@pytest.mark.parametrize("status", [400, 429, 503])
+def test_a_request_of_which_all_calls_are_refused_has_cost_nothing_whichever_is_refused_first(
+    status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(works, "GRACE", 20)
+
+    async def test(asking: Asking) -> None:
+        error = await asking.fail(n=10)
+        assert not error.may_have_billed
+        assert len(asking.server.posts) == 4
+
+    refuses = says(b"{}", status, Retry_After="60")
+    run(test, refuses, after(0.2, refuses))
+
+
+def test_a_request_is_given_up_as_soon_as_it_is_known_to_cost_something(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(works, "GRACE", 19)
+
+    async def test(asking: Asking) -> None:
+        start = asyncio.get_running_loop().time()
+        assert (await asking.fail(n=3)).may_have_billed
+        assert asyncio.get_running_loop().time() - start < 10
+
+    run(test, says(b"{}", 400), after(0.1, GOOD), hangs)
+
+
+@pytest.mark.parametrize(("reaction", "costs"), [(GOOD, False), (hangs, True)])
+def test_a_request_that_is_cancelled_costs_nothing_before_it_was_sent(reaction: Reaction, costs: bool) -> None:
+    async def test(asking: Asking) -> None:
+        if not costs:
+            asking.keys.rest(asking.keys.all[0], 5)
+        told = Works()
+        model = manifest(asking.server.url)
+        task = asyncio.create_task(asking.provider.generate(model, ImageRequest(prompt="x"), works=told))
+        await asyncio.sleep(0.1)
+        while costs and not asking.server.posts:
+            await asyncio.sleep(0.01)
+        task.cancel()
+        await asyncio.wait({task})
+        assert told.may_be_billed is costs
+
+    run(test, reaction)
+
+
+def test_each_of_several_calls_has_the_time_that_the_manifest_gives_one() -> None:
+    async def test(asking: Asking) -> None:
+        assert len((await asking.make({"timeout": 1.2}, n=9)).images) == 9
+
+    run(test, after(0.5, GOOD))
 
 
 def test_when_all_calls_are_refused_nothing_has_cost_anything() -> None:
@@ -243,6 +320,25 @@ def test_a_key_that_was_refused_is_tried_again_after_a_while() -> None:
         assert len(asking.server.posts) == 2
 
     run(test, says(b"{}", 401), GOOD, keys=Keys([Key("test", SECRET)], lambda: now[0]))
+
+
+@pytest.mark.parametrize(("status", "served"), [(401, False), (402, False), (403, True)])
+def test_a_key_that_is_refused_for_one_model_serves_the_others(status: int, served: bool) -> None:
+    async def test(asking: Asking) -> None:
+        error = await asking.fail()
+        assert isinstance(error, ProviderKeyRefused)
+        assert error.headers["x-should-retry"] == "false"
+        assert isinstance(await asking.fail(), ProviderKeyRefused)
+        assert len(asking.server.posts) == 1
+        other = structs.replace(manifest(asking.server.url), id="fake/other")
+        asked = asking.provider.generate(other, ImageRequest(prompt="x"))
+        if served:
+            await asked
+        else:
+            with pytest.raises(ProviderKeyRefused):
+                await asked
+
+    run(test, says(b"{}", status), GOOD)
 
 
 def test_without_a_key_nothing_is_sent() -> None:
@@ -362,6 +458,7 @@ def test_a_question_that_hangs_is_given_up_and_asked_again(monkeypatch: pytest.M
         "@evil.example/job",
         ".evil.example/job",
         "//evil.example/job",
+        "http://fake.example/job",
         "http://fake.example\\@evil.example",
         "http://evil.example\t.fake.example/",
         "file:///etc/passwd",
@@ -376,6 +473,79 @@ def test_a_key_is_not_sent_where_an_answer_points_to(place: str) -> None:
         assert {each.headers["host"] for each in asking.server.heard} == {asking.server.url.removeprefix("http://")}
 
     run(test, job(place), says(b"{}", 404))
+
+
+@pytest.mark.parametrize(
+    ("base", "own"), [("https://eu.fake.example/v1", True), ("https://proxy.example", False), ("https://e.x", False)]
+)
+def test_a_providers_other_domains_get_the_key_only_where_its_own_was_asked(base: str, own: bool) -> None:
+    model = manifest(base)
+    asking = Caller(Transport(), FAKE, plan(model, FAKE.honours, ImageRequest(prompt="x")), Keys(()))
+    assert asking._url(f"{base}/job") == f"{base}/job"
+    named = "https://us.fake.example/job"
+    if own:
+        assert asking._url(named) == named
+    else:
+        with pytest.raises(ProviderFailed):
+            asking._url(named)
+
+
+def test_a_question_that_is_refused_is_asked_again_and_then_given_up_with_its_job() -> None:
+    async def test(asking: Asking) -> None:
+        assert (await asking.make()).images == (png(),)
+        asking.server.reactions[:] = [job(cancel="/gone"), says(b"{}", 400)]
+        asking.server.heard.clear()
+        error = await asking.fail()
+        assert isinstance(error, ProviderFailed)
+        assert error.may_have_billed
+        await asyncio.sleep(0.1)
+        assert [each.method for each in asking.server.heard] == ["POST", *["GET"] * caller.POLL_FAILURES, "DELETE"]
+
+    run(test, job(), says(b"{}", 422), GOOD)
+
+
+def test_an_answer_to_a_question_may_take_its_time_once_it_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drips(_: Heard, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answer = http(body_of(png()))
+        writer.write(answer[:-9])
+        await asyncio.sleep(0.6)
+        writer.write(answer[-9:])
+
+    async def test(asking: Asking) -> None:
+        await asking.make()
+        assert [each.method for each in asking.server.heard] == ["POST", "GET"]
+
+    monkeypatch.setattr(caller, "POLL_TIMEOUT", 0.3)
+    run(test, job(), drips)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"), [((), ()), (("a",), ("a", "")), (("a", "b", "c"), ("a", "b")), (("", "b"), ("", "b"))]
+)
+def test_each_picture_has_its_own_revised_prompt_or_an_empty_one(
+    prompts: tuple[str, ...], told: tuple[str, ...]
+) -> None:
+    class Revising(type(FAKE)):  # type: ignore[misc]
+        def read(self, wish: Wish, answer: Answer) -> Made | Pending:
+            made = super().read(wish, answer)
+            assert isinstance(made, Made)
+            return structs.replace(made, revised_prompts=prompts)
+
+    async def test(asking: Asking) -> None:
+        assert (await asking.make({"max_n": 2}, n=4)).revised_prompts == told * 2
+
+    run(test, says(body_of(png(), png(), png())), adapter=Revising())
+
+
+def test_another_size_is_told_only_to_who_has_asked_for_one() -> None:
+    async def test(asking: Asking) -> None:
+        model = structs.replace(manifest(asking.server.url), defaults=RemoteDefaults(size="1024x1024"))
+        made = await asking.provider.generate(model, ImageRequest(prompt="x"))
+        assert made.warnings == ()
+        made = await asking.provider.generate(model, ImageRequest(prompt="x", size=Size(512, 512)))
+        assert made.warnings == ("size: Fake made 64x64 instead of 512x512",)
+
+    run(test, GOOD)
 
 
 def picture(data: bytes) -> bytes:
@@ -485,3 +655,44 @@ def test_each_error_is_an_object_of_its_own() -> None:
         assert all(isinstance(error, ProviderError) for error in errors)
 
     run(test, drops)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (says(b"{}", 400), InvalidRequest),
+        (says(b"{}", 429, Retry_After="60"), ProviderBusy),
+        (says(b"{}", 500), ProviderFailed),
+        (drops, ProviderFailed),
+    ],
+    ids=["400", "429", "500", "cut"],
+)
+def test_whatever_one_call_fails_with_its_sisters_may_have_been_billed(fault: Reaction, error: type[HubError]) -> None:
+    async def fails(heard: Heard, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.2)  # until its sisters are at work
+        await fault(heard, reader, writer)
+
+    async def test(asking: Asking) -> None:
+        told = await asking.fail(n=3)
+        assert isinstance(told, error) and told.may_have_billed
+        assert told.headers["x-should-retry"] == "false"
+        assert len(asking.server.posts) == 3
+
+    run(test, fails, hangs)
+
+
+def test_a_stream_that_is_refused_after_previews_may_have_been_billed() -> None:
+    class Refusing(type(FAKE)):  # type: ignore[misc]
+        def event(self, wish: Wish, name: str, data: bytes) -> Any:
+            if name == "error":
+                raise self.refusal(Answer(400, {}, data))
+            return super().event(wish, name, data)
+
+    async def test(asking: Asking) -> None:
+        told = await asking.fail(partial_images=1)
+        assert isinstance(told, InvalidRequest) and told.may_have_billed
+        asking.server.reactions = [streams(("error", b"{}"))]
+        assert not (await asking.fail(partial_images=1)).may_have_billed, "nothing was shown"
+
+    preview = json.dumps({"partial": base64.b64encode(png()).decode()}).encode()
+    run(test, streams(("partial", preview), ("error", b"{}")), adapter=Refusing())

@@ -205,7 +205,7 @@ def test_events_are_read_however_they_are_cut(pieces: int) -> None:
     text = (
         b": hello\n\nevent: a\ndata: 1\ndata:2\n\nevent: b\r\ndata: {}\r\n\r\nid: 3\n\ndata\n\ndata: last\n\ndata: half"
     )
-    assert events_of(text, pieces) == [("a", b"1\n2"), ("b", b"{}"), ("", b"last")]
+    assert events_of(text, pieces) == [("a", b"1\n2"), ("b", b"{}"), ("", b"last"), ("", b"half")]
 
 
 def test_a_stream_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

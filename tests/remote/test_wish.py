@@ -33,6 +33,12 @@ def jpeg(**options: Any) -> bytes:
     return buffer.getvalue()
 
 
+def white(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (side, side), 255).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 def held(orientation: int) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -71,6 +77,15 @@ def test_a_source_that_a_camera_says_to_turn_is_turned_since_the_mask_is_for_the
         assert sent.getexif().get(0x0112, 1) == 1
     assert found.mask is not None
     assert found.mask.picture.size == upright.size
+
+
+def test_a_mask_that_was_resampled_is_told_and_refused_where_the_request_is_strict() -> None:
+    found = wish(images=(png(side=64),), mask=white(32))
+    assert found.mask is not None
+    assert found.mask.picture.size == (64, 64)
+    assert [(each.param, "resampled" in each.message) for each in found.notices] == [("mask", True)]
+    assert refused(images=(png(side=64),), mask=white(32), strict=True).param == "mask"
+    assert wish(images=(png(side=64),), mask=white(64), strict=True).notices == ()
 
 
 def test_a_source_without_its_end_which_decoders_forgive_is_mended() -> None:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hub.manifest import RemoteDefaults, RemoteManifest, RemoteSection, ShapesSection
-from hub.remote.wish import nearest_size, plan
+from hub.remote.sizes import nearest_size
+from hub.remote.wish import plan
 from hub.types import ImageRequest, Size
 from tests.providers.ready_made import READY_MADE, picture, ready_made
 

@@ -12,7 +12,7 @@ from hub.engine.protocol import EngineModel, Generate, Notice
 from hub.errors import InvalidRequest
 from hub.imaging.decode import fit, place
 from hub.imaging.geometry import cropped_to, nearest_shape
-from hub.manifest import ModelManifest, parse_size
+from hub.manifest import MIN_OUTPUT, ModelManifest, parse_size
 from hub.pipelines.families import family_at
 from hub.providers.local.sources import Sources, read_sources
 from hub.types import EFFORTS, MAX_SEED, ImageRequest, Size
@@ -20,7 +20,6 @@ from hub.types import EFFORTS, MAX_SEED, ImageRequest, Size
 if TYPE_CHECKING:
     from PIL import Image
 
-MIN_OUTPUT = 16
 MAX_REQUEST_PIXELS = 64 * 1024 * 1024
 MAX_WEBP_SIDE = 16_383
 
@@ -119,8 +118,7 @@ def plan_output(manifest: ModelManifest, request: ImageRequest, source: Image.Im
     largest = manifest.size.max_output
     if request.size is not None:
         output = request.size
-        if not all(MIN_OUTPUT <= side <= largest for side in (output.width, output.height)):
-            words = f"size: {output} is out of range; each side must be {MIN_OUTPUT} to {largest} pixels."
+        if (words := manifest.size.refused(output)) is not None:
             raise InvalidRequest(words, param="size")
     elif source is not None:
         scale = min(1.0, largest / max(source.size))

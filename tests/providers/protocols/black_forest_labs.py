@@ -158,7 +158,8 @@ class BlackForestLabsProtocol(Protocol):
             status, reply["status"] = self.ends
         if reply["status"] == "Ready":
             body = job["body"]
-            size = getattr(body, "width", None) or 1024, getattr(body, "height", None) or 1024
+            side = 2048 if isinstance(body, Ultra) else 1024
+            size = getattr(body, "width", None) or side, getattr(body, "height", None) or side
             image_format = getattr(body, "output_format", "png").upper()
             sample = upstream.link(*size, image_format=image_format)
             reply["result"] = {"sample": sample, "prompt": body.prompt, "seed": getattr(body, "seed", None) or 42}

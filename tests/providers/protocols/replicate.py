@@ -36,7 +36,7 @@ class Flux2(Inputs):
 class FluxDev(Inputs):
     image: str | None = None
     prompt_strength: Annotated[float, Field(ge=0, le=1)] = 0.8
-    aspect_ratio: RATIOS | Literal["match_input_image"] = "1:1"
+    aspect_ratio: RATIOS = "1:1"
     num_outputs: Annotated[int, Field(ge=1, le=4)] = 1
     num_inference_steps: Annotated[int, Field(ge=1, le=50)] = 28
     guidance: Annotated[float, Field(ge=0, le=10)] = 3.0
@@ -57,6 +57,7 @@ class ReplicateProtocol(Protocol):
     remote = {
         "model": "black-forest-labs/flux-2-pro",
         "max_images": 8,
+        "source_ratio": "match_input_image",
         "shapes": ShapesSection(multiple=32, min=256, max=2048),
         "formats": ["png", "jpeg", "webp"],
         "fields": {
