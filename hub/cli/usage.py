@@ -55,7 +55,8 @@ def usage(
     """Show what was used and what it cost, by key, model and day. Days and months are those of UTC.
 
     A request that failed over after a try that may have been billed counts at both targets. What is left of budgets is
-    told for the keys that are shown. Reads the hub's database, whether the hub runs or not. What was used in the last second may be missing.
+    told for the keys that are shown. Reads the hub's database, whether the hub runs or not. What was used in the last
+    second may be missing.
     """
     from hub import report
 
