@@ -100,9 +100,11 @@ def _decide(settings: Settings, model: str, request: ImageRequest, caller: Calle
 
 
 def _show(decided: Route, caller: Caller, error: HubError | None) -> None:
+    from hub.prices import dollars, micro
+
     who = f"the key '{caller.owner}'" if caller.owner else "a caller without a key"
     may = "may leave this machine" if caller.may_leave else "may not leave this machine"
-    left = "" if caller.budget is None else f", ${caller.budget.left:.2f} of the budget is left"
+    left = "" if caller.budget is None else f", {dollars(micro(caller.budget.left))} of the budget is left"
     click.echo(f"{decided.reason}.\nFor {who}: {may}{left}.")
     for number, target in enumerate(decided.targets, 1):
         click.echo(f"{number}. {target.manifest.id} ({_price(target.cost)}): {target.why}")
