@@ -45,9 +45,10 @@ class Ask(Struct, frozen=True, kw_only=True):
     """A request as the jobs see it.
 
     `owner` is the name of the caller's key. `rendering` is opaque here: the API's own note of how to answer.
-    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. `recipe` is a
-    digest of all that its pictures follow from, where a later request for the same may have them, else None; `fresh`
-    asks for a run all the same. `goes_on`: the work is finished even when nobody waits for it any more.
+    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. It `joins` any of
+    them, or one alone that its client has abandoned, as one does that comes again. `recipe` is a digest of all that its
+    pictures follow from, where a later request for the same may have them, else None; `fresh` asks for a run all the
+    same. `goes_on`: the work is finished even when nobody waits for it any more.
     """
 
     owner: str | None
@@ -56,6 +57,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     rendering: bytes
     output_format: OutputFormat
     fingerprint: str | None = None
+    joins: Literal["any", "abandoned"] = "any"
     recipe: str | None = None
     fresh: bool = False
     idempotency_key: str | None = None
@@ -105,6 +107,11 @@ class Job:
     def ended(self) -> bool:
         """Whether nothing about it will change any more."""
         return self._ended.is_set()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its clients have left, and none of them was given the result."""
+        return not self.watchers and not self.collected
 
     @property
     def eta(self) -> float | None:
