@@ -163,7 +163,7 @@ class Serving:
         keys = self._remote.keys_of(manifest)
         if not keys.all:
             try:
-                return ("none" if providers.adapter(manifest.provider).needs_key else ""), 0.0
+                return ("none" if providers.adapter(manifest.provider).asks_for_key(manifest) else ""), 0.0
             except ModelUnusable:  # told by the attempt, in its own words
                 return "", 0.0
         if keys.pick() is not None:

@@ -275,6 +275,23 @@ def test_all_that_failed_is_named_and_the_last_of_them_decides(house: House) -> 
     house.run(test)
 
 
+def test_a_server_whose_keys_are_named_and_not_there_is_left_out(house: House) -> None:
+    (house.models / "lab.toml").write_text(
+        'id = "lab"\nname = "lab"\ndescription = ""\nprovider = "openai_compatible"\ntasks = ["text-to-image"]\n'
+        f'[remote]\nmodel = "x"\nbase_url = "{house.near.url}"\ncredentials = "nobody"\n'
+    )
+    write_route(house.models, "lab", "far")
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        made = await hub.generate("image", STAR)
+        assert made.target == "far" and "lab was left out: it needs a key" in made.warnings[0]
+        error = await fails(hub.generate("lab", STAR))
+        assert (error.status, error.code) == (503, "provider_unavailable")
+        assert house.near.asked == []
+
+    house.run(test)
+
+
 # ── who may leave ──
 
 

@@ -213,6 +213,10 @@ class Adapter:
         del manifest
         return self.honours
 
+    def asks_for_key(self, manifest: RemoteManifest) -> bool:
+        """Whether nothing is sent without a key: one that the manifest names is wanted in any case."""
+        return self.needs_key or manifest.remote.credentials is not None
+
     def most(self, manifest: RemoteManifest, request: ImageRequest) -> int:
         """How many pictures one call may ask for; more are had by several calls."""
         del request

@@ -181,7 +181,7 @@ class Caller:
         title, waited = self._adapter.title, 0.0
         while True:
             key = self._keys.pick(refused)
-            if key is not None or (not self._keys.all and not self._adapter.needs_key):
+            if key is not None or not (self._keys.all or self._adapter.asks_for_key(self._wish.manifest)):
                 return key
             if not self._keys.all:
                 raise ProviderUnavailable(f"This hub has no key for {title}. Its owner has to give it one.")
