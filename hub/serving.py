@@ -170,7 +170,7 @@ class Serving:
             return "", 0.0
         rest = keys.rested_in()
         if rest is None:
-            return "refused", 0.0
+            return ("no credit" if keys.no_credit else "refused"), 0.0
         return ("busy", rest) if rest > LONGEST_WAIT else ("", 0.0)
 
 

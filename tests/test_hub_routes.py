@@ -292,6 +292,30 @@ def test_a_server_whose_keys_are_named_and_not_there_is_left_out(house: House) -
     house.run(test)
 
 
+def test_what_only_the_owner_can_mend_is_not_tried_again_by_clients(house: House) -> None:
+    house.near.faults.append(answers(404))
+    write_remote(house.models, "keyless", house.near.url)
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        for name in ("near", "keyless"):
+            assert (await fails(hub.generate(name, STAR))).headers == {"x-should-retry": "false"}
+
+    house.run(test)
+
+
+def test_credit_that_is_gone_is_told_as_that_as_long_as_the_key_is_left_alone(house: House) -> None:
+    write_route(house.models, "near")
+    house.near.faults.append(answers(402))
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        for name in ("near", "near", "image"):
+            error = await fails(hub.generate(name, STAR))
+            assert error.code == "provider_key_refused" and "no credit" in error.message.lower()
+        assert len(house.near.asked) == 1
+
+    house.run(test)
+
+
 # ── who may leave ──
 
 
