@@ -78,8 +78,8 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
 
 
 def _knows_pictures(prices: PricesSection) -> bool:
-    """Whether the table says what a picture costs. One of the prompt's tokens alone does not: by it, all would cost next
-    to nothing."""
+    """Whether the table says what a picture costs. One of the prompt's tokens alone does not: by it, everything would
+    cost next to nothing."""
     return bool(prices.images or prices.megapixel or (prices.tokens and prices.tokens.output))
 
 
