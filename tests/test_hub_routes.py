@@ -316,6 +316,22 @@ def test_credit_that_is_gone_is_told_as_that_as_long_as_the_key_is_left_alone(ho
     house.run(test)
 
 
+@pytest.mark.parametrize("fault", [answers(500), answers(401), answers(400)], ids=["500", "401", "400"])
+def test_an_error_and_the_log_say_which_model_it_was(
+    house: House, fault: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.near.faults.append(fault)
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        with caplog.at_level(logging.INFO):
+            error = await fails(hub.generate("near", STAR))
+        assert error.message.startswith("near: ")
+        assert f"near failed: {error.status} {error.code}" in caplog.text
+        assert "near answered " in caplog.text
+
+    house.run(test)
+
+
 # ── who may leave ──
 
 

@@ -255,7 +255,7 @@ class Caller:
         if 200 <= answer.status < 300:
             return self._understood(self._adapter.read, self._wish, answer)
         label = self._wish.request.label or "request"
-        log.info("%s: %s answered %d", label, self._adapter.name, answer.status)
+        log.info("%s: %s answered %d", label, self._wish.manifest.id, answer.status)
         raise self._understood(self._adapter.refusal, answer)
 
     def _understood(self, of_adapter: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
