@@ -323,6 +323,7 @@ class Jobs:
             seed=made.seed,
             size=made.size,
             quality=made.quality,
+            quality_told=made.quality_told,
             output_format=output_format,
             background=made.background,
             revised_prompts=list(made.revised_prompts),

@@ -37,6 +37,7 @@ class JobResult(Struct, frozen=True, kw_only=True):
     usage: Usage
     warnings: list[str]
     background: Background = "opaque"
+    quality_told: bool = True
     revised_prompts: list[str] = []
     target: str = ""
 
