@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import io
 import ipaddress
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     import httpx2
 
 TIMEOUT = 20.0
+SMALL = 1 << 14
 CONNECT = 5.0
 """Seconds for an address to take a connection; then the host's next one is tried."""
 
@@ -191,12 +191,30 @@ async def _from(
             raise Unfetchable("status", answer.status_code)
         if int(answer.headers.get("content-length", "0")) > max_bytes:
             raise Unfetchable("large")
-        body = io.BytesIO()
-        async for piece in answer.aiter_raw():
-            body.write(piece)
-            if body.tell() > max_bytes:
-                raise Unfetchable("large")
-        return body.getvalue(), None
+        body = await joined(answer.aiter_raw(), max_bytes)
+        if body is None:
+            raise Unfetchable("large")
+        return body, None
+
+
+async def joined(pieces: AsyncGenerator[bytes], most: int) -> bytes | None:
+    """A body that comes in pieces; None where it is larger. Copied once, and never many times its size in memory, as a
+    list would be of pieces that are bytes."""
+    body: list[bytes] = []
+    small, total = bytearray(), 0
+    async with contextlib.aclosing(pieces):
+        async for piece in pieces:
+            total += len(piece)
+            if total > most:
+                return None
+            if len(piece) < SMALL:
+                small += piece
+                continue
+            if small:
+                body.append(bytes(small))
+                small.clear()
+            body.append(piece)
+    return b"".join([*body, small] if small else body)
 
 
 @functools.cache

@@ -38,11 +38,11 @@ def slow_disk(hub: Hub, monkeypatch: pytest.MonkeyPatch, error: Exception | None
     """Nothing is stored before the event is set; and then nothing, where there is an error."""
     go, store = threading.Event(), hub.files._store
 
-    def slowly(path: Path, data: bytes) -> None:
+    def slowly(path: Path, data: bytes, read_soon: bool) -> None:
         go.wait(10)
         if error is not None:
             raise error
-        store(path, data)
+        store(path, data, read_soon)
 
     monkeypatch.setattr(hub.files, "_store", slowly)
     try:

@@ -111,6 +111,7 @@ async def submit(
         fresh="no-cache" in cache,
         idempotency_key=key,
         goes_on=mode == "job" or policy == "finish",
+        takes_base64=mode != "job" and response_format == "b64_json",
     )
     origins, label = own_origins(request, hub.settings), log_label(request)
     partial_images = 0 if mode == "wait" else params.partial_images or 0

@@ -333,7 +333,7 @@ class Jobs:
         )
         if made.encoded:
             job.have(result)
-        files = await self._save_all(made.images, output_format, keep_until)
+        files = await self._save_all(made.images, output_format, keep_until, read_soon=not ask.takes_base64)
         self._hold(job, msgspec.structs.replace(result, files=files), keep_until)
 
     @staticmethod
@@ -341,9 +341,14 @@ class Jobs:
         job.result, job.row.result = result, msgspec.json.encode(result)
         job.row.status, job.row.expires_at = "completed", keep_until
 
-    async def _save_all(self, images: Sequence[bytes], output_format: OutputFormat, keep_until: float) -> list[str]:
+    async def _save_all(
+        self, images: Sequence[bytes], output_format: OutputFormat, keep_until: float, *, read_soon: bool
+    ) -> list[str]:
         """Stores all pictures of a job, or none."""
-        saving = [asyncio.create_task(self._files.save(image, output_format, keep_until)) for image in images]
+        saving = [
+            asyncio.create_task(self._files.save(image, output_format, keep_until, read_soon=read_soon))
+            for image in images
+        ]
         try:
             return list(await asyncio.gather(*saving))
         except BaseException:

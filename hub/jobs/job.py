@@ -49,7 +49,8 @@ class Ask(Struct, frozen=True, kw_only=True):
     `fingerprint` is a digest of the whole request where identical ones may share a run, else None. It `joins` any of
     them, or one alone that its client has abandoned, as one does that comes again. `recipe` is a digest of all that its
     pictures follow from, where a later request for the same may have them, else None; `fresh` asks for a run all the
-    same. `goes_on`: the work is finished even when nobody waits for it any more.
+    same. `goes_on`: the work is finished even when nobody waits for it any more. `takes_base64`: the client has the
+    pictures with its answer, so that their files are hardly read.
     """
 
     owner: str | None
@@ -63,6 +64,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     fresh: bool = False
     idempotency_key: str | None = None
     goes_on: bool = False
+    takes_base64: bool = False
 
 
 class Job:

@@ -183,6 +183,8 @@ class _Run:
 
 async def together(*work: Coroutine[Any, Any, T]) -> list[T]:
     """All results, in order; or the first error, when all others were stopped."""
+    if len(work) == 1:
+        return [await work[0]]
     tasks = [asyncio.create_task(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, certificates, fetch, resolve, split, why_not
+from hub.fetching import Resolve, Unfetchable, certificates, fetch, joined, resolve, split, why_not
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
@@ -227,11 +226,10 @@ async def _read(answer: httpx2.Response) -> Answer:
     _check_encoding(answer)
     if int(headers.get("content-length", "0")) > MAX_ANSWER:
         raise _too_large()
-    body = io.BytesIO()  # not a list of pieces: of a body that comes byte by byte, these would be forty times its size
-    async with contextlib.aclosing(_pieces(answer)) as pieces:
-        async for piece in pieces:
-            body.write(piece)
-    return Answer(answer.status_code, headers, body.getvalue())
+    body = await joined(answer.aiter_raw(), MAX_ANSWER)
+    if body is None:
+        raise _too_large()
+    return Answer(answer.status_code, headers, body)
 
 
 async def _begin(answer: httpx2.Response) -> bytes:
