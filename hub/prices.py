@@ -89,8 +89,7 @@ def estimate(
         total += request.n * pixels / MEGAPIXEL * prices.megapixel
     if prices.tokens:
         total += _tokens(prices.tokens, request, size, quality, calls or request.n)
-    knows = bool(prices.images or prices.megapixel or prices.tokens)
-    return total if knows and (total or not prices.second) else None
+    return total if _knows_pictures(prices) and (total or not prices.second) else None
 
 
 def cost(prices: PricesSection, result: ImageResult) -> float | None:
@@ -104,6 +103,8 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
         return result.cost
     if prices.is_free or (prices.tokens and result.usage is None):
         return None
+    if not (_knows_pictures(prices) or prices.second):
+        return None
     made, total = len(result.images), result.device_seconds * prices.second
     if prices.images:
         if not result.quality_told and len({_price(prices.images, each, result.size) for each in QUALITIES}) > 1:
@@ -115,6 +116,12 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
         tokens = usage.text_tokens * each.text + usage.image_tokens * each.image + usage.output_tokens * each.output
         total += tokens / MILLION
     return min(max(total, 0.0), MOST)
+
+
+def _knows_pictures(prices: PricesSection) -> bool:
+    """Whether the table says what a picture costs. One of the prompt's tokens alone does not: by it, everything would
+    cost next to nothing."""
+    return bool(prices.images or prices.megapixel or (prices.tokens and prices.tokens.output))
 
 
 def _tokens(prices: TokenPrices, request: ImageRequest, size: Size | None, quality: Effort | None, calls: int) -> float:

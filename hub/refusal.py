@@ -122,7 +122,7 @@ def _error(code: Code, words: str, route: Route, request: ImageRequest) -> HubEr
         case "key_refused":
             return ProviderKeyRefused(words)
         case "no_key":
-            return ProviderUnavailable(words)
+            return ProviderUnavailable(words).for_good()
         case "size" | "max_pixels":
             return InvalidRequest(f"size: {words}", param="size", code="unsupported_value")
         case "task" | "tasks":

@@ -39,7 +39,7 @@ PLANNED: frozenset[Code] = frozenset({"gone", "nested", "task", "size", "tasks",
 """What follows from the request and the manifests alone: no answer warns of it."""
 
 
-KeyState = Literal["", "none", "refused", "busy"]
+KeyState = Literal["", "none", "refused", "no credit", "busy"]
 
 
 class Caller(Struct, frozen=True, kw_only=True):

@@ -217,6 +217,8 @@ def _not_able(each: _Candidate, question: _Question) -> Verdict:
         return "no_key", "needs a key of its provider's, and this hub has none"
     if state.key == "refused":
         return "key_refused", "is one whose provider does not take this hub's key"
+    if state.key == "no credit":
+        return "key_refused", "is one with whose provider this hub has no credit left"
     if state.key == "busy":
         return "busy", f"takes no request for {_seconds(state.wait)}"
     if state.open:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import config_option, settings_from, told_plainly
+from hub.cli.common import check_key, config_option, settings_from, told_plainly
 
 if TYPE_CHECKING:
     from hub.errors import HubError
@@ -39,8 +39,7 @@ def route(*, model: str, key: str | None, as_json: bool, config: Path | None, **
     """
     with told_plainly():
         settings = settings_from(config, log_level="warning")
-        if key is not None and key not in settings.api_keys:
-            raise click.BadParameter(f"there is no key '{key}' among api_keys", param_hint="--key")
+        check_key(settings, key)
         request = _request(key or "", **wish)
         caller = _caller(settings, key or "")
         decided = _decide(settings, model, request, caller)

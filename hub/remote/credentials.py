@@ -56,11 +56,13 @@ class CredentialsSection(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Rest(Struct):
-    """For how long a key is left alone. `until`: monotonic seconds. `refusals`: how often in a row it was not taken."""
+    """For how long a key is left alone. `until`: monotonic seconds. `refusals`: how often in a row it was not taken;
+    `no_credit`: the last time, because nothing was left on it."""
 
     until: float = 0.0
     why: Literal["", "refused", "busy"] = ""
     refusals: int = 0
+    no_credit: bool = False
 
 
 class Key:
@@ -105,14 +107,15 @@ class Keys:
             return None
         return random.choices(usable, [key.weight for key in usable])[0]  # noqa: S311  # no secret: a share of the work
 
-    def refuse(self, key: Key, *, everywhere: bool = True) -> float:
+    def refuse(self, key: Key, *, everywhere: bool = True, no_credit: bool = False) -> float:
         """The provider does not take this key: it is left alone, and tried again after so many seconds. `everywhere`:
-        by all models, and not by this one alone."""
+        by all models, and not by this one alone. `no_credit`: it is good, but nothing is left on it."""
         rest = key.rest("" if everywhere else self._model)
         if rest.why != "refused" or not self._left(rest):  # else another request has told so just now
             seconds = min(LONGEST_PARKED, PARKED * 2 ** min(rest.refusals, 20))
             rest.until, rest.why = max(rest.until, self._now() + seconds), "refused"
             rest.refusals += 1
+            rest.no_credit = no_credit
         return self._left(rest)
 
     def rest(self, key: Key, seconds: float) -> None:
@@ -136,6 +139,14 @@ class Keys:
             if key not in but and not any(rest.why == "refused" and self._left(rest) for rest in self._rests(key))
         ]
         return min(waits, default=None)
+
+    @property
+    def no_credit(self) -> bool:
+        """Whether all are refused, and nothing is left on any of them."""
+        refused = [
+            [each for each in self._rests(key) if each.why == "refused" and self._left(each)] for key in self.all
+        ]
+        return bool(refused) and all(any(each.no_credit for each in rests) for rests in refused)
 
     def _rests(self, key: Key) -> tuple[Rest, Rest]:
         return key.rest(), key.rest(self._model)
