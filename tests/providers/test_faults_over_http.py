@@ -20,7 +20,7 @@ Hub = tuple[Server, Upstream]
 
 FAULTS: dict[str, tuple[Fault, int, str, dict[str, str | None]]] = {
     "400": (answers(400), 400, "provider_refused", {"x-should-retry": None}),
-    "401": (answers(401), 503, "provider_key_refused", {"x-should-retry": None}),
+    "401": (answers(401), 503, "provider_key_refused", {"x-should-retry": "false"}),
     "429": (answers(429, Retry_After="77"), 503, "provider_busy", {"retry-after": "77", "x-should-retry": None}),
     "500": (answers(500), 502, "provider_failed", {"x-should-retry": "false"}),
     "504": (answers(504), 504, "provider_timeout", {"x-should-retry": "false"}),
