@@ -16,7 +16,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from hub.http1 import AHEAD, MAX_HEAD, MAX_IDLE, SPAN, AsyncioTransport
+from hub.http1 import MAX_IDLE, AsyncioTransport
+from hub.http1.connection import AHEAD, MAX_HEAD, SPAN
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"

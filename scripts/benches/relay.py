@@ -24,8 +24,23 @@ from benches.sides import Hub, Server, scratch
 
 ADDED = 4.0
 """Milliseconds that the hub may add to the provider's own answer, at the median."""
-GAINS = {"b64_json": 6.0, "url": 4.0}
-"""Least gains in answers per second over LiteLLM's proxy."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is asked for. `model`: how its provider answers, in base64 or with a link of its own; `asked`: how the
+    client wants it; `gain`: the least one in answers per second over LiteLLM's proxy."""
+
+    model: str
+    asked: str
+    gain: float
+
+    def __str__(self) -> str:
+        provider = "base64" if self.model == "b64_json" else "a link"
+        return f"{self.asked}, provider sends {provider}"
+
+
+KINDS = (Kind("b64_json", "b64_json", 6.0), Kind("b64_json", "url", 4.0), Kind("url", "url", 4.0))
 CROWDS = (8, 16)
 """Clients at once; a single one for the latency."""
 PATHS = {"b64_json": "/v1/images/generations", "url": "/link/v1/images/generations"}
@@ -56,9 +71,9 @@ class Side:
     rates: list[float] = field(default_factory=list)
     spent: list[float] = field(default_factory=list)
 
-    def path(self, form: str) -> str:
-        """Where a picture in this form is asked for."""
-        return PATHS[form] if self.server.name == "upstream" else "/v1/images/generations"
+    def path(self, kind: Kind) -> str:
+        """Where a picture is asked for."""
+        return PATHS[kind.model] if self.server.name == "upstream" else "/v1/images/generations"
 
     def clear(self) -> None:
         """For the next comparison."""
@@ -94,13 +109,13 @@ class Clients:
         self._process.kill()
         self._process.wait()
 
-    def ask(self, side: Side, form: str, clients: int, **more: Any) -> tuple[float, list[float]]:
+    def ask(self, side: Side, kind: Kind, clients: int, **more: Any) -> tuple[float, list[float]]:
         """Seconds of all, and of each answer."""
         order = {
             "port": side.server.port,
-            "path": side.path(form),
+            "path": side.path(kind),
             "headers": side.headers,
-            "body": {"model": form, "prompt": "a lighthouse", "n": 1, "response_format": form},
+            "body": {"model": kind.model, "prompt": "a lighthouse", "n": 1, "response_format": kind.asked},
             "clients": clients,
             **more,
         }
@@ -113,19 +128,20 @@ class Clients:
         found = json.loads(line)
         return found["seconds"], found["times"]
 
-    def check(self, side: Side, form: str, picture: bytes) -> None:
+    def check(self, side: Side, kind: Kind, picture: bytes) -> None:
         """The side must answer with the provider's picture, byte for byte; and it becomes warm."""
-        self.ask(side, form, 4, requests=24, fetch=form == "url", sample=str(self._sample))
+        linked = kind.model == "url" or (kind.asked == "url" and side.server.name == "hub")
+        self.ask(side, kind, 4, requests=24, fetch=linked, sample=str(self._sample))
         sample = self._sample.read_bytes()
-        if form == "b64_json":
+        if not linked:
             sample = base64.b64decode(json.loads(sample)["data"][0]["b64_json"])
         if sample != picture:
             sys.exit(f"{side.server.name} answered with another picture")
 
-    def turn(self, side: Side, form: str, clients: int, seconds: float, *, fetch: bool) -> None:
+    def turn(self, side: Side, kind: Kind, clients: int, seconds: float, *, fetch: bool) -> None:
         """One round of a side."""
         before = cpu_seconds(side.server.process.pid)
-        taken, times = self.ask(side, form, clients, seconds=seconds, fetch=fetch)
+        taken, times = self.ask(side, kind, clients, seconds=seconds, fetch=fetch)
         side.spent.append((cpu_seconds(side.server.process.pid) - before) / len(times))
         side.times += times
         side.middles.append(statistics.median(times))
@@ -137,26 +153,28 @@ class Clients:
 def measure(report: Report) -> None:
     """Answers of 1.5 MB from one provider: its own, through the hub, and through LiteLLM's proxy."""
     with sides() as (every, clients, picture):
-        for form in PATHS:
+        for kind in KINDS:
             for side in every:
-                clients.check(side, form, picture)
-            compare(report, every, clients, form, 1, fetch=False)
-            for crowd in CROWDS:
-                compare(report, every, clients, form, crowd, fetch=False)
+                clients.check(side, kind, picture)
+            for crowd in (1, *CROWDS):
+                compare(report, every, clients, kind, crowd)
         for crowd in CROWDS:
-            compare(report, every, clients, "url", crowd, fetch=True)
+            compare(report, every, clients, KINDS[-1], crowd, fetch=True)
     report.note(f"LiteLLM: {machine.versions(VENV / 'bin' / 'python', 'litellm', 'uvicorn', 'uvloop')}; one process.")
     report.note("The hub looks at each picture, stores it, and serves it by its own link; LiteLLM does none of these.")
+    report.note("Where a link is asked for and the provider sends base64, LiteLLM hands on the base64.")
 
 
-def compare(report: Report, every: list[Side], clients: Clients, form: str, crowd: int, *, fetch: bool) -> None:
+def compare(
+    report: Report, every: list[Side], clients: Clients, kind: Kind, crowd: int, *, fetch: bool = False
+) -> None:
     """The sides in turn; then their numbers."""
     rounds = report.rounds(9)
     for turn in range(rounds):
         for side in every[turn % len(every) :] + every[: turn % len(every)]:
-            clients.turn(side, form, crowd, 0.3 if report.options.trial else 1.5, fetch=fetch)
+            clients.turn(side, kind, crowd, 0.3 if report.options.trial else 1.5, fetch=fetch)
     direct, hub, litellm = every
-    what = f"{form}{' and its picture' if fetch else ''}, {crowd} client{'s' if crowd > 1 else ''}"
+    what = f"{kind}{', and its picture' if fetch else ''}, {crowd} client{'s' if crowd > 1 else ''}"
     if crowd == 1:
         added = [1e3 * (one - other) for one, other in zip(hub.middles, direct.middles, strict=True)]
         report.row(
@@ -168,7 +186,7 @@ def compare(report: Report, every: list[Side], clients: Clients, form: str, crow
         for side in every:
             report.row(f"{what}: {side.server.name}, p50 and p95", percentiles(side.times))
     else:
-        wanted = GAINS[form] if not fetch else None
+        wanted = kind.gain if not fetch else None
         middle, measured = ratios(hub.rates, litellm.rates)
         report.row(
             f"{what}: hub / LiteLLM, answers/s",
