@@ -189,7 +189,7 @@ def test_a_broken_manifest_is_named_and_the_others_are_looked_at(tmp_path: Path,
 def test_two_manifests_with_one_name_are_told(tmp_path: Path, model: Path, seen: Seen) -> None:
     shutil.copy(tmp_path / "models" / "small.toml", tmp_path / "models" / "twin.toml")
     told = the_one(examine(settings(tmp_path), {}, seen=seen))
-    assert "'small' is claimed by small.toml too" in told.message
+    assert "small.toml has the id 'small', too" in told.message
 
 
 def test_an_unknown_licence_is_a_warning(tmp_path: Path, model: Path, seen: Seen) -> None:

@@ -17,6 +17,7 @@ import pytest
 from hub.errors import (
     HubError,
     InvalidRequest,
+    NoCredit,
     NothingMade,
     ProviderBusy,
     ProviderError,
@@ -82,7 +83,7 @@ class Told:
 
 def told(driven: Driven, error: HubError) -> Told:
     billed = isinstance(error, ProviderError) and error.may_have_billed
-    in_vain = billed or isinstance(error, ProviderKeyRefused)
+    in_vain = billed or isinstance(error, ProviderKeyRefused) or "owner has to act" in error.message
     assert (error.headers.get("x-should-retry") == "false") == in_vain
     return Told(kind_of(error), billed, len(driven.upstream.work))
 
@@ -90,7 +91,7 @@ def told(driven: Driven, error: HubError) -> Told:
 def kind_of(error: HubError) -> type[HubError]:
     """The public one, by its code."""
     kinds = (kind for kind in type(error).__mro__ if kind.__module__ == HubError.__module__)
-    return next(kind for kind in kinds if kind is not NothingMade)
+    return next(kind for kind in kinds if kind not in (NothingMade, NoCredit))
 
 
 BY_STATUS = {
