@@ -844,12 +844,12 @@ def test_an_end_that_could_not_be_stored_is_stored_later(tmp_path: Path, monkeyp
 def test_of_several_pictures_all_are_stored_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain, saved = Files.save, 0
 
-    async def third_fails(files: Files, *arguments: Any) -> str:
+    async def third_fails(files: Files, *arguments: Any, **how: Any) -> str:
         nonlocal saved
         saved += 1
         if saved == 3:
             raise StorageFull("The hub's disk is full.")
-        return await plain(files, *arguments)
+        return await plain(files, *arguments, **how)
 
     async def work(_: OnEvent) -> ImageResult:
         return ImageResult(images=(b"a", b"b", b"c"), seed=1, size=Size(8, 8), quality="low")
