@@ -39,6 +39,8 @@ The words of an error are public: they never hold a path, an address, a key or a
 
 from __future__ import annotations
 
+from typing import Self
+
 from msgspec import Struct
 
 
@@ -77,7 +79,13 @@ class HubError(Exception):
         self.retry_after = retry_after
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if self.final:
-            self.headers["x-should-retry"] = "false"
+            self.for_good()
+
+    def for_good(self) -> Self:
+        """The same, where it is certain that the same request would fail again although its kind does not say so."""
+        self.final = True
+        self.headers["x-should-retry"] = "false"
+        return self
 
     @property
     def body(self) -> ErrorBody:
@@ -371,6 +379,10 @@ class ProviderKeyRefused(ProviderError):
     status = 503
     code = "provider_key_refused"
     final = True
+
+
+class NoCredit(ProviderKeyRefused):
+    """The provider knows the key, and there is no credit left on it."""
 
 
 class ProviderUnavailable(ProviderError):

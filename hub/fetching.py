@@ -32,12 +32,13 @@ Why = Literal["invalid", "offline", "private", "unreachable", "timeout", "status
 
 
 class Unfetchable(Exception):
-    """What is wrong; `status` is the answer's, where there was one."""
+    """What is wrong; `status` is the answer's, where there was one. `place`: the `host:port` that it was about."""
 
     def __init__(self, why: Why, status: int = 0) -> None:
         super().__init__(why)
         self.why: Why = why
         self.status = status
+        self.place = ""
 
 
 async def resolve(host: str, port: int) -> list[str]:
@@ -82,15 +83,17 @@ async def fetch(
     follows no redirect, sends no credentials and keeps connections apart by `sni_hostname`; else one is made for this.
     Raises Unfetchable.
     """
+    place = ""
     try:
         async with asyncio.timeout(patience or TIMEOUT):
             for left in range(redirects, -1, -1):
                 parts, port = split(url)
                 host = str(parts.hostname)
+                place = f"{host}:{port}"
                 if offline and not is_here(host):
                     raise Unfetchable("offline")
                 addresses = await resolve(host, port)
-                named = host in trusted or f"{host}:{port}" in trusted
+                named = host in trusted or place in trusted
                 if not named and not all(is_public(address) for address in addresses):
                     raise Unfetchable("private")
                 async with _client(client) as asking:
@@ -99,10 +102,36 @@ async def fetch(
                     return body
                 url = _joined(url, location)
             raise AssertionError("the last one is not followed")
+    except Unfetchable as error:
+        found = error
     except TimeoutError:
-        raise Unfetchable("timeout") from None
+        found = Unfetchable("timeout")
     except (OSError, UnicodeError):  # UnicodeError: a name that no resolver takes
-        raise Unfetchable("unreachable") from None
+        found = Unfetchable("unreachable")
+    found.place = place
+    raise found from None
+
+
+def why_not(url: str, error: Unfetchable) -> str:
+    """Why a URL was not fetched, for the log. Paths and queries may be secrets: they are left out."""
+    place = error.place or "its address"
+    match error.why:
+        case "invalid":
+            scheme = url.partition(":")[0]
+            known = scheme.isascii() and scheme.isalpha() and len(scheme) < 10
+            return f"{place} is none that is asked" + (f" ({scheme}:)" if known else "")
+        case "offline":
+            return f"{place} is on another machine, and nothing may leave this one"
+        case "private":
+            return f"{place} lies in a private network, and nobody has named it"
+        case "status":
+            return f"{place} answered {error.status}" + (", a redirect" if 300 <= error.status < 400 else "")
+        case "timeout":
+            return f"{place} did not answer in time"
+        case "large":
+            return f"{place} sent too much"
+        case "unreachable":
+            return f"{place} cannot be reached"
 
 
 def _joined(url: str, location: str) -> str:

@@ -17,7 +17,6 @@ import contextlib
 import datetime as dt
 import functools
 import logging
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -32,10 +31,11 @@ from hub.accounts import MICRO, Column, Span, Sums, UsageRow
 from hub.database import Database
 from hub.errors import BudgetExceeded, ModelUnusable
 from hub.manifest import ModelManifest, RemoteManifest, parse_size
+from hub.prices import Budget, micro
 from hub.remote.adapter import Adapter
 from hub.remote.result import shares
 from hub.remote.wish import intended
-from hub.report import left_of, limit_of, look
+from hub.report import limit_of, look
 from hub.routing import is_free, size_at
 from hub.store import Store
 from hub.types import ImageRequest, ImageResult
@@ -91,10 +91,13 @@ class Ledger:
         """The month that it is now."""
         return month_of(self._now())
 
-    async def budget_left(self, owner: str) -> float | None:
-        """US dollars that a key may still spend in this month; None where nothing limits it."""
-        budget = self._budget_of(owner)
-        return None if limit_of(budget) is None else left_of(budget, await self._spent(owner))
+    async def budget(self, owner: str) -> Budget | None:
+        """How it is with a key's budget in this month; None where nothing limits it."""
+        limit = limit_of(self._budget_of(owner))
+        return None if limit is None else self._budget(limit, await self._spent(owner))
+
+    def _budget(self, limit: int, spent: int) -> Budget:
+        return Budget(limit=limit, spent=spent, ends_at=self.month.until)
 
     async def spent(self, owner: str) -> float:
         """US dollars that a key has spent in this month, with what is reserved."""
@@ -123,13 +126,13 @@ class Ledger:
             created_at=now,
             month=_name_at(int(now // 3600)),
             state="unknown" if expected is None else "reserved",
-            cost=0 if expected is None else math.ceil(round(expected * MICRO, 3)),
+            cost=0 if expected is None else micro(expected),
         )
         if is_free(target):
             return Entry(row, target, request, booked=False)
         limit = None if expected == 0 else limit_of(self._budget_of(owner))
         if limit is not None and expected is None and isinstance(target, RemoteManifest):
-            raise exceeded(row, limit, await self._spent(owner))
+            raise BudgetExceeded(self._budget(limit, await self._spent(owner)).refused(owner, None))
         await self._book(row, limit)
         return Entry(row, target, request, booked=True)
 
@@ -170,7 +173,8 @@ class Ledger:
             self._begin(functools.partial(_remove, row_id=row.id))
             raise
         if spent is not None and limit is not None:
-            raise exceeded(row, limit, spent)
+            cost = None if row.state == "unknown" else row.cost
+            raise BudgetExceeded(self._budget(limit, spent).refused(row.owner, cost))
 
     async def _spent(self, owner: str) -> int:
         month = name_of(self.month)
@@ -263,27 +267,6 @@ def name_of(month: Span) -> str:
 def _name_at(hour: int) -> str:
     """Of the month of an hour since 1970: no month ends within one, and every request asks."""
     return name_of(month_of(hour * 3600.0))
-
-
-def exceeded(row: UsageRow, budget: int, spent: int) -> BudgetExceeded:
-    """The refusal of a use: the budget, what is spent, and when the month ends."""
-    whose = "this key" if row.owner else "this hub"
-    price = (
-        "nobody knows what this request costs"
-        if row.state == "unknown"
-        else f"this request may cost {dollars(row.cost)}"
-    )
-    end = dt.datetime.fromtimestamp(month_of(row.created_at).until, dt.UTC)
-    return BudgetExceeded(
-        f"The budget of {whose} is {dollars(budget)} a month; {dollars(spent)} is spent or reserved, and {price}. "
-        f"The month ends on {end:%Y-%m-%d} at 00:00 UTC."
-    )
-
-
-def dollars(micro: int) -> str:
-    """`$0.0525`, with at least two decimals."""
-    whole, _, decimals = f"{micro / MICRO:.6f}".partition(".")
-    return f"${whole}.{decimals.rstrip('0'):0<2}"
 
 
 def _count(told: int) -> int:

@@ -5,9 +5,14 @@ An estimate is made to be compared and reserved, so where it has to guess it gue
 
 from __future__ import annotations
 
+import datetime as dt
+import math
 from collections.abc import Mapping
 from typing import get_args
 
+from msgspec import Struct
+
+from hub.accounts import MICRO
 from hub.manifest import PricesSection, TokenPrices, parse_size
 from hub.types import DEFAULT_SIZE, Effort, ImageRequest, ImageResult, Size
 from hub.usage import count_usage, image_tokens
@@ -23,6 +28,42 @@ FIDELITY_TOKENS = 6144
 """What `input_fidelity = "high"` adds to that."""
 PREVIEW_TOKENS = 100
 """Of a picture that is not finished, as output."""
+
+
+class Budget(Struct, frozen=True, kw_only=True):
+    """What a key may spend in a month, and has spent, with what is reserved for requests that run: in micro-dollars.
+    `ends_at`: the end of the month, in Unix seconds."""
+
+    limit: int
+    spent: int
+    ends_at: float
+
+    @property
+    def left(self) -> float:
+        """US dollars."""
+        return max(0, self.limit - self.spent) / MICRO
+
+    def refused(self, owner: str, cost: int | None) -> str:
+        """What is told to a key ("" on a hub without keys) whose request would cost more micro-dollars than are left,
+        or, with None, as many as nobody knows."""
+        whose = "this key" if owner else "this hub"
+        price = "nobody knows what this request costs" if cost is None else f"this request may cost {dollars(cost)}"
+        end = dt.datetime.fromtimestamp(self.ends_at, dt.UTC)
+        return (
+            f"The budget of {whose} is {dollars(self.limit)} a month; {dollars(self.spent)} is spent or reserved, and "
+            f"{price}. The month ends on {end:%Y-%m-%d} at 00:00 UTC."
+        )
+
+
+def micro(cost: float) -> int:
+    """US dollars in micro-dollars, rounded up."""
+    return math.ceil(round(cost * MICRO, 3))
+
+
+def dollars(amount: int) -> str:
+    """Micro-dollars as `$0.0525`, with at least two decimals."""
+    whole, _, decimals = f"{amount / MICRO:.6f}".partition(".")
+    return f"${whole}.{decimals.rstrip('0'):0<2}"
 
 
 def estimate(
@@ -48,8 +89,7 @@ def estimate(
         total += request.n * pixels / MEGAPIXEL * prices.megapixel
     if prices.tokens:
         total += _tokens(prices.tokens, request, size, quality, calls or request.n)
-    knows = bool(prices.images or prices.megapixel or prices.tokens)
-    return total if knows and (total or not prices.second) else None
+    return total if _knows_pictures(prices) and (total or not prices.second) else None
 
 
 def cost(prices: PricesSection, result: ImageResult) -> float | None:
@@ -63,6 +103,8 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
         return result.cost
     if prices.is_free or (prices.tokens and result.usage is None):
         return None
+    if not (_knows_pictures(prices) or prices.second):
+        return None
     made, total = len(result.images), result.device_seconds * prices.second
     if prices.images:
         if not result.quality_told and len({_price(prices.images, each, result.size) for each in QUALITIES}) > 1:
@@ -74,6 +116,12 @@ def cost(prices: PricesSection, result: ImageResult) -> float | None:
         tokens = usage.text_tokens * each.text + usage.image_tokens * each.image + usage.output_tokens * each.output
         total += tokens / MILLION
     return min(max(total, 0.0), MOST)
+
+
+def _knows_pictures(prices: PricesSection) -> bool:
+    """Whether the table says what a picture costs. One of the prompt's tokens alone does not: by it, everything would
+    cost next to nothing."""
+    return bool(prices.images or prices.megapixel or (prices.tokens and prices.tokens.output))
 
 
 def _tokens(prices: TokenPrices, request: ImageRequest, size: Size | None, quality: Effort | None, calls: int) -> float:

@@ -48,9 +48,9 @@ def refusal(route: Route, request: ImageRequest, caller: Caller, tried: Sequence
         return _of_tried(route, tried)
     code, first = _nearest(route)
     if route.manifest is None and first.told:
-        return InvalidRequest(first.told, param="size")
+        return BudgetExceeded(first.told) if code == "budget" else InvalidRequest(first.told, param="size")
     words = f"{route.asked} {first.words}." if route.manifest is None else _all_words(route)
-    hint = _hint(code, caller)
+    hint = first.told if code == "budget" else _hint(code, caller)
     return _error(code, f"{words} {hint}".strip(), route, request)
 
 
@@ -122,7 +122,7 @@ def _error(code: Code, words: str, route: Route, request: ImageRequest) -> HubEr
         case "key_refused":
             return ProviderKeyRefused(words)
         case "no_key":
-            return ProviderUnavailable(words)
+            return ProviderUnavailable(words).for_good()
         case "size" | "max_pixels":
             return InvalidRequest(f"size: {words}", param="size", code="unsupported_value")
         case "task" | "tasks":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import calendar
 import csv
 import datetime as dt
 import io
@@ -138,6 +139,11 @@ def span_of(first: dt.date, last: dt.date) -> Span:
     """From the first day to the last one, both included (UTC)."""
     begin, end = (dt.datetime.combine(day, dt.time(), dt.UTC).timestamp() for day in (first, last))
     return Span(begin, end + DAY)
+
+
+def month_of(first: dt.date) -> Span:
+    """The calendar month of its first day."""
+    return span_of(first, first.replace(day=calendar.monthrange(first.year, first.month)[1]))
 
 
 def days_of(span: Span) -> tuple[dt.date, dt.date]:

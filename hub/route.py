@@ -7,6 +7,7 @@ from typing import Literal
 from msgspec import Struct
 
 from hub.manifest import ModelManifest, RemoteManifest, RouteManifest
+from hub.prices import Budget
 
 Servable = ModelManifest | RemoteManifest
 
@@ -38,16 +39,16 @@ PLANNED: frozenset[Code] = frozenset({"gone", "nested", "task", "size", "tasks",
 """What follows from the request and the manifests alone: no answer warns of it."""
 
 
-KeyState = Literal["", "none", "refused", "busy"]
+KeyState = Literal["", "none", "refused", "no credit", "busy"]
 
 
 class Caller(Struct, frozen=True, kw_only=True):
-    """Who asks: the name of the key ("" on a hub without keys), whether it may leave this machine, and how many US
-    dollars are left of its budget (None: it has none)."""
+    """Who asks: the name of the key ("" on a hub without keys), whether it may leave this machine, and its budget, if
+    it has one."""
 
     owner: str = ""
     may_leave: bool = False
-    budget_left: float | None = None
+    budget: Budget | None = None
 
 
 class State(Struct, frozen=True, kw_only=True):

@@ -12,9 +12,11 @@ from urllib.parse import urlsplit
 
 from msgspec import Struct
 
+from hub.accounts import MICRO
 from hub.errors import ModelNotFound
 from hub.manifest import MIN_OUTPUT, ModelManifest, RemoteManifest, RouteManifest, TargetSection, parse_size
 from hub.offline import is_here
+from hub.prices import dollars, micro
 from hub.registry import ListedModel, Registry
 from hub.route import Caller, Code, LeftOut, Route, Servable, State, Target
 from hub.types import DEFAULT_SIZE, ImageRequest, Size, Task
@@ -125,7 +127,7 @@ def _candidates(
         try:
             manifest = registry.get(section.model).manifest
         except ModelNotFound:
-            left_out.append(LeftOut(section.model, "gone", "is no model of this hub any more"))
+            left_out.append(LeftOut(section.model, "gone", "is no model of this hub"))
             continue
         if isinstance(manifest, RouteManifest):
             left_out.append(LeftOut(section.model, "nested", "is a route itself, and routes do not nest"))
@@ -157,7 +159,9 @@ def _left_out(each: _Candidate, place: int, question: _Question) -> LeftOut | No
         if found is not None:
             code, words = found
             wait = each.state.wait if code in ("busy", "unavailable") else 0.0
-            told = ""
+            told, cost, budget = "", each.state.cost, question.caller.budget
+            if code == "budget" and cost is not None and budget is not None:
+                told = budget.refused(question.caller.owner, micro(cost))
             if code == "size" and isinstance(each.manifest, ModelManifest):
                 told = each.manifest.size.refused(size_at(each.manifest, question.request)) or ""
             return LeftOut(each.manifest.id, code, words, place, wait, told)
@@ -213,6 +217,8 @@ def _not_able(each: _Candidate, question: _Question) -> Verdict:
         return "no_key", "needs a key of its provider's, and this hub has none"
     if state.key == "refused":
         return "key_refused", "is one whose provider does not take this hub's key"
+    if state.key == "no credit":
+        return "key_refused", "is one with whose provider this hub has no credit left"
     if state.key == "busy":
         return "busy", f"takes no request for {_seconds(state.wait)}"
     if state.open:
@@ -227,16 +233,17 @@ def _not_able(each: _Candidate, question: _Question) -> Verdict:
 
 def _not_paid(each: _Candidate, question: _Question) -> Verdict:
     """By what it costs. Where nobody knows that of a local model, the ledger decides."""
-    cost, left = each.state.cost, question.caller.budget_left
+    cost, budget = each.state.cost, question.caller.budget
     remote = isinstance(each.manifest, RemoteManifest)
     if question.billed and remote and cost != 0:
         return "billed", "would cost money, and one that was tried before may have cost some already"
-    if left is None or cost == 0 or (cost is None and not remote):
+    if budget is None or cost == 0 or (cost is None and not remote):
         return None
     if cost is None:
         return "no_price", "has no price in its manifest, and whoever has a budget may not use it"
-    if cost > left:
-        return "budget", f"would cost about ${cost:.4g}, and ${max(0.0, left):.4g} of the budget is left"
+    if cost > budget.left:
+        left = dollars(round(budget.left * MICRO))
+        return "budget", f"would cost about {dollars(micro(cost))}, and {left} of the budget is left"
     return None
 
 
@@ -267,7 +274,7 @@ def price_words(cost: float | None, *, local: bool) -> str:
         return "what it will cost is known when it has drawn, and it is on this machine"
     if cost is None:
         return "its price is not known, which counts as the most expensive"
-    return f"it costs about ${cost:.4g}" if cost else "it costs nothing"
+    return f"it costs about {dollars(micro(cost))}" if cost else "it costs nothing"
 
 
 def _named(listed: ListedModel) -> str:

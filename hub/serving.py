@@ -26,7 +26,7 @@ from hub.errors import (
 )
 from hub.ledger import Ledger, estimate
 from hub.manifest import ModelManifest, RemoteManifest
-from hub.refusal import refusal
+from hub.refusal import refusal, with_words
 from hub.registry import ListedModel, Registry
 from hub.remote.caller import LONGEST_WAIT
 from hub.remote.provider import RemoteProvider
@@ -106,8 +106,8 @@ class Serving:
 
     async def caller(self, owner: str) -> Caller:
         """What a key may do now."""
-        left = await self._ledger.budget_left(owner)
-        return Caller(owner=owner, may_leave=self._settings.may_leave(owner), budget_left=left)
+        budget = await self._ledger.budget(owner)
+        return Caller(owner=owner, may_leave=self._settings.may_leave(owner), budget=budget)
 
     async def attempt(
         self,
@@ -134,7 +134,10 @@ class Serving:
                     result = await self._remote.generate(manifest, request, on_event, works=works, stays=stays)
         except HubError as error:
             billed = error.may_have_billed
-            raise
+            if isinstance(manifest, ModelManifest):
+                raise
+            log.warning("%s: %s failed: %d %s", request.label or "request", manifest.id, error.status, error.code)
+            raise _of(manifest, error) from None
         except BaseException:  # cancelled, or a fault of ours, when it may have been sent
             billed = works.may_be_billed
             raise
@@ -163,14 +166,14 @@ class Serving:
         keys = self._remote.keys_of(manifest)
         if not keys.all:
             try:
-                return ("none" if providers.adapter(manifest.provider).needs_key else ""), 0.0
+                return ("none" if providers.adapter(manifest.provider).asks_for_key(manifest) else ""), 0.0
             except ModelUnusable:  # told by the attempt, in its own words
                 return "", 0.0
         if keys.pick() is not None:
             return "", 0.0
         rest = keys.rested_in()
         if rest is None:
-            return "refused", 0.0
+            return ("no credit" if keys.no_credit else "refused"), 0.0
         return ("busy", rest) if rest > LONGEST_WAIT else ("", 0.0)
 
 
@@ -222,7 +225,7 @@ class _Run:
             if limit.expired() or not goes_on(error, request):
                 raise
             errors[target.manifest.id] = error
-            log.warning("%s: %s failed: %s (%s)", request.label or "request", target.manifest.id, error, error.code)
+            log.warning("%s: %s (%s); another target may serve it", request.label or "request", error, error.code)
             return None
         warning = found.warning(target)
         return msgspec.structs.replace(result, warnings=(*result.warnings, warning)) if warning else result
@@ -239,6 +242,12 @@ class _Run:
             sent = self._works.may_be_billed
         words = f"Nothing served '{self._asked}' within {self._deadline} seconds: {'; '.join(told) or 'none began'}."
         return ProviderTimeout(words, may_have_billed=sent or self._billed)
+
+
+def _of(manifest: RemoteManifest, error: HubError) -> HubError:
+    """The error with the model's id before its words: several models may be at one provider, or have no name of their
+    own there."""
+    return error if manifest.id in error.message else with_words(error, f"{manifest.id}: {error.message}")
 
 
 def goes_on(error: HubError, request: ImageRequest) -> bool:

@@ -77,7 +77,9 @@ class Settings(Struct, forbid_unknown_fields=True, kw_only=True):
     remote_models: list[str] = field(default_factory=list)
     remote_keys: list[str] = field(default_factory=list)
     credentials: Path | None = None
-    budgets: dict[str, Annotated[float, Meta(ge=0)]] = field(default_factory=dict)
+    budgets: dict[str, Annotated[float, Meta(ge=0, description="a number of US dollars a month, 0 or more")]] = field(
+        default_factory=dict
+    )
     models_dir: Path | None = None
     loras_dir: Path | None = None
     weights_dir: Path | None = None
@@ -274,14 +276,25 @@ def _check(name: str, value: Any, label: str, *, strict: bool) -> None:
     except msgspec.ValidationError:
         allowed = _allowed(kinds[name])
         if isinstance(value, dict):  # most likely a line that slipped under the wrong [heading]
-            key, value = next((item for item in value.items() if not isinstance(item[1], str)), ("", value))
-            label, allowed = (
-                f"{label}.{key}".rstrip("."),
-                f"a text in quotes, as all under [{name}]" if key else allowed,
-            )
+            each = get_args(kinds[name])[-1] if get_args(kinds[name]) else str
+            key, value = next((item for item in value.items() if not _fits(item[1], each, strict)), ("", value))
+            label = f"{label}.{key}".rstrip(".")
+            if key:
+                allowed = _allowed(each) if name == "budgets" else f"a text in quotes, as all under [{name}]"
         wrong = "" if name == "api_keys" else f"{reprlib.repr(value)} is not possible; "
-        quoted = " without quotes" if strict and isinstance(value, str) and allowed.startswith("a whole number") else ""
+        number = allowed.startswith(("a whole number", "a number"))
+        quoted = (
+            f"{', ' * (',' in allowed) or ' '}without quotes" if strict and isinstance(value, str) and number else ""
+        )
         raise ConfigurationError(f"{label}: {wrong}it takes {allowed}{quoted}.") from None
+
+
+def _fits(value: Any, kind: Any, strict: bool) -> bool:
+    try:
+        msgspec.convert(value, kind, strict=strict)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _allowed(kind: Any) -> str:
@@ -305,6 +318,8 @@ def _allowed(kind: Any) -> str:
             return "true or false"
         case inspect.ListType():
             return 'a list of texts, ["…", "…"]'
+        case inspect.DictType(value_type=inspect.Metadata(extra_json_schema={"description": str(words)})):
+            return f"a table of lines such as NAME = 5.0 ({words})"
         case inspect.DictType():
             return 'a table of lines such as name = "…"'
     return 'a text in quotes, "…"'

@@ -262,8 +262,45 @@ def test_aliases_may_lead_to_remote_models_and_to_several(tmp_path: Path, folder
     silent(
         look(tmp_path, remote_keys=["*"], aliases={"gpt-image-1": "openai/painter", "x": ["builtin", "openai/painter"]})
     )
-    found = told(look(tmp_path, remote_keys=["*"], aliases={"x": ["builtin", "openai/gone"]}), "problem")
-    assert found.subject == "aliases.x" and "'openai/gone'" in found.message
+    found = told(look(tmp_path, remote_keys=["*"], aliases={"x": ["builtin", "openai/gone"]}), "warning")
+    assert (found.area, found.subject) == ("remote", "aliases.x") and "'openai/gone'" in found.message
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [([], "it names none"), (["gone"], "there is no model 'gone'"), (["y"], "'y' is a route itself")],
+)
+def test_an_alias_of_several_models_that_leads_to_none_is_a_problem(
+    tmp_path: Path, folder: Path, targets: list[str], words: str
+) -> None:
+    assert folder.is_dir()
+    found = told(look(tmp_path, aliases={"x": targets, "y": ["builtin"]}), "problem")
+    assert found.subject == "aliases.x" and words in found.message
+
+
+def test_a_missing_key_is_no_problem_of_a_hub_that_is_offline(tmp_path: Path, folder: Path) -> None:
+    manifest(folder)
+    found = [each for each in look(tmp_path, {}, offline=True) if each.subject == "openai"]
+    assert [(each.status, "offline" in each.message) for each in found] == [("ok", True)]
+
+
+def test_a_plain_name_of_openais_that_means_a_model_of_this_machine_is_told(tmp_path: Path, folder: Path) -> None:
+    manifest(folder)
+    source = folder / "openai-painter.toml"
+    for file in folder.glob("*.toml"):
+        if 'id = "openai/painter"' in file.read_text():
+            source = file
+    source.write_text(source.read_text().replace("openai/painter", "openai/gpt-image-2"))
+    chosen = [each for each in look(tmp_path, remote_keys=["*"]) if each.subject == "openai/gpt-image-2"]
+    assert [each.status for each in chosen] == ["ok"] and "served by builtin" in chosen[0].message
+    moved = look(tmp_path, remote_keys=["*"], aliases={"gpt-image-2": "openai/gpt-image-2"})
+    assert [each for each in moved if each.subject == "openai/gpt-image-2"] == []
+
+
+def test_a_route_that_is_an_alias_is_told_among_the_routes(tmp_path: Path, folder: Path) -> None:
+    assert folder.is_dir()
+    found = [each for each in look(tmp_path, aliases={"x": ["dall-e-3", "builtin"]}) if each.subject == "aliases.x"]
+    assert [(each.status, each.message) for each in found] == [("ok", "a route: dall-e-3, builtin")]
 
 
 def test_the_command_tells_of_remote_models_in_json_too(

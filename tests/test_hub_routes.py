@@ -275,6 +275,63 @@ def test_all_that_failed_is_named_and_the_last_of_them_decides(house: House) -> 
     house.run(test)
 
 
+def test_a_server_whose_keys_are_named_and_not_there_is_left_out(house: House) -> None:
+    (house.models / "lab.toml").write_text(
+        'id = "lab"\nname = "lab"\ndescription = ""\nprovider = "openai_compatible"\ntasks = ["text-to-image"]\n'
+        f'[remote]\nmodel = "x"\nbase_url = "{house.near.url}"\ncredentials = "nobody"\n'
+    )
+    write_route(house.models, "lab", "far")
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        made = await hub.generate("image", STAR)
+        assert made.target == "far" and "lab was left out: it needs a key" in made.warnings[0]
+        error = await fails(hub.generate("lab", STAR))
+        assert (error.status, error.code) == (503, "provider_unavailable")
+        assert house.near.asked == []
+
+    house.run(test)
+
+
+def test_what_only_the_owner_can_mend_is_not_tried_again_by_clients(house: House) -> None:
+    house.near.faults.append(answers(404))
+    write_remote(house.models, "keyless", house.near.url)
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        for name in ("near", "keyless"):
+            assert (await fails(hub.generate(name, STAR))).headers == {"x-should-retry": "false"}
+
+    house.run(test)
+
+
+def test_credit_that_is_gone_is_told_as_that_as_long_as_the_key_is_left_alone(house: House) -> None:
+    write_route(house.models, "near")
+    house.near.faults.append(answers(402))
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        for name in ("near", "near", "image"):
+            error = await fails(hub.generate(name, STAR))
+            assert error.code == "provider_key_refused" and "no credit" in error.message.lower()
+        assert len(house.near.asked) == 1
+
+    house.run(test)
+
+
+@pytest.mark.parametrize("fault", [answers(500), answers(401), answers(400)], ids=["500", "401", "400"])
+def test_an_error_and_the_log_say_which_model_it_was(
+    house: House, fault: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    house.near.faults.append(fault)
+
+    async def test(hub: Hub, drawing: StandIn) -> None:
+        with caplog.at_level(logging.INFO):
+            error = await fails(hub.generate("near", STAR))
+        assert error.message.startswith("near: ")
+        assert f"near failed: {error.status} {error.code}" in caplog.text
+        assert "near answered " in caplog.text
+
+    house.run(test)
+
+
 # ── who may leave ──
 
 
@@ -614,7 +671,7 @@ def test_targets_that_are_not_there_are_told_at_the_start(house: House, caplog: 
     write_route(house.models, "image", name="other")
     with caplog.at_level(logging.ERROR):
         Hub(house.settings())
-    assert "image: its target was-here is left out: it is no model of this hub any more" in caplog.text
+    assert "image: its target was-here is left out: it is no model of this hub" in caplog.text
     assert "other: its target image is left out: it is a route itself" in caplog.text
 
 

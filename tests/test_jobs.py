@@ -388,6 +388,40 @@ def test_a_result_whose_files_are_gone_is_not_handed_to_the_next_identical_reque
     in_hub(tmp_path, test)
 
 
+def test_one_that_joins_what_was_abandoned_lets_alone_what_somebody_waits_for(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter = Painter(waits=True)
+        again = ask("same", goes_on=True, joins="abandoned")
+        first = await hub.jobs.submit(again, painter)
+        with hub.jobs.watching(first):
+            second = await hub.jobs.submit(again, painter)
+            assert second is not first
+            with hub.jobs.watching(second):
+                pass
+        with hub.jobs.watching(second):
+            assert await hub.jobs.submit(again, painter) is first, "the second one has not displaced it"
+        painter.go.set()
+        await until(lambda: first.ended and second.ended)
+        images = [await answered(hub, await hub.jobs.submit(again, painter)) for _ in range(3)]
+        assert sorted(images) == [b"picture 1.0", b"picture 2.0", b"picture 3.0"]
+
+    in_hub(tmp_path, test)
+
+
+def test_two_that_come_at_once_for_a_result_that_nobody_took_are_not_given_the_same(tmp_path: Path) -> None:
+    async def test(hub: Hub) -> None:
+        painter, again = Painter(), ask("same", goes_on=True, joins="abandoned")
+        job = await hub.jobs.submit(again, painter)
+        await until(lambda: job.ended)
+
+        async def come() -> bytes:
+            return await answered(hub, await hub.jobs.submit(again, painter))
+
+        assert len(set(await asyncio.gather(come(), come(), come()))) == 3
+
+    in_hub(tmp_path, test)
+
+
 def test_an_uncollected_result_is_forgotten_after_its_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hub.jobs.UNCOLLECTED", 0.05)
 

@@ -56,6 +56,16 @@ def test_the_most_exact_key_counts_and_where_none_fits_one_that_is_not_less(
     assert estimate(PricesSection(images=table), asks(quality=quality), size) == pytest.approx(price)
 
 
+@pytest.mark.parametrize("tokens", [TokenPrices(), TokenPrices(text=5.0), TokenPrices(text=5.0, image=10.0)])
+def test_a_table_of_the_prompts_tokens_alone_tells_no_price(tokens: TokenPrices) -> None:
+    usage = Usage(text_tokens=10, image_tokens=0, output_tokens=1056)
+    assert estimate(PricesSection(tokens=tokens), asks(), SQUARE) is None
+    assert cost(PricesSection(tokens=tokens), made(usage=usage)) is None
+    assert estimate(PricesSection(tokens=tokens, images={"*/*": 0.04}), asks(), SQUARE) == pytest.approx(
+        0.04, abs=0.001
+    )
+
+
 def test_each_picture_costs_and_what_is_given_adds_up() -> None:
     prices = PricesSection(images={"*/*": 0.01}, megapixel=0.02)
     assert estimate(prices, asks(n=3), Size(2048, 1024)) == pytest.approx(3 * (0.01 + 2 * 0.02))

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from hub.errors import ConfigurationError, ModelNotFound
 from hub.manifest import parse_size
 from hub.pipelines.weights import weights_hash
-from hub.registry import LiveRegistry, Registry, absence, drawn_by, open_registry, read_manifest
+from hub.registry import LiveRegistry, Registry, absence, drawn_by, open_registry, read_manifest, route_of
 from hub.registry import revision as revision_module
+from hub.routing import broken
 from hub.settings import Settings
 from hub.types import Size
 from tests.conftest import write_manifest
@@ -181,6 +182,47 @@ def test_two_claims_of_one_alias_in_one_folder_are_an_error_until_the_owner_deci
         assert open_registry([tmp_path / "models"], {"shared": target}).get("shared").manifest.id == target
 
 
+def test_two_manifests_with_one_id_in_one_folder_are_an_error_that_names_both(tmp_path: Path, weights: Path) -> None:
+    first = add(tmp_path / "models", weights, "one")
+    (first.parent / "two.toml").write_text(first.read_text())
+    with pytest.raises(ConfigurationError, match=r"two\.toml: one\.toml has the id 'one', too\. Remove one of the two"):
+        open_registry([tmp_path / "models"], {})
+
+
+REMOTE = 'id = "a"\nname = "A"\ndescription = "x"\nprovider = "openai"\ntasks = ["text-to-image"]\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            'id = "a"\nname = "A"\ndescription = "x"\ntargets = [{model = "b"}]\norder = "fast"',
+            "Invalid enum value 'fast'; there are cheapest, listed, local-first - at `$.order`",
+        ),
+        (
+            'id = "a"\nname = "A"\ndescription = "x"\ntargets = [{model = "b", tasks = ["draw"]}]',
+            "'draw'; there are image-to-image, inpainting, text-to-image - at `$.targets[0].tasks[0]`",
+        ),
+        (f'{REMOTE}remote = {{model = "m", models = {{draw = "x"}}}}', "'draw'; there are image-to-image, inpainting"),
+        (f'{REMOTE}[remote]\nmodel = "m"\n[defaults]\nquality = "hd"', "'hd'; there are high, low, medium"),
+        (
+            f'{REMOTE}[remote]\nmodel = "m"\n[prices.images]\n"1024x1024" = 0.1',
+            'a price\'s key is written quality/size, such as "high/1024x1024", "high/*" or "*/*" - at',
+        ),
+        (
+            f'{REMOTE}[remote]\nmodel = "m"\nsizes = ["512x512"]\nshapes = {{max = 512}}',
+            "remote.sizes and remote.shapes do not go together",
+        ),
+    ],
+)
+def test_a_manifests_mistake_is_told_with_what_may_stand_there(tmp_path: Path, text: str, words: str) -> None:
+    source = tmp_path / "a.toml"
+    source.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        read_manifest(source)
+    assert str(caught.value).startswith(f"{source}: ") and words in str(caught.value)
+
+
 def test_an_alias_never_hides_a_models_own_id(tmp_path: Path, weights: Path) -> None:
     add(tmp_path / "shipped", weights, "one")
     add(tmp_path / "own", weights, "two", "one")
@@ -205,6 +247,48 @@ def test_an_owners_alias_that_cannot_work_is_an_error(
     add(tmp_path / "models", weights, "one", "other")
     with pytest.raises(ConfigurationError, match=words):
         open_registry([tmp_path / "models"], {alias: target})
+
+
+@pytest.mark.parametrize(
+    ("targets", "words"),
+    [
+        ([], "aliases.mine: the list is empty"),
+        (["absent"], "it leads to absent, and none of them is a model"),
+        (["absent", "mine"], "it leads to absent, mine, and none of them is a model"),
+    ],
+)
+def test_an_alias_of_several_that_leads_to_no_model_is_an_error(
+    tmp_path: Path, weights: Path, targets: list[str], words: str
+) -> None:
+    add(tmp_path / "models", weights, "one")
+    with pytest.raises(ConfigurationError, match=words):
+        open_registry([tmp_path / "models"], {"mine": targets})
+
+
+def test_an_alias_of_several_is_there_while_one_of_them_is(tmp_path: Path, weights: Path) -> None:
+    add(tmp_path / "models", weights, "one", "other")
+    wanted = {"mine": ["not-pulled-yet", "one"], "yours": ["mine", "other"]}
+    registry = open_registry([tmp_path / "models"], wanted)
+    assert registry.tasks_of(registry.get("mine")) == registry.get("one").local.tasks
+    left_out = {name: broken(route_of(name, wanted[name]), registry) for name in wanted}
+    assert {name: [(each.model, each.code) for each in found] for name, found in left_out.items()} == {
+        "mine": [("not-pulled-yet", "gone")],
+        "yours": [("mine", "nested")],
+    }
+
+
+def test_a_ready_made_model_that_is_not_chosen_is_told_from_one_that_is_not_there(
+    tmp_path: Path, weights: Path
+) -> None:
+    folder = add(tmp_path / "models", weights, "one").parent
+    (folder / "remote").mkdir()
+    (folder / "remote" / "openai-gpt-image-9.toml").write_text("it is not read")
+    registry = open_registry([folder], {})
+    with pytest.raises(ModelNotFound, match="ready-made remote model; the owner adds it to remote_models"):
+        registry.get("openai/gpt-image-9")
+    for name in ("openai/gpt-image-8", "openai-gpt-image-9", "../remote/openai-gpt-image-9"):
+        with pytest.raises(ModelNotFound, match="does not exist"):
+            registry.get(name)
 
 
 def test_every_id_and_alias_is_listed_once(tmp_path: Path, weights: Path) -> None:

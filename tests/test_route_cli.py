@@ -180,3 +180,34 @@ def test_hub_generate_asks_for_the_usual_size_by_default_alone(
     assert [(each.size and str(each.size), each.default_size and str(each.default_size)) for each in asked] == [
         (size, default)
     ]
+
+
+def draw(house: Path, *arguments: str) -> Result:
+    output = str(house / "x.png")
+    return CliRunner().invoke(
+        main, ["generate", "a star", *arguments, "-o", output, "--config", str(house / "hub.toml")]
+    )
+
+
+def test_hub_generate_asks_as_a_key(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = []
+
+    async def generate(_: object, __: str, request: ImageRequest) -> ImageResult:
+        owners.append(request.owner)
+        return ImageResult(images=(), seed=None, size=Size(64, 64), quality="low")
+
+    monkeypatch.setattr("hub.cli.draw._generate", generate)
+    monkeypatch.chdir(house)
+    assert draw(house, "--key", "alice").exit_code == draw(house).exit_code == 0
+    assert owners == ["alice", ""]
+    assert "there is no key 'carol'" in draw(house, "--key", "carol").output
+
+
+def test_hub_generate_says_that_a_key_may_be_named_where_nobody_may(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(house)
+    refused = draw(house, "-m", "far")
+    assert refused.exit_code == 1
+    assert "may not leave" in refused.output and "`--key NAME`" in refused.output
+    assert "`--key NAME`" not in draw(house, "-m", "far", "--key", "bob").output

@@ -20,6 +20,7 @@ from hub.manifest import (
     SizeSection,
     TargetSection,
 )
+from hub.prices import Budget, micro
 from hub.refusal import refusal
 from hub.registry import Registry
 from hub.route import Caller, Route, Servable, State
@@ -122,7 +123,8 @@ SMALL = ImageRequest(prompt="a star", size=Size(512, 512))
 
 
 def budget(left: float) -> Caller:
-    return Caller(owner="alice", may_leave=True, budget_left=left)
+    own = Budget(limit=micro(left), spent=0, ends_at=1_796_083_200.0)
+    return Caller(owner="alice", may_leave=True, budget=own)
 
 
 ALL = ("far", "small", "further", "beside")
@@ -244,7 +246,10 @@ REFUSALS: list[tuple[str, RouteManifest | str, dict[str, Any], int, str, str]] =
     ("an id that stays", to("far", remote=False), {"caller": MAY}, 403, "remote_not_allowed",
         "`remote = false`"),
     ("offline", "far", {"caller": MAY, "offline": True}, 503, "offline", "far is on another machine, and this hub is"),
-    ("a budget", "far", {"caller": budget(0.01)}, 402, "budget_exceeded", "$0.04, and $0.01 of the budget is left"),
+    ("a budget", "far", {"caller": budget(0.01)}, 402, "budget_exceeded",
+        "$0.01 a month; $0.00 is spent or reserved, and this request may cost $0.04. The month ends on 2026-12-01"),
+    ("a route's budget", to("far"), {"caller": budget(0.000005)}, 402, "budget_exceeded",
+        "far would cost about $0.04, and $0.000005 of the budget is left. The budget of this key is $0.000005 a month"),
     ("no price", "lan", {"caller": budget(5.0)}, 402, "budget_exceeded", "`prices`"),
     ("failing", "far", {"caller": MAY, "states": {"far": {"open": True, "wait": 17.2}}}, 503, "provider_unavailable",
         "left alone for 17 s"),

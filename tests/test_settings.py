@@ -84,6 +84,22 @@ def test_a_named_settings_file_that_is_missing_is_an_error_and_not_skipped(envir
         ("cache_dir = 3", "cache_dir: 3 is not possible; it takes a text in quotes"),
         ('cache_dir = "~nobody-has-this-name/x"', "cache_dir: ~nobody-has-this-name/x begins with ~"),
         ("[aliases]\nport = 1", "aliases.port: 1 is not possible; it takes a text in quotes, as all under [aliases]."),
+        (
+            "[budgets]\nann = -1",
+            "budgets.ann: -1 is not possible; it takes a number of US dollars a month, 0 or more.",
+        ),
+        (
+            '[budgets]\nann = "5"',
+            "budgets.ann: '5' is not possible; it takes a number of US dollars a month, 0 or more, without quotes.",
+        ),
+        (
+            "[budgets]\nann = 5\nport = true",
+            "budgets.port: True is not possible; it takes a number of US dollars a month, 0 or more.",
+        ),
+        (
+            "budgets = 5",
+            "budgets: 5 is not possible; it takes a table of lines such as NAME = 5.0 (a number of US dollars a month",
+        ),
         ("port = ", "is not valid TOML: Invalid value"),
         ('public_url = "images.example.org"', "public_url: 'images.example.org' is not possible; give an origin"),
         ('[api_keys]\nalice = ""', "api_keys.alice: the key is empty"),

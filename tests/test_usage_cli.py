@@ -54,6 +54,17 @@ def test_what_was_used_is_a_table_with_its_sums(used: Path) -> None:
     assert len(lengths) == 1, "numbers stand below one another"
 
 
+def test_budgets_are_told_for_the_keys_that_are_shown(used: Path) -> None:
+    (used / "budgets.toml").write_text('[api_keys]\nalice = "a"\nbob = "b"\neve = "e"\n[budgets]\nbob = 0.5\neve = 1\n')
+    config = ("--config", "budgets.toml")
+    lines = hub("usage", *config, cwd=used).stdout.splitlines()
+    assert lines[-1].startswith("bob: $0.16 of $0.50 is spent or reserved in ")
+    assert lines[-1].endswith(", $0.34 is left") and lines[-2] == ""
+    assert "bob" not in hub("usage", "--key", "alice", *config, cwd=used).stdout
+    assert hub("usage", "--by", "day", *config, cwd=used).stdout.splitlines()[-1].startswith("eve: $0.00 of $1.00")
+    assert "eve" not in hub("usage", "--by", "day", "--csv", *config, cwd=used).stdout
+
+
 def test_days_months_and_keys_may_be_named(used: Path) -> None:
     assert told(hub("usage", "--by", "day,model", *OCTOBER, cwd=used))[1][:3] == ["2026-10-05", "other", "1"]
     assert told(hub("usage", "--by", "day", "--month", "2026-10", cwd=used))[1][:2] == ["2026-10-05", "1"]

@@ -54,8 +54,9 @@ class ImagesUsage(Struct, kw_only=True):
 
 class ImagesResponse(Struct, omit_defaults=True, kw_only=True):
     """`created`: unix seconds. `seed`: of the first picture; of those that were drawn here, picture k used seed + k;
-    left out where a remote provider tells none. `warnings`: what was asked for and could not be honoured, each
-    beginning with the parameter's name. Resolved values and usage are left out for dall-e models, as OpenAI's are."""
+    left out where a remote provider tells none, as `quality` is where neither it nor the request told one. `warnings`:
+    what was asked for and could not be honoured, each beginning with the parameter's name. Resolved values and usage
+    are left out for dall-e models, as OpenAI's are."""
 
     created: int
     data: list[Image]
@@ -106,7 +107,9 @@ async def _response(job: Job, hub: Hub, origin: str, texts: Sequence[Any]) -> Im
         answer.seed = result.seed
     if how.extended:
         answer.background, answer.output_format = result.background, result.output_format
-        answer.quality, answer.size = result.quality, str(result.size)
+        answer.size = str(result.size)
+        if result.quality_told:
+            answer.quality = result.quality
         answer.usage = usage_body(result.usage)
     return answer
 

@@ -44,14 +44,15 @@ class PartialImageEvent(Struct, kw_only=True):
 
 
 class CompletedEvent(Struct, kw_only=True):
-    """OpenAI's event of a finished picture, one per picture. The usage of several adds up to the request's. `seed`,
-    `warnings` and `image_index` are extensions."""
+    """OpenAI's event of a finished picture, one per picture. The usage of several adds up to the request's. `quality`
+    is left out where neither the provider nor the request told one. `seed`, `warnings` and `image_index` are
+    extensions."""
 
     type: CompletedType
     b64_json: str
     created_at: int
     size: str
-    quality: Effort
+    quality: Effort | UnsetType = UNSET
     background: str
     output_format: OutputFormat
     usage: ImagesUsage
@@ -184,7 +185,7 @@ async def completed_events(hub: Hub, job: Job) -> list[CompletedEvent]:
                 b64_json=image,
                 created_at=int(job.row.created_at),
                 size=str(result.size),
-                quality=result.quality,
+                quality=result.quality if result.quality_told else UNSET,
                 background=result.background,
                 output_format=result.output_format,
                 usage=usage_body(usage),

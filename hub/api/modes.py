@@ -69,8 +69,9 @@ async def submit(
     request: AnyRequest, wanted: Wanted, response_format: ResponseFormat, mode: Mode, *, client_retries: bool = False
 ) -> Job:
     """The job that a request becomes, or joins. `client_retries`: this client is known to repeat a request that is
-    slow, so that identical ones are joined and go on alone. Raises HubError; an unknown model is told before any
-    picture is read."""
+    slow, so that identical ones are joined and go on alone. A request that may be paid for goes on alone as well, and
+    is joined by the identical one that comes once its client has left. Raises HubError; an unknown model is told before
+    any picture is read."""
     hub: Hub = request.app.state.hub
     wanted.check()
     params = wanted.params
@@ -82,7 +83,8 @@ async def submit(
     files = await asyncio.to_thread(hub.loras.find, params.loras) if params.loras else []
     identities = tuple(file.identity for file in files)
     key, cache = idempotency_key(request), cache_control(request)
-    comes_back = client_retries or key is not None
+    drawn_here = isinstance(listed.manifest, ModelManifest)
+    comes_back = client_retries or key is not None or not drawn_here  # what is paid for is not thrown away
     policy = params.on_disconnect or ("finish" if comes_back else hub.settings.on_disconnect)
     extended = not model.startswith("dall-e-")
     note = Rendering(response_format=response_format, extended=extended, warnings=ignored)
@@ -92,9 +94,9 @@ async def submit(
     if identities:
         drawn_by += f" {identities}"
         answered_as += "" if key else f" {identities}"  # a key's answer outlives its files
-    drawn_here = isinstance(listed.manifest, ModelManifest)  # by nothing else can it be said what a seed gives
+    shared = key is not None or client_retries or params.seed is not None
     fingerprint = recipe = None
-    if key is not None or ("no-store" not in cache and (client_retries or params.seed is not None)):
+    if key is not None or ("no-store" not in cache and (shared or (not drawn_here and mode != "job"))):
         digests = functools.partial(wanted.digests, answered_as, drawn_by)
         fingerprint, recipe = await asyncio.to_thread(digests) if wanted.images else digests()
     ask = Ask(
@@ -104,6 +106,7 @@ async def submit(
         rendering=rendering,
         output_format=params.output_format or "png",
         fingerprint=fingerprint,
+        joins="any" if shared else "abandoned",
         recipe=recipe if drawn_here and hub.settings.reuse_results and "no-store" not in cache else None,
         fresh="no-cache" in cache,
         idempotency_key=key,

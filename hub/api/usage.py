@@ -16,12 +16,25 @@ from hub.api.tasks import json_of
 from hub.api.wire import AnyRequest, owner_of, query_value
 from hub.errors import AdminRequired, InvalidRequest
 from hub.hub import Hub
-from hub.report import BY, BY_PATTERN, UsageBucket, as_csv, bucket_of, columns_of, day_of, days_of, left_of, span_of
+from hub.report import (
+    BY,
+    BY_PATTERN,
+    UsageBucket,
+    as_csv,
+    bucket_of,
+    columns_of,
+    day_of,
+    days_of,
+    left_of,
+    month_of,
+    span_of,
+)
 from hub.settings import KEY_NAME
 
 MOST = 10_000
 """Buckets in an answer."""
-PARAMETERS = ("by", "from", "to", "format", "key")
+PARAMETERS = ("by", "month", "from", "to", "format", "key")
+MONTH = "[0-9]{4}-(0[1-9]|1[0-2])"
 FORMATS = ("json", "csv")
 
 
@@ -57,6 +70,12 @@ class UsageList(Struct, kw_only=True):
                 pattern=BY_PATTERN,
                 default=",".join(BY),
                 examples=["key,model,day"],
+            ),
+            query(
+                "month",
+                "A calendar month (UTC), instead of days.",
+                pattern=f"^{MONTH}$",
+                examples=["2026-11"],
             ),
             query("from", "The first day (UTC); without it, the first one of the month of the last.", format="date"),
             query("to", "The last day (UTC), included; without it, the last one of this month.", format="date"),
@@ -115,6 +134,13 @@ def _columns(request: AnyRequest) -> Sequence[Column]:
 
 
 def _span(request: AnyRequest, hub: Hub) -> Span:
+    if (month := query_value(request, "month")) is not None:
+        if other := next((name for name in ("from", "to") if query_value(request, name) is not None), None):
+            raise InvalidRequest(f"Invalid '{other}': it does not go with 'month'.", param=other)
+        try:
+            return month_of(day_of(f"{month}-01"))
+        except ValueError:
+            raise InvalidRequest("Invalid 'month': it must be a month, such as 2026-11.", param="month") from None
     given: dict[str, dt.date] = {}
     for name in ("from", "to"):
         text = query_value(request, name)

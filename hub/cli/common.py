@@ -55,6 +55,12 @@ def settings_from(config: Path | None, **overrides: Any) -> Settings:
     return settings
 
 
+def check_key(settings: Settings, key: str | None) -> None:
+    """Raises BadParameter where `--key` names none of the hub's."""
+    if key is not None and key not in settings.api_keys:
+        raise click.BadParameter(f"there is no key '{key}' among api_keys", param_hint="--key")
+
+
 def loaded_models(settings: Settings) -> set[str] | None:
     """The ids of what the hub of these settings has in memory; None where none answers at once."""
     from hub.calls import Answer, get, hub_url

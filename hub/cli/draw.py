@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import config_option, settings_from, told_plainly
+from hub.cli.common import check_key, config_option, settings_from, told_plainly
 
 if TYPE_CHECKING:
     from hub.replay import Replay
@@ -32,6 +32,7 @@ FORMATS: dict[str, OutputFormat] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpe
     help="Its ending chooses the format: .png, .jpg or .webp. With -n, a number is added.",
 )
 @click.option("-m", "--model", help="Model id or alias (default: the setting default_model).")
+@click.option("--key", help="The name of the key that asks: it counts as its, with what it may do and spend.")
 @click.option("-n", type=click.IntRange(1, 10), default=1, show_default=True, help="Number of pictures.")
 @click.option(
     "--size", metavar="WxH", help="Default: that of the picture to edit, else 1024x1024, or a remote model's own."
@@ -60,6 +61,7 @@ def generate(
     prompt: str,
     output: Path,
     model: str | None,
+    key: str | None,
     image: Path | None,
     mask: Path | None,
     **wish: Any,
@@ -88,16 +90,33 @@ def generate(
         mask=mask.read_bytes() if mask else None,
         output_format=_format(output),
         output_compression=wish["compression"],
+        owner=key or "",
     )
     with told_plainly():
         settings = settings_from(config, log_level="warning")
-        result = asyncio.run(_generate(settings, model or settings.default_model, request))
+        check_key(settings, key)
+        with _naming_key(settings, key):
+            result = asyncio.run(_generate(settings, model or settings.default_model, request))
     for warning in result.warnings:
         click.echo(f"Warning: {warning}", err=True)
     for index, picture in enumerate(result.images):
         path = output if len(result.images) == 1 else output.with_stem(f"{output.stem}-{index + 1}")
         path.write_bytes(picture)
         click.echo(str(path) if result.seed is None else f"{path} (seed {result.seed + index})")
+
+
+@contextlib.contextmanager
+def _naming_key(settings: Settings, key: str | None) -> Iterator[None]:
+    """What nobody may do, one of the hub's keys may, perhaps."""
+    from hub.errors import BudgetExceeded, ModelForbidden, RemoteNotAllowed
+    from hub.refusal import with_words
+
+    try:
+        yield
+    except (BudgetExceeded, ModelForbidden, RemoteNotAllowed) as error:
+        if key is not None or not settings.api_keys:
+            raise
+        raise with_words(error, f"{error.message} `--key NAME` asks as one of this hub's keys.") from None
 
 
 def _check_folder(output: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hub.cli.common import config_option, settings_from, told_plainly
+from hub.cli.common import check_key, config_option, settings_from, told_plainly
 
 if TYPE_CHECKING:
     from hub.errors import HubError
@@ -39,8 +39,7 @@ def route(*, model: str, key: str | None, as_json: bool, config: Path | None, **
     """
     with told_plainly():
         settings = settings_from(config, log_level="warning")
-        if key is not None and key not in settings.api_keys:
-            raise click.BadParameter(f"there is no key '{key}' among api_keys", param_hint="--key")
+        check_key(settings, key)
         request = _request(key or "", **wish)
         caller = _caller(settings, key or "")
         decided = _decide(settings, model, request, caller)
@@ -79,16 +78,18 @@ def _caller(settings: Settings, owner: str) -> Caller:
 
     from hub.errors import ConfigurationError
     from hub.ledger import month_of, name_of
-    from hub.report import left_of, spent
+    from hub.prices import Budget
+    from hub.report import limit_of, spent
     from hub.route import Caller
 
-    budget = settings.budget_of(owner)
+    limit, month = limit_of(settings.budget_of(owner)), month_of(time.time())
     path = settings.cache_dir / "hub.db"
     try:
-        used = 0 if budget is None else spent(path, owner, name_of(month_of(time.time())))
+        used = 0 if limit is None else spent(path, owner, name_of(month))
     except (sqlite3.Error, OSError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
-    return Caller(owner=owner, may_leave=settings.may_leave(owner), budget_left=left_of(budget, used))
+    budget = None if limit is None else Budget(limit=limit, spent=used, ends_at=month.until)
+    return Caller(owner=owner, may_leave=settings.may_leave(owner), budget=budget)
 
 
 def _decide(settings: Settings, model: str, request: ImageRequest, caller: Caller) -> Route:
@@ -98,9 +99,11 @@ def _decide(settings: Settings, model: str, request: ImageRequest, caller: Calle
 
 
 def _show(decided: Route, caller: Caller, error: HubError | None) -> None:
+    from hub.prices import dollars, micro
+
     who = f"the key '{caller.owner}'" if caller.owner else "a caller without a key"
     may = "may leave this machine" if caller.may_leave else "may not leave this machine"
-    left = "" if caller.budget_left is None else f", ${caller.budget_left:.2f} of the budget is left"
+    left = "" if caller.budget is None else f", {dollars(micro(caller.budget.left))} of the budget is left"
     click.echo(f"{decided.reason}.\nFor {who}: {may}{left}.")
     for number, target in enumerate(decided.targets, 1):
         click.echo(f"{number}. {target.manifest.id} ({_price(target.cost)}): {target.why}")
@@ -114,7 +117,9 @@ def _show(decided: Route, caller: Caller, error: HubError | None) -> None:
 def _price(cost: float | None) -> str:
     if cost is None:
         return "price not known"
-    return f"about ${cost:.4g}" if cost else "free"
+    from hub.prices import dollars, micro
+
+    return f"about {dollars(micro(cost))}" if cost else "free"
 
 
 def _show_json(decided: Route, caller: Caller, error: HubError | None) -> None:
@@ -124,7 +129,7 @@ def _show_json(decided: Route, caller: Caller, error: HubError | None) -> None:
         "model": decided.asked,
         "key": caller.owner or None,
         "may_leave": caller.may_leave,
-        "budget_left_usd": caller.budget_left,
+        "budget_left_usd": caller.budget.left if caller.budget else None,
         "reason": decided.reason,
         "targets": [
             {"id": each.manifest.id, "leaves": each.leaves, "cost_usd": each.cost, "why": each.why}

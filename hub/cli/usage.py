@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import datetime as dt
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +54,9 @@ def usage(
 ) -> None:
     """Show what was used and what it cost, by key, model and day. Days and months are those of UTC.
 
-    Reads the hub's database, whether the hub runs or not. What was used in the last second may be missing.
+    A request that failed over after a try that may have been billed counts at both targets. What is left of budgets is
+    told for the keys that are shown. Reads the hub's database, whether the hub runs or not. What was used in the last
+    second may be missing.
     """
     from hub import report
 
@@ -67,7 +68,9 @@ def usage(
         raise click.UsageError("--csv and --json do not go together.")
     span = _span(month, since, until)
     with told_plainly():
-        buckets = _read(settings_from(config), columns, span, key)
+        settings = settings_from(config)
+        buckets = _read(settings, columns, span, key)
+        budgets = [] if as_csv or as_json else _budgets(settings, _keys(settings, buckets, columns, key))
     if as_csv:
         click.echo(report.as_csv(buckets, columns), nl=False)
     elif as_json:
@@ -80,10 +83,14 @@ def usage(
     else:
         first, last = report.days_of(span)
         click.echo(f"Nothing was used from {first} to {last}.", err=True)
+    if budgets:
+        click.echo()
+    for line in budgets:
+        click.echo(line)
 
 
 def _span(month: dt.datetime | None, since: dt.datetime | None, until: dt.datetime | None) -> Span:
-    from hub.report import span_of
+    from hub.report import month_of, span_of
 
     today = dt.datetime.now(dt.UTC).date()
     if month is not None and (since or until):
@@ -95,7 +102,7 @@ def _span(month: dt.datetime | None, since: dt.datetime | None, until: dt.dateti
             raise click.UsageError("--since is after --until.")
         return span_of(first, last)
     first = (month.date() if month else today).replace(day=1)
-    return span_of(first, first.replace(day=calendar.monthrange(first.year, first.month)[1]))
+    return month_of(first)
 
 
 def _read(settings: Settings, by: Sequence[Column], span: Span, key: str | None) -> list[UsageBucket]:
@@ -110,6 +117,37 @@ def _read(settings: Settings, by: Sequence[Column], span: Span, key: str | None)
         return [bucket_of(each) for each in look(path, by, span, key)]
     except (sqlite3.Error, OSError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}") from None
+
+
+def _keys(settings: Settings, buckets: Sequence[UsageBucket], by: Sequence[Column], key: str | None) -> Sequence[str]:
+    """The keys that are shown; all of the hub's where they are summed up together."""
+    if key is not None:
+        return [key]
+    shown = [str(bucket.key) for bucket in buckets] if "key" in by else []
+    return list(dict.fromkeys(shown or settings.api_keys or [""]))
+
+
+def _budgets(settings: Settings, keys: Sequence[str]) -> list[str]:
+    """What is left in this month, a line for each key with a budget. Raises ConfigurationError as `_read`."""
+    import sqlite3
+    import time
+
+    from hub.errors import ConfigurationError
+    from hub.ledger import month_of, name_of
+    from hub.prices import Budget, dollars
+    from hub.report import limit_of, spent
+
+    month, lines, path = month_of(time.time()), [], settings.cache_dir / "hub.db"
+    for key in keys:
+        if (limit := limit_of(settings.budget_of(key))) is None:
+            continue
+        try:
+            budget = Budget(limit=limit, spent=spent(path, key, name_of(month)), ends_at=month.until)
+        except (sqlite3.Error, OSError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}") from None
+        used = f"{dollars(budget.spent)} of {dollars(limit)} is spent or reserved in {name_of(month)}"
+        lines.append(f"{key or NO_KEY}: {used}, {dollars(max(0, limit - budget.spent))} is left")
+    return lines
 
 
 def _show(buckets: Sequence[UsageBucket], by: Sequence[Column]) -> None:

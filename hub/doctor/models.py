@@ -62,10 +62,11 @@ def read(settings: Settings, found: list[Finding], *, offline: bool) -> list[Any
 
 
 def _leading(settings: Settings, manifests: Collection[str]) -> dict[str, str | list[str]]:
+    """Those that lead somewhere."""
     return {
         alias: target
         for alias, target in settings.aliases.items()
-        if all(each in manifests for each in ([target] if isinstance(target, str) else target or [""]))
+        if any(each in manifests for each in ([target] if isinstance(target, str) else target))
     }
 
 

@@ -13,8 +13,8 @@ import msgspec
 from hub import providers
 from hub.doctor.findings import Case, Finding, ok, problem, warning
 from hub.errors import ConfigurationError
-from hub.manifest import AnyManifest, RemoteManifest, RouteManifest
-from hub.registry import named, read_aliases
+from hub.manifest import AnyManifest, ModelManifest, RemoteManifest, RouteManifest
+from hub.registry import named, read_aliases, route_of
 from hub.remote.credentials import Credentials, open_credentials
 from hub.remote.wish import OPTIONAL, SERVERS_OWN
 from hub.routing import is_elsewhere, leaves
@@ -36,9 +36,13 @@ def check(case: Case) -> Iterator[Finding]:
     yield from _keys(case, known, credentials)
     yield from _allowed(case, known)
     yield from _prices(case, known)
+    yield from _plain_ids(case, known)
     for route in case.elsewhere:
         if isinstance(route, RouteManifest):
-            yield from _route(case, route)
+            yield from _route(case, route, route.id, "Correct its targets: in its manifest.")
+    for alias, route in _list_aliases(case).items():
+        remedy = "Correct it under [aliases] in hub.toml, or add what is missing."
+        yield from _route(case, route, f"aliases.{alias}", remedy)
 
 
 def _patterns(case: Case) -> Iterator[Finding]:
@@ -99,6 +103,8 @@ def _keys(case: Case, models: list[RemoteManifest], credentials: Credentials | N
         if name is not None and (number := len(credentials.of(name).all)):
             yield ok("remote", name, f"{number} key{'s' if number > 1 else ''} for {shown}")
             yield from _in_the_clear(same)
+        elif case.offline and all(leaves(model) or is_elsewhere(model) for model in same):
+            yield ok("remote", name or same[0].id, f"no key for {shown}: none is wanted while this hub is offline")
         elif needy := [model for model in same if providers.adapter(model.provider).needs_key or name]:
             yield problem("remote", name or needy[0].id, f"there is no key for {shown}", _remedy(case, name, needy[0]))
         else:
@@ -154,7 +160,17 @@ def _prices(case: Case, models: list[RemoteManifest]) -> Iterator[Finding]:
             yield warning("remote", model.id, words, "Compare them with the provider's, and set prices.as_of.")
 
 
-def _route(case: Case, route: RouteManifest) -> Iterator[Finding]:
+def _plain_ids(case: Case, models: list[RemoteManifest]) -> Iterator[Finding]:
+    """Of OpenAI's models those whose own name, as OpenAI's clients send it, means a model of this machine."""
+    ids = _names(case)
+    for model in models:
+        plain = model.id.removeprefix("openai/")
+        if model.provider == "openai" and plain != model.id and isinstance(found := ids.get(plain), ModelManifest):
+            line = f'"{plain}" = "{model.id}" under [aliases] in hub.toml changes that'
+            yield ok("remote", model.id, f"requests for '{plain}' are served by {found.id}; {line}")
+
+
+def _route(case: Case, route: RouteManifest, subject: str, remedy: str) -> Iterator[Finding]:
     """Whether a route leads somewhere."""
     ids = _names(case)
     wrong = []
@@ -166,21 +182,25 @@ def _route(case: Case, route: RouteManifest) -> Iterator[Finding]:
             wrong.append(f"'{target.model}' is a route itself")
         elif strangers := sorted(set(target.keys) - set(case.settings.api_keys)):
             wrong.append(f"'{target.model}' is for the key '{strangers[0]}', which api_keys does not name")
-    remedy = "Correct its targets: in its manifest."
     if len(wrong) == len(route.targets):
-        yield problem("remote", route.id, f"no target can serve it: {'; '.join(wrong)}", remedy)
+        yield problem("remote", subject, f"no target can serve it: {'; '.join(wrong) or 'it names none'}", remedy)
     elif wrong:
-        yield warning("remote", route.id, "; ".join(wrong), remedy)
+        yield warning("remote", subject, f"a target is left out: {'; '.join(wrong)}", remedy)
     else:
-        yield ok("remote", route.id, f"a route: {', '.join(target.model for target in route.targets)}")
+        yield ok("remote", subject, f"a route: {', '.join(target.model for target in route.targets)}")
+
+
+def _list_aliases(case: Case) -> dict[str, RouteManifest]:
+    """The routes that the settings' own aliases of several models are."""
+    return {name: route_of(name, wanted) for name, wanted in case.settings.aliases.items() if isinstance(wanted, list)}
 
 
 def _names(case: Case) -> dict[str, AnyManifest]:
-    """What each id and alias leads to; of the settings' own aliases those that lead to one model."""
+    """What each id and alias leads to."""
     names = {name: each for each in (*case.models, *case.elsewhere) for name in (*each.aliases, each.id)}
     chosen: dict[str, str] = {}
     for folder in case.settings.models_dirs:
         with contextlib.suppress(ConfigurationError):  # told with the settings
             chosen |= read_aliases(folder)
     chosen |= {alias: target for alias, target in case.settings.aliases.items() if isinstance(target, str)}
-    return names | {alias: names[target] for alias, target in chosen.items() if target in names}
+    return names | {alias: names[target] for alias, target in chosen.items() if target in names} | _list_aliases(case)

@@ -151,15 +151,11 @@ def _names(case: Case) -> Iterator[Finding]:
     listed = [*case.models, *case.elsewhere]
     models = {model.id for model in listed}
     names = models | {alias for model in listed for alias in model.aliases} | set(settings.aliases)
-    for alias, wanted in settings.aliases.items():
-        targets = [wanted] if isinstance(wanted, str) else wanted
-        for target in targets or [""]:
-            if target not in models:
-                words = f"it leads to '{target}', and there is no such model"
-                remedy = (
-                    f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
-                )
-                yield problem("settings", f"aliases.{alias}", words, remedy)
+    for alias, target in settings.aliases.items():  # lists are routes, and are looked at with the remote models
+        if isinstance(target, str) and target not in models:
+            words = f"it leads to '{target}', and there is no such model"
+            remedy = f"Correct it under [aliases], or add the model; there are {', '.join(sorted(models)) or 'none'}."
+            yield problem("settings", f"aliases.{alias}", words, remedy)
     for folder in settings.models_dirs:
         try:
             chosen = read_aliases(folder)

@@ -41,6 +41,19 @@ def verify_image(data: bytes) -> tuple[OutputFormat, Size]:
     return found
 
 
+def may_be_transparent(data: bytes) -> bool:
+    """Whether a whole file of the three formats can say of a pixel that it is not opaque."""
+    if data.startswith(PNG):
+        with_alpha = data[25] in (4, 6)  # the colour type
+        return with_alpha or b"tRNS" in data[: data.find(b"IDAT")]
+    if data.startswith(RIFF):
+        kind = data[12:16]
+        if kind == b"VP8X":
+            return bool(data[20] & 0x10)
+        return kind == b"VP8L" and bool(data[24] & 0x10)
+    return False
+
+
 def _png(data: bytes) -> Size:
     """Every chunk's length and checksum, IHDR first, some IDAT, IEND last."""
     view, position, kind, has_data = memoryview(data), len(PNG), b"", False

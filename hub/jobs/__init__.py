@@ -49,7 +49,7 @@ class Jobs:
         self._max_running = max_running
         self._live: dict[str, Job] = {}
         self._keyed: dict[tuple[str | None, str], Job] = {}
-        self._alike: dict[tuple[str | None, str], Job] = {}
+        self._alike: dict[tuple[str | None, str], list[Job]] = {}
         self._noting: set[asyncio.Task[None]] = set()
         self._closing = False
 
@@ -74,8 +74,11 @@ class Jobs:
         IdempotencyKeyReuse.
         """
         job = self._started(ask)
-        if job is not None and job.result and not await self._answers(job, job.result, ask):
-            self._forget(job)
+        while job is not None and job.result:
+            if not await self._answers(job, job.result, ask):
+                self._forget(job)
+            elif ask.joins == "any" or job.abandoned:  # else another request was faster
+                break
             job = self._started(ask)
         if job is None and ask.idempotency_key is not None:
             row = await self._store.with_idempotency_key(ask.owner, ask.idempotency_key)
@@ -186,7 +189,8 @@ class Jobs:
             if job is not None and job.row.fingerprint != ask.fingerprint:
                 raise IdempotencyKeyReuse("This Idempotency-Key is in use for another request. Use a new one.")
             return job
-        return self._alike.get((ask.owner, ask.fingerprint)) if ask.fingerprint else None
+        alike = self._alike.get((ask.owner, ask.fingerprint), []) if ask.fingerprint else []
+        return next((job for job in reversed(alike) if ask.joins == "any" or job.abandoned), None)
 
     async def _answers(self, job: Job, result: JobResult, ask: Ask) -> bool:
         """Whether a job that has its pictures can answer once more: not where a fresh run is asked for (but a key is
@@ -237,7 +241,7 @@ class Jobs:
         if ask.idempotency_key is not None:
             self._keyed[ask.owner, ask.idempotency_key] = job
         elif ask.fingerprint is not None:
-            self._alike[ask.owner, ask.fingerprint] = job
+            self._alike.setdefault((ask.owner, ask.fingerprint), []).append(job)
         job.task = asyncio.create_task(self._run(job, ask, work, source), name=row.id)
         job.task.add_done_callback(lambda _: self._ended(job))
         return job
@@ -319,6 +323,7 @@ class Jobs:
             seed=made.seed,
             size=made.size,
             quality=made.quality,
+            quality_told=made.quality_told,
             output_format=output_format,
             background=made.background,
             revised_prompts=list(made.revised_prompts),
@@ -379,13 +384,20 @@ class Jobs:
             self._left_alone(job)
 
     def _forget(self, job: Job) -> None:
-        """Nobody joins it any more."""
-        for index, name in ((self._keyed, job.row.idempotency_key), (self._alike, job.row.fingerprint)):
-            known = index.get((job.row.owner, name)) if name is not None else None
-            if name is not None and known is not None and known.row.id == job.row.id:  # `job` may be read anew
-                del index[job.row.owner, name]
+        """Nobody joins it any more. `job` may have been read anew."""
+        row = job.row
+        if row.idempotency_key is not None:
+            name = row.owner, row.idempotency_key
+            if name in self._keyed and self._keyed[name].row.id == row.id:
+                del self._keyed[name]
+        elif row.fingerprint is not None:
+            alike = self._alike.get((row.owner, row.fingerprint), [])
+            for known in [each for each in alike if each.row.id == row.id]:
+                alike.remove(known)
                 if known.forgotten is not None:
                     known.forgotten.cancel()  # else it would hold the job, and repeats are fast
+            if not alike:
+                self._alike.pop((row.owner, row.fingerprint), None)
 
     async def _save_the_unsaved(self) -> None:
         """Ends that could not be written down when they came; until then the jobs are told from memory."""

@@ -19,7 +19,8 @@ Kind = Literal["image_generation", "image_edit", "image_variation"]
 
 
 RESTARTED = ErrorBody(
-    message="The hub was stopped while it worked on this job. Send the request again.",
+    message="The hub was stopped while it worked on this job. Send the request again. If a remote provider was at work "
+    "on it, it may have been paid for.",
     type="server_error",
     param=None,
     code="hub_restarted",
@@ -37,6 +38,7 @@ class JobResult(Struct, frozen=True, kw_only=True):
     usage: Usage
     warnings: list[str]
     background: Background = "opaque"
+    quality_told: bool = True
     revised_prompts: list[str] = []
     target: str = ""
 
@@ -45,10 +47,11 @@ class Ask(Struct, frozen=True, kw_only=True):
     """A request as the jobs see it.
 
     `owner` is the name of the caller's key. `rendering` is opaque here: the API's own note of how to answer.
-    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. `recipe` is a
-    digest of all that its pictures follow from, where a later request for the same may have them, else None; `fresh`
-    asks for a run all the same. `goes_on`: the work is finished even when nobody waits for it any more. `takes_base64`:
-    the client has the pictures with its answer, so that their files are hardly read.
+    `fingerprint` is a digest of the whole request where identical ones may share a run, else None. It `joins` any of
+    them, or one alone that its client has abandoned, as one does that comes again. `recipe` is a digest of all that its
+    pictures follow from, where a later request for the same may have them, else None; `fresh` asks for a run all the
+    same. `goes_on`: the work is finished even when nobody waits for it any more. `takes_base64`: the client has the
+    pictures with its answer, so that their files are hardly read.
     """
 
     owner: str | None
@@ -57,6 +60,7 @@ class Ask(Struct, frozen=True, kw_only=True):
     rendering: bytes
     output_format: OutputFormat
     fingerprint: str | None = None
+    joins: Literal["any", "abandoned"] = "any"
     recipe: str | None = None
     fresh: bool = False
     idempotency_key: str | None = None
@@ -107,6 +111,11 @@ class Job:
     def ended(self) -> bool:
         """Whether nothing about it will change any more."""
         return self._ended.is_set()
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether its clients have left, and none of them was given the result."""
+        return not self.watchers and not self.collected
 
     @property
     def eta(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -50,6 +51,20 @@ Input = Literal[
 """What a model of its own inputs may be told; see RemoteSection.fields."""
 
 
+RESERVED = frozenset(
+    {
+        *("prompt", "text_prompt", "contents", "model"),
+        *("n", "num_images", "num_outputs", "number_of_images", "batch_size", "max_images"),
+        *("sequential_image_generation", "sequential_image_generation_options"),
+        *("image", "images", "image_url", "image_urls", "image_prompt", "image_prompts", "init_image"),
+        *("input_image", "input_images", "input_references", "reference_images", "reference_image_urls"),
+        *("mask", "mask_url", "mask_image", "mask_image_url"),
+    }
+)
+"""What providers call the prompt, the model, how many pictures, and the source pictures: these are the request's, and
+what is checked, priced and limited by them would be something else than what is sent."""
+
+
 class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     """Where a remote model is, and what it can do.
 
@@ -63,7 +78,7 @@ class RemoteSection(Struct, forbid_unknown_fields=True, kw_only=True):
     leaves this machine; else it does unless its address is loopback. `honours`: parameters that it takes beside those
     that every model there does (openai_compatible, openrouter, together, xai). `fields`: where each model has inputs of
     its own (replicate, fal), what it takes and how it calls it; `[]` at the end makes a list. `options`: further fields
-    of each request's body, as the provider documents them.
+    of each request's body, as the provider documents them; none of those that RESERVED names.
     """
 
     model: RemoteName
@@ -107,6 +122,9 @@ class RemoteManifest(Listing, kw_only=True):
             raise ValueError("a manifest of a local model has no `remote`")
         if self.prices.second:
             raise ValueError("prices.second is of a device of this machine; give what a picture, or its tokens, cost")
+        if self.remote.sizes and self.remote.shapes is not None:
+            raise ValueError("remote.sizes and remote.shapes do not go together: a list of sizes, or the rules for all")
+        _check_options(self.remote)
         if self.remote.base_url is not None:
             self.remote.base_url = _base_url(self.remote.base_url)
         elif self.provider == "openai_compatible":
@@ -119,6 +137,24 @@ class RemoteManifest(Listing, kw_only=True):
         """The name of the keys that its calls may carry, None for none: an address of the owner's gets none that is not
         named."""
         return self.remote.credentials or (self.provider if self.remote.base_url is None else None)
+
+
+def _check_options(remote: RemoteSection) -> None:
+    """Raises ValueError where the options name what is the request's own."""
+    own = {remote.fields[each].removesuffix("[]") for each in ("prompt", "n", "image", "mask") if each in remote.fields}
+    config = remote.options.get("generationConfig")  # Google's n lies in it
+    wrong = [each for each in remote.options if each in own or _plain(each) in RESERVED]
+    wrong += ["generationConfig.candidateCount"] if isinstance(config, dict) and "candidateCount" in config else []
+    if wrong:
+        names = ", ".join(sorted(wrong))
+        raise ValueError(
+            f"remote.options cannot say {names}: the model, the prompt, n and the pictures have their own places"
+        )
+
+
+def _plain(name: str) -> str:
+    """`input_image` for `input_image_2`, and `image` for `image[]`."""
+    return re.sub(r"(_[0-9]+|\[\])$", "", name).lower()
 
 
 def _base_url(url: str) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hub.registry.live import LiveRegistry
 from hub.registry.models import ALL_MODELS, ListedModel, Registry
-from hub.registry.opening import open_registry
+from hub.registry.opening import open_registry, route_of
 from hub.registry.reading import (
     ALIASES,
     REMOTE,
@@ -35,4 +35,5 @@ __all__ = [
     "read_aliases",
     "read_manifest",
     "ready_made_in",
+    "route_of",
 ]

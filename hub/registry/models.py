@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 from msgspec import Struct
@@ -49,12 +49,18 @@ class Registry:
     """All models by id and alias. Immutable after `open_registry`."""
 
     def __init__(
-        self, manifests: Mapping[str, AnyManifest], aliases: Mapping[str, str], revisions: Mapping[str, str]
+        self,
+        manifests: Mapping[str, AnyManifest],
+        aliases: Mapping[str, str],
+        revisions: Mapping[str, str],
+        ready_made: Collection[str] = (),
     ) -> None:
-        """`revisions`: by the manifests' ids."""
+        """`revisions`: by the manifests' ids. `ready_made`: the ready-made remote models that there are, chosen or not,
+        as their files are called (PROVIDER-MODEL)."""
         self._manifests = dict(manifests)
         self._aliases = dict(aliases)
         self._revisions = dict(revisions)
+        self._ready_made = frozenset(ready_made)
 
     def __iter__(self) -> Iterator[ListedModel]:
         for name in (*self._manifests, *self._aliases):
@@ -85,6 +91,9 @@ class Registry:
         known = [*self._manifests, *self._aliases]
         near = difflib.get_close_matches(model.lower(), known, n=3, cutoff=0.5) or list(self._manifests)[:3]
         shown = re.sub(r"[^ -~]", "?", model[:64])
+        if "/" in model and model.replace("/", "-") in self._ready_made:
+            words = "it is a ready-made remote model; the owner adds it to remote_models"
+            raise ModelNotFound(f"The model '{shown}' is not offered here: {words}. {ALL_MODELS}", param="model")
         raise ModelNotFound(
             f"The model '{shown}' does not exist. Near names: {', '.join(near)}. {ALL_MODELS}",
             param="model",

@@ -13,7 +13,7 @@ from hub.registry.reading import manifests_in, named, read_aliases, read_manifes
 from hub.registry.revision import revision_of
 
 Aliases = Mapping[str, str | list[str]]
-"""The owner's: an alias and the model's id, or the ids of several, of which a route is made."""
+"""The owner's: an alias and the model's id, or the names of several, of which a route is made."""
 
 
 def open_registry(
@@ -46,18 +46,20 @@ def open_registry(
     if not manifests:
         raise ConfigurationError(f"no model manifest (*.toml) in {', '.join(map(str, folders))}")
     _check_wanted(remote_models, manifests)
-    _check_aliases(owner_aliases, manifests)
+    single = {alias: wanted for alias, wanted in owner_aliases.items() if isinstance(wanted, str)}
+    _check_aliases(owner_aliases, single, manifests)
     revisions = {name: revision_of(source, manifests[name]) for name, source in sources.items()}
     # One of aliases.toml may outlive its model: that is no reason not to start.
-    aliases |= {alias: target for alias, target in chosen.items() if target in manifests}
-    for alias, wanted in owner_aliases.items():
-        if isinstance(wanted, str):
-            aliases[alias] = wanted
-        else:
-            manifests[alias] = _route_of(alias, wanted)
-            revisions[alias] = " ".join(revisions[target] for target in wanted)
+    aliases |= {alias: target for alias, target in chosen.items() if target in manifests} | single
+    routes = {alias: wanted for alias, wanted in owner_aliases.items() if not isinstance(wanted, str)}
+    for alias, wanted in routes.items():
+        behind = [target for each in wanted if each not in routes and (target := aliases.get(each, each)) in manifests]
+        _check_route(alias, wanted, [manifests[target] for target in behind], manifests)
+        revisions[alias] = " ".join(revisions[target] for target in behind)
+    manifests |= {alias: route_of(alias, wanted) for alias, wanted in routes.items()}
     aliases = {alias: target for alias, target in aliases.items() if alias not in manifests}
-    return Registry(manifests, aliases, revisions)
+    ready_made = {source.stem for folder in folders for source in ready_made_in(folder)}
+    return Registry(manifests, aliases, revisions, ready_made)
 
 
 def _check_wanted(remote_models: Sequence[str], known: Collection[str]) -> None:
@@ -69,15 +71,25 @@ def _check_wanted(remote_models: Sequence[str], known: Collection[str]) -> None:
         )
 
 
-def _check_aliases(owner_aliases: Aliases, known: Collection[str]) -> None:
-    """Raises ConfigurationError for an alias that can be none, or that leads nowhere."""
-    for alias, wanted in owner_aliases.items():
+def _check_aliases(owner_aliases: Collection[str], single: Mapping[str, str], known: Collection[str]) -> None:
+    """Raises ConfigurationError for an alias that can be none, or for one of a single model that leads nowhere."""
+    for alias in owner_aliases:
         if not re.fullmatch(ID_PATTERN, alias) or alias in known:
             why = "is a model's own id" if alias in known else "is not a possible model id"
             raise ConfigurationError(f"aliases.{alias}: {why}")
-        for target in [wanted] if isinstance(wanted, str) else wanted or [""]:
-            if target not in known:
-                raise ConfigurationError(f"aliases.{alias}: there is no model '{target}' (models: {', '.join(known)})")
+        if alias in single and single[alias] not in known:
+            words = f"there is no model '{single[alias]}' (models: {', '.join(known)})"
+            raise ConfigurationError(f"aliases.{alias}: {words}")
+
+
+def _check_route(alias: str, wanted: Sequence[str], behind: Sequence[AnyManifest], known: Collection[str]) -> None:
+    """Raises ConfigurationError where no target can serve. One that is not there yet, or not any more, is left out by
+    the router: no reason not to start."""
+    if not wanted:
+        raise ConfigurationError(f"aliases.{alias}: the list is empty. Name at least one model, or take the line out.")
+    if all(isinstance(each, RouteManifest) for each in behind):
+        words = f"it leads to {', '.join(wanted)}, and none of them is a model (models: {', '.join(known)})"
+        raise ConfigurationError(f"aliases.{alias}: {words}")
 
 
 def _read_all(
@@ -102,15 +114,19 @@ class _Claims:
         """decided: ids of which the owner has said what they mean."""
         self._decided = decided
         self._by: dict[str, Path] = {}
-        self._routes: dict[str, Path] = {}
+        self._ids: dict[str, Path] = {}
 
     def add(self, source: Path, manifest: AnyManifest) -> None:
         """Raises ConfigurationError where another manifest claims the same. A route's own id takes it from other
         manifests' aliases: that is what it was made for."""
-        by, names = self._by, manifest.aliases
-        if isinstance(manifest, RouteManifest):
-            self._check(source, manifest.id, self._routes)
-        else:
+        by, names, same = self._by, manifest.aliases, self._ids.get(manifest.id)
+        if same is not None:
+            raise ConfigurationError(
+                f"{source}: {same.name} has the id '{manifest.id}', too. Remove one of the two files, or give it "
+                "another id."
+            )
+        self._ids[manifest.id] = source
+        if not isinstance(manifest, RouteManifest):
             names = [manifest.id, *names]
         for name in names:
             self._check(source, name, by)
@@ -124,7 +140,7 @@ class _Claims:
         by[name] = source
 
 
-def _route_of(alias: str, models: Sequence[str]) -> RouteManifest:
+def route_of(alias: str, models: Sequence[str]) -> RouteManifest:
     """The route that an alias of several models is."""
     return RouteManifest(
         id=alias,

@@ -13,6 +13,7 @@ import msgspec
 
 from hub.errors import ConfigurationError
 from hub.manifest import COMPONENT_FILES, AnyManifest, ModelId, ModelManifest, kind_of
+from hub.registry.words import in_words
 
 ALIASES = "aliases.toml"
 """In a folder of manifests: further names, as `hub models alias` writes them."""
@@ -25,11 +26,13 @@ def read_manifest(source: Path, weights_dir: Path | None = None) -> AnyManifest:
 
     Whether the weights are there, `absence` tells: a disk that is not mounted is no reason not to start.
     """
+    kind: type[AnyManifest] | None = None
     try:
         values = tomllib.loads(source.read_text(encoding="utf-8"))
-        manifest: AnyManifest = msgspec.convert(values, kind_of(values))
+        kind = kind_of(values)
+        manifest: AnyManifest = msgspec.convert(values, kind)
     except (OSError, ValueError, msgspec.ValidationError) as error:
-        raise ConfigurationError(f"{source}: {error}") from None
+        raise ConfigurationError(f"{source}: {in_words(error, kind)}") from None
     if isinstance(manifest, ModelManifest):
         _place(source, manifest, weights_dir or Path("weights"))
     return manifest

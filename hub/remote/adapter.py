@@ -27,6 +27,7 @@ from msgspec import Struct
 from hub.errors import (
     HubError,
     InvalidRequest,
+    NoCredit,
     NothingMade,
     ProviderBusy,
     ProviderFailed,
@@ -213,6 +214,10 @@ class Adapter:
         del manifest
         return self.honours
 
+    def asks_for_key(self, manifest: RemoteManifest) -> bool:
+        """Whether nothing is sent without a key: one that the manifest names is wanted in any case."""
+        return self.needs_key or manifest.remote.credentials is not None
+
     def most(self, manifest: RemoteManifest, request: ImageRequest) -> int:
         """How many pictures one call may ask for; more are had by several calls."""
         del request
@@ -250,9 +255,10 @@ class Adapter:
         if status == 403:
             return NotForThisModel(f"{self.title} does not take this hub's key for this model. Its owner has to act.")
         if status == 402:
-            return ProviderKeyRefused(f"There is no credit left with {self.title}. This hub's owner has to act.")
+            return no_credit(self.title)
         if status == 404:
-            return NothingMade(f"{self.title} does not know this model, or this path. This hub's owner has to act.")
+            words = f"{self.title} does not know this model, or this path. This hub's owner has to act."
+            return NothingMade(words).for_good()
         if status == 413:
             return InvalidRequest(
                 f"The request is larger than {self.title} takes.", param="image", code="provider_refused"
@@ -267,6 +273,11 @@ class Adapter:
         if 300 <= status < 400:
             return NothingMade(f"{self.title} sent the request elsewhere, and it was not sent there.")
         return ProviderFailed(f"{self.title} failed ({status}).", may_have_billed=True)
+
+
+def no_credit(title: str) -> NoCredit:
+    """The key is good, and nothing is left on it."""
+    return NoCredit(f"There is no credit left with {title}. This hub's owner has to act.")
 
 
 def retry_after(answer: Answer) -> int | None:

@@ -29,6 +29,7 @@ from hub.errors import (
     HubError,
     InvalidRequest,
     ModelUnusable,
+    NoCredit,
     ProviderBusy,
     ProviderError,
     ProviderFailed,
@@ -47,6 +48,7 @@ from hub.remote.adapter import (
     Partial,
     Pending,
     Unreadable,
+    no_credit,
 )
 from hub.remote.credentials import Key, Keys
 from hub.remote.result import joined
@@ -155,7 +157,9 @@ class Caller:
         if isinstance(error, ProviderKeyRefused):
             if key is None:
                 raise error
-            seconds = self._keys.refuse(key, everywhere=not isinstance(error, NotForThisModel))
+            seconds = self._keys.refuse(
+                key, everywhere=not isinstance(error, NotForThisModel), no_credit=isinstance(error, NoCredit)
+            )
             refused.append(key)
             log.warning(
                 "%s does not take the key %s; it is left alone for %.0f s", self._adapter.name, key.name, seconds
@@ -181,11 +185,13 @@ class Caller:
         title, waited = self._adapter.title, 0.0
         while True:
             key = self._keys.pick(refused)
-            if key is not None or (not self._keys.all and not self._adapter.needs_key):
+            if key is not None or not (self._keys.all or self._adapter.asks_for_key(self._wish.manifest)):
                 return key
             if not self._keys.all:
-                raise ProviderUnavailable(f"This hub has no key for {title}. Its owner has to give it one.")
+                raise ProviderUnavailable(f"This hub has no key for {title}. Its owner has to give it one.").for_good()
             wait = self._keys.rested_in(refused)
+            if wait is None and self._keys.no_credit:
+                raise no_credit(title)
             if wait is None:
                 raise ProviderKeyRefused(f"{title} does not take this hub's key. Its owner has to act.")
             waited += wait
@@ -249,7 +255,7 @@ class Caller:
         if 200 <= answer.status < 300:
             return self._understood(self._adapter.read, self._wish, answer)
         label = self._wish.request.label or "request"
-        log.info("%s: %s answered %d", label, self._adapter.name, answer.status)
+        log.info("%s: %s answered %d", label, self._wish.manifest.id, answer.status)
         raise self._understood(self._adapter.refusal, answer)
 
     def _understood(self, of_adapter: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

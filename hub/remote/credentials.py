@@ -21,7 +21,7 @@ import time
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -56,11 +56,13 @@ class CredentialsSection(Struct, forbid_unknown_fields=True, kw_only=True):
 
 
 class Rest(Struct):
-    """For how long a key is left alone. `until`: monotonic seconds. `refusals`: how often in a row it was not taken."""
+    """For how long a key is left alone. `until`: monotonic seconds. `refusals`: how often in a row it was not taken;
+    `no_credit`: the last time, because nothing was left on it."""
 
     until: float = 0.0
     why: Literal["", "refused", "busy"] = ""
     refusals: int = 0
+    no_credit: bool = False
 
 
 class Key:
@@ -105,14 +107,15 @@ class Keys:
             return None
         return random.choices(usable, [key.weight for key in usable])[0]  # noqa: S311  # no secret: a share of the work
 
-    def refuse(self, key: Key, *, everywhere: bool = True) -> float:
+    def refuse(self, key: Key, *, everywhere: bool = True, no_credit: bool = False) -> float:
         """The provider does not take this key: it is left alone, and tried again after so many seconds. `everywhere`:
-        by all models, and not by this one alone."""
+        by all models, and not by this one alone. `no_credit`: it is good, but nothing is left on it."""
         rest = key.rest("" if everywhere else self._model)
         if rest.why != "refused" or not self._left(rest):  # else another request has told so just now
             seconds = min(LONGEST_PARKED, PARKED * 2 ** min(rest.refusals, 20))
             rest.until, rest.why = max(rest.until, self._now() + seconds), "refused"
             rest.refusals += 1
+            rest.no_credit = no_credit
         return self._left(rest)
 
     def rest(self, key: Key, seconds: float) -> None:
@@ -136,6 +139,14 @@ class Keys:
             if key not in but and not any(rest.why == "refused" and self._left(rest) for rest in self._rests(key))
         ]
         return min(waits, default=None)
+
+    @property
+    def no_credit(self) -> bool:
+        """Whether all are refused, and nothing is left on any of them."""
+        refused = [
+            [each for each in self._rests(key) if each.why == "refused" and self._left(each)] for key in self.all
+        ]
+        return bool(refused) and all(any(each.no_credit for each in rests) for rests in refused)
 
     def _rests(self, key: Key) -> tuple[Rest, Rest]:
         return key.rest(), key.rest(self._model)
@@ -175,7 +186,7 @@ def open_credentials(
             _check_key(text, variable)
             found[name] = Keys([Key(name, text)])
     if file is not None:
-        for name, section in _read(file).items():
+        for name, section in _read(file, variables).items():
             entries = [KeyEntry(key=each) if isinstance(each, str) else each for each in section.keys]
             for number, entry in enumerate(entries, 1):
                 _check_key(entry.key, f"{file}: {name}.keys[{number - 1}]")
@@ -198,7 +209,7 @@ def _taken(variable: str, environ: MutableMapping[str, str]) -> str:
     return (text or "").strip()
 
 
-def _read(file: Path) -> dict[str, CredentialsSection]:
+def _read(file: Path, providers: Collection[str]) -> dict[str, CredentialsSection]:
     try:
         with file.open("rb") as stream:
             status = os.fstat(stream.fileno())
@@ -207,19 +218,28 @@ def _read(file: Path) -> dict[str, CredentialsSection]:
                     f"credentials: {file} can be read by others than its owner. Run `chmod 600 {file}`."
                 )
             text = stream.read().decode()
-        found = msgspec.convert(tomllib.loads(text), dict[str, CredentialsSection])
+        values = tomllib.loads(text)
     except OSError as error:
         raise ConfigurationError(f"credentials: {file} cannot be read: {error.strerror}.") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"credentials: {file} is not text in UTF-8.") from None
-    except tomllib.TOMLDecodeError:  # its words may quote a line
-        raise ConfigurationError(f"credentials: {file} is not valid TOML.") from None
-    except msgspec.ValidationError:  # they may name a key that stands where a name should
-        words = 'it takes sections such as [openai] with keys = ["…"], or keys = [{key = "…", weight = 1, name = "…"}]'
-        raise ConfigurationError(f"credentials: {file}: {words}.") from None
-    if not all(re.fullmatch(CREDENTIALS_PATTERN, name) for name in found):
+    except tomllib.TOMLDecodeError as error:  # its words may quote the line
+        line = re.search(r"\(at (line [0-9]+), column [0-9]+\)$", str(error))
+        raise ConfigurationError(f"credentials: {file} is not valid TOML{f', in {line[1]}' if line else ''}.") from None
+    if not all(re.fullmatch(CREDENTIALS_PATTERN, name) for name in values):
         raise ConfigurationError(f"credentials: {file}: a section's name is small letters, digits, '_' and '-'.")
-    return found
+    return {name: _section(file, name, value, providers) for name, value in values.items()}
+
+
+def _section(file: Path, name: str, value: Any, providers: Collection[str]) -> CredentialsSection:
+    try:
+        return msgspec.convert(value, CredentialsSection)
+    except msgspec.ValidationError as error:  # it may name a key that stands where a name should
+        named = isinstance(value, dict) or name in providers
+        at = re.search(r" - at `\$\.(keys(?:\[[0-9]+\](?:\.(?:key|weight|name))?)?)`$", str(error))
+        place = f" [{name}]{f', {at[1]}' if at else ''}:" if named else ""
+        words = 'it takes sections such as [openai] with keys = ["…"], or keys = [{key = "…", weight = 1, name = "…"}]'
+        raise ConfigurationError(f"credentials: {file}:{place} {words}.") from None
 
 
 def _check_key(text: str, label: str) -> None:

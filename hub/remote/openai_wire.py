@@ -26,6 +26,7 @@ from hub.remote.adapter import (
     Partial,
     Picture,
     blocked,
+    no_credit,
 )
 from hub.remote.reading import count, event_of, listed, picture_in, picture_of, seed, text
 from hub.remote.wish import OPTIONAL, Notice, Wish
@@ -260,7 +261,7 @@ def openai_refusal(adapter: Adapter, answer: Answer) -> HubError | None:
     if code in BLOCKED or kind in BLOCKED:
         return blocked(adapter.title)
     if code in NO_CREDIT or kind in NO_CREDIT:
-        return ProviderKeyRefused(f"There is no credit left with {adapter.title}. This hub's owner has to act.")
+        return no_credit(adapter.title)
     if kind in NO_KEY:
         return ProviderKeyRefused(f"{adapter.title} does not take this hub's key. Its owner has to act.")
     if answer.status in (400, 422) and (param := _param(answer)) is not None:

@@ -10,7 +10,7 @@ import pybase64
 from msgspec import Struct
 
 from hub.errors import ProviderFailed
-from hub.imaging.verify import NotAnImage, verify_image
+from hub.imaging.verify import NotAnImage, may_be_transparent, verify_image
 from hub.remote.adapter import Base64, File, Link, Picture
 from hub.types import OutputFormat, Size
 
@@ -24,12 +24,13 @@ Download = Callable[[str], Awaitable[bytes]]
 
 
 class Had(Struct, frozen=True):
-    """A whole picture. `encoded` is its base64, where it came so."""
+    """A whole picture. `encoded` is its base64, where it came so; `opaque`: its file tells of no transparency."""
 
     data: bytes
     format: OutputFormat
     size: Size
     encoded: bytes | None = None
+    opaque: bool = False
 
 
 async def have(picture: Picture, download: Download) -> Had:
@@ -71,7 +72,7 @@ def _verified(data: bytes, text: bytes | None) -> Had:
         found, size = verify_image(data)
     except NotAnImage:
         raise _no_picture() from None
-    return Had(data, found, size, text)
+    return Had(data, found, size, text, opaque=not may_be_transparent(data))
 
 
 def _no_picture() -> ProviderFailed:

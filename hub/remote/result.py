@@ -40,6 +40,11 @@ def put_together(adapter: Adapter, wish: Wish, parts: Sequence[tuple[Made, list[
     all_made, had = [made for made, _ in parts], [each for _, some in parts for each in some]
     notices = [*wish.notices, *(notice for made in all_made for notice in made.notices)]
     notices += _differences(adapter, wish, had)
+    background = next((made.background for made in all_made if made.background), wish.background)
+    if any(each.opaque for each in had) and "transparent" in (background, wish.background):
+        background = "opaque"
+        if not any(each.param == "background" for each in notices):
+            notices.append(Notice("background", f"{adapter.title} made a picture that is opaque"))
     usages = [made.usage for made in all_made if made.usage is not None]
     costs = [made.cost for made in all_made if made.cost is not None]
     prompts = [prompt for made, some in parts for prompt in _prompts(made, len(some))]
@@ -55,7 +60,7 @@ def put_together(adapter: Adapter, wish: Wish, parts: Sequence[tuple[Made, list[
         quality=quality or "medium",
         quality_told=quality is not None,
         output_format=had[0].format,
-        background=next((made.background for made in all_made if made.background), wish.background),
+        background=background,
         sources=(*(each.size for each in wish.images), *_mask_size(wish)),
         warnings=tuple(dict.fromkeys(map(str, notices))),
         usage=_sum(usages) if len(usages) == len(parts) else None,

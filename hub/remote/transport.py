@@ -12,17 +12,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, certificates, fetch, joined, resolve, split
+from hub.fetching import Resolve, Unfetchable, certificates, fetch, joined, resolve, split, why_not
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
     import httpx2
+
+log = logging.getLogger(__name__)
 
 MAX_ANSWER = 160 << 20
 """Bytes of an answer: ten large pictures in base64."""
@@ -127,6 +130,7 @@ class Transport:
                 client=self._client or self._connect(),
             )
         except Unfetchable as error:
+            log.warning("a picture of %s was not fetched: %s", own_host, why_not(url, error))
             if error.why == "timeout":
                 words = "A picture that the provider has made did not arrive in time."
                 raise ProviderTimeout(words, may_have_billed=True) from None

@@ -105,6 +105,7 @@ def test_days_are_those_of_utc_and_both_ends_count(hub: Server) -> None:
     assert told(ask(hub, "by=day&from=2026-10-06&to=2026-10-31", **BOB)) == []
     assert told(ask(hub, "by=day&to=2026-10-31", **BOB), "requests") == [[1]], "its whole month"
     assert told(ask(hub, "by=day&from=2026-10-01", **BOB), "requests") == [[1], [4]]
+    assert told(ask(hub, "by=day&month=2026-10", **BOB), "day", "requests") == [["2026-10-05", 1]]
     assert told(ask(hub, "from=0001-01-01&to=9999-12-31&by=key", **ANN), "key", "requests") == [
         ["alice", 1],
         ["bob", 5],
@@ -163,6 +164,9 @@ def test_a_text_that_a_spreadsheet_would_run_begins_with_an_apostrophe(text: str
         ("to=2026-13-01", "to"),
         ("to=20261101", "to"),
         ("from=2026-11-02&to=2026-11-01", "to"),
+        ("month=2026-13", "month"),
+        ("month=2026", "month"),
+        ("month=2026-10&from=2026-10-01", "from"),
         ("format=xml", "format"),
         ("format=", "format"),
         ("key=a%20b", "key"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
-from hub.imaging.verify import NotAnImage, verify_image
+from hub.imaging.verify import NotAnImage, may_be_transparent, verify_image
 from hub.types import Size
 
 
@@ -45,6 +45,30 @@ def test_a_whole_file_tells_its_format_and_its_size(kind: str) -> None:
     image_format, size = verify_image(KINDS[kind])
     assert image_format in kind
     assert size == Size(60, 40)
+
+
+def seen_through(image_format: str, mode: str = "RGBA", **options: object) -> bytes:
+    picture = Image.new("RGBA", (60, 40), (200, 80, 20, 0))
+    picture.paste((10, 80, 20, 255), (0, 0, 30, 40))
+    buffer = io.BytesIO()
+    picture.convert(mode).save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+TRANSPARENT = {
+    "png": seen_through("PNG"),
+    "grey png": seen_through("PNG", "LA"),
+    "png with a palette": seen_through("PNG", "P", transparency=0),
+    "webp": seen_through("WEBP"),
+    "lossless webp": seen_through("WEBP", lossless=True),
+}
+
+
+@pytest.mark.parametrize("kind", TRANSPARENT)
+def test_a_file_with_transparency_is_told_from_one_without(kind: str) -> None:
+    assert may_be_transparent(TRANSPARENT[kind])
+    assert not may_be_transparent(KINDS[kind.replace(" with a palette", "")])
+    assert not may_be_transparent(KINDS["jpeg"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

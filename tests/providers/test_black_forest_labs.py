@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hub.errors import HubError, InvalidRequest, ProviderKeyRefused
+from hub.errors import HubError, InvalidRequest, NoCredit
 from hub.providers.black_forest_labs import adapter
 from hub.remote.adapter import Answer, JobFailed, NotForThisModel, Pending
 from hub.types import ImageRequest, Progress, Size
@@ -152,7 +152,7 @@ def test_a_question_that_fails_is_asked_again() -> None:
 
 def test_its_statuses_of_http_are_understood() -> None:
     kinds = {status: type(adapter.refusal(Answer(status, {}, b"{}"))) for status in (402, 403, 422)}
-    assert kinds == {402: ProviderKeyRefused, 403: NotForThisModel, 422: InvalidRequest}
+    assert kinds == {402: NoCredit, 403: NotForThisModel, 422: InvalidRequest}
 
 
 def test_a_region_of_its_own_may_be_asked_with_the_key_and_no_other_host() -> None:

@@ -20,7 +20,7 @@ from hub.manifest import RemoteManifest
 from hub.registry import read_manifest
 from hub.remote.sizes import nearest_size
 from hub.types import Event, Preview, Size
-from tests.providers.asking import ask, picture
+from tests.providers.asking import ask, half, picture
 from tests.providers.protocols import protocol
 from tests.providers.upstream import KEY, Upstream, raw, serving
 
@@ -359,3 +359,12 @@ def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def test_an_opaque_file_is_not_told_as_a_transparent_one(openai: Upstream) -> None:
+    made = ask(openai, background="transparent")
+    assert made.background == "opaque"
+    assert made.warnings == ("background: OpenAI made a picture that is opaque",)
+    openai.spoil = lambda _: half(1024, 1024, left=0)
+    made = ask(openai, background="transparent")
+    assert (made.background, made.warnings) == ("transparent", ())

@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import (
+    InvalidRequest,
+    NothingMade,
+    ProviderBusy,
+    ProviderFailed,
+    ProviderKeyRefused,
+    ProviderUnavailable,
+)
 from hub.types import Event, Lora, Preview, Size
 from tests.providers.asking import ask, picture
 from tests.providers.protocols.openai_compatible import EXTENSIONS, OpenAICompatibleProtocol
@@ -111,6 +118,12 @@ def test_a_server_without_a_key_is_asked_without_one(server: Upstream) -> None:
     with pytest.raises(ProviderKeyRefused):  # the test's server wants one
         ask(server, remote={"credentials": None})
     assert "authorization" not in server.asked[-1].headers
+
+
+def test_where_the_manifest_names_keys_that_are_not_there_nothing_is_sent(server: Upstream) -> None:
+    with pytest.raises(ProviderUnavailable, match="no key"):
+        ask(server, remote={"credentials": "nobody"})
+    assert server.asked == []
 
 
 def test_a_stream_of_several_pictures_keeps_them_apart(server: Upstream) -> None:

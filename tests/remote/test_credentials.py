@@ -98,6 +98,25 @@ def test_a_wrong_file_is_refused_without_showing_what_is_in_it(tmp_path: Path, t
     assert caught.value.__cause__ is None
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            '[openai]\nkeys = ["a"]\n[lab]\nkeys = [{key = "a"}, {key = "b", weight = 0}]',
+            "[lab], keys[1].weight: it takes",
+        ),
+        ('[openai]\nkeys = "a"', "[openai], keys: it takes"),
+        ('fal = "a"', "[fal]: it takes"),
+        ('[openai]\nkeys = ["a"]\nx = sk', "is not valid TOML, in line 3."),
+        (f'"{SECRET}" = "openai"', "json: it takes sections"),
+    ],
+)
+def test_what_is_wrong_in_the_file_is_told_by_section_and_place(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        open_credentials(written(tmp_path, text), {"fal": "FAL_KEY"}, {})
+    assert words in str(caught.value).replace(".toml:", "json:")
+
+
 def test_a_file_that_is_none_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, "")
     file.write_bytes(b"\xff\xfe")

@@ -42,7 +42,7 @@ def test_a_data_url_is_a_picture_in_base64(head: str) -> None:
 
 def test_a_file_and_a_link_have_no_base64() -> None:
     assert had(File(WHOLE)).encoded is None
-    assert had(Link("https://example.org/1.png"), WHOLE) == Had(WHOLE, "png", Size(64, 64))
+    assert had(Link("https://example.org/1.png"), WHOLE) == Had(WHOLE, "png", Size(64, 64), opaque=True)
 
 
 def test_a_large_picture_is_looked_at_beside_the_event_loop() -> None:

@@ -259,6 +259,28 @@ def test_a_picture_that_drips_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> N
     run(test, hangs)
 
 
+@pytest.mark.parametrize(
+    ("link", "told"),
+    [
+        ("http://127.0.0.1:1/secret?signature=secret", "127.0.0.1:1 lies in a private network"),
+        ("file:///etc/secret", "its address is none that is asked (file:)"),
+        ("SERVER/secret?signature=secret", "SERVER answered 404"),
+    ],
+)
+def test_the_log_says_why_a_pictures_link_was_not_fetched(
+    link: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test(through: Transport, server: Server) -> None:
+        own = server.url.removeprefix("http://")
+        with caplog.at_level("WARNING"), pytest.raises(ProviderFailed) as caught:
+            await through.download(link.replace("SERVER", server.url), own)
+        assert f"a picture of {own} was not fetched: {told.replace('SERVER', own)}" in caplog.text
+        assert "secret" not in caplog.text
+        assert own not in caught.value.message
+
+    run(test, says(b"", 404))
+
+
 def test_a_body_that_comes_byte_by_byte_does_not_hold_up_others() -> None:
     async def react(_: Heard, __: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
