@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hub.errors import InvalidRequest, ProviderBusy, ProviderKeyRefused
+from hub.errors import InvalidRequest, NoCredit, ProviderBusy, ProviderKeyRefused
 from hub.providers.ideogram import MAX_SEED, adapter
 from hub.remote.adapter import Answer, Call, Made
 from hub.types import ImageRequest, Size
@@ -169,7 +169,7 @@ def test_a_request_of_which_all_is_withheld_is_against_its_policy() -> None:
     [
         (422, InvalidRequest, "content_policy_violation"),
         (400, InvalidRequest, "provider_refused"),
-        (402, ProviderKeyRefused, "provider_key_refused"),
+        (402, NoCredit, "provider_key_refused"),
         (429, ProviderBusy, "provider_busy"),
     ],
 )

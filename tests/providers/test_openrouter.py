@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused, ProviderTimeout
+from hub.errors import (
+    InvalidRequest,
+    NoCredit,
+    NothingMade,
+    ProviderBusy,
+    ProviderFailed,
+    ProviderKeyRefused,
+    ProviderTimeout,
+)
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Base64, Made, NotForThisModel, Partial
 from hub.types import Preview, Size, Task, Usage
@@ -240,7 +248,7 @@ def test_a_moderated_prompt_is_the_callers_to_mend_and_the_key_is_kept() -> None
     [
         (400, {"error": {"code": 400, "message": "x"}}, InvalidRequest),
         (401, {"error": {"code": 401}}, ProviderKeyRefused),
-        (402, {"error": {"code": 402}}, ProviderKeyRefused),
+        (402, {"error": {"code": 402}}, NoCredit),
         (403, {"error": {"code": 403, "metadata": {"reasons": "x"}}}, NotForThisModel),
         (403, {"error": {"code": 403, "metadata": {"reasons": []}}}, InvalidRequest),
         (404, {"error": {"code": 404}}, NothingMade),

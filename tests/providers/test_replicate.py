@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import replicate
 
-from hub.errors import InvalidRequest, ProviderBusy, ProviderKeyRefused
+from hub.errors import InvalidRequest, NoCredit, ProviderBusy, ProviderKeyRefused
 from hub.providers.replicate import AT_ONCE, adapter
 from hub.remote.adapter import Answer, Call, JobFailed, Made
 from hub.types import ImageRequest, Progress, Size
@@ -206,7 +206,7 @@ def test_a_picture_may_come_in_a_data_url() -> None:
 
 
 def test_its_errors_are_understood() -> None:
-    kinds = [(401, ProviderKeyRefused), (402, ProviderKeyRefused), (422, InvalidRequest), (429, ProviderBusy)]
+    kinds = [(401, ProviderKeyRefused), (402, NoCredit), (422, InvalidRequest), (429, ProviderBusy)]
     for status, kind in kinds:
         error = adapter.refusal(Answer(status, {}, b'{"detail": "words"}'))
         assert type(error) is kind

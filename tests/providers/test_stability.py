@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from hub import providers
-from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NoCredit, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Base64, Form, Made, NotForThisModel
 from hub.types import Size
@@ -231,7 +231,7 @@ def test_a_filtered_picture_and_a_moderated_prompt_are_the_callers_to_mend() -> 
     [
         (400, {"name": "bad_request", "errors": ["seed: must be"]}, InvalidRequest),
         (401, {"name": "unauthorized"}, ProviderKeyRefused),
-        (402, {"name": "payment_required"}, ProviderKeyRefused),
+        (402, {"name": "payment_required"}, NoCredit),
         (403, {"name": "forbidden"}, NotForThisModel),
         (403, {"name": "content_moderation"}, InvalidRequest),
         (404, {"name": "not_found"}, NothingMade),

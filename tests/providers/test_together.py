@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hub import providers
-from hub.errors import InvalidRequest, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
+from hub.errors import InvalidRequest, NoCredit, NothingMade, ProviderBusy, ProviderFailed, ProviderKeyRefused
 from hub.manifest import RemoteManifest
 from hub.remote.adapter import Base64, Link, Made, NotForThisModel
 from hub.types import Size, Task
@@ -168,7 +168,7 @@ def test_a_partners_model_that_the_account_does_not_allow_is_no_matter_of_the_ke
     [
         (400, {"error": {"type": "invalid_request_error", "param": "width"}}, InvalidRequest),
         (401, {"error": {"code": "invalid_api_key"}}, ProviderKeyRefused),
-        (402, {"error": {"type": "insufficient_quota"}}, ProviderKeyRefused),
+        (402, {"error": {"type": "insufficient_quota"}}, NoCredit),
         (403, {"error": {"type": "forbidden"}}, NotForThisModel),
         (403, {"error": {"type": "third_party_data_sharing_blocked"}}, NothingMade),
         (404, {"error": {"code": "model_not_available"}}, NothingMade),
