@@ -26,6 +26,26 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 
+LONG = (
+    "test_shared_cache.py",
+    "test_never_leaves.py",
+    "test_real_servers.py",
+    "test_cli.py",
+    "test_canary.py",
+    "test_provider_tutorial.py",
+    "test_replay.py",
+    "test_auto_pull.py",
+    "test_air_gap.py",
+    "test_paid_once.py",
+    "test_joining.py",
+    "test_openapi.py",
+)
+"""Files of few tests that take long. They are begun first: of two processes, none waits at the end for the other."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG)
+
 
 @dataclass
 class Server:

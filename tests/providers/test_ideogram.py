@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from hub.errors import InvalidRequest, NoCredit, ProviderBusy, ProviderKeyRefused
+from hub.errors import InvalidRequest, NoCredit, ProviderBusy
 from hub.providers.ideogram import MAX_SEED, adapter
 from hub.remote.adapter import Answer, Call, Made
 from hub.types import ImageRequest, Size
