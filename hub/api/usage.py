@@ -34,7 +34,7 @@ from hub.settings import KEY_NAME
 MOST = 10_000
 """Buckets in an answer."""
 PARAMETERS = ("by", "month", "from", "to", "format", "key")
-MONTH = "[0-9]{4}-(0[1-9]|1[0-2])"
+MONTH = "2[0-9]{3}-(0[1-9]|1[0-2])"
 FORMATS = ("json", "csv")
 
 
