@@ -184,7 +184,9 @@ print("all allowed")
 def child(code: str, *before: str, **environment: str) -> str:
     """What a Python says that runs the code where there is loopback only."""
     alone = ["unshare", "-rn", "sh", "-c", f'{LOOPBACK_UP}; exec "$@"', "sh"] if can_make_namespaces() else []
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HUB_", "HF_"))}
+    # A hub that another test made in this process has set the variables for its children.
+    ours = variables(offline=True)
+    clean = {name: at for name, at in os.environ.items() if not name.startswith(("HUB_", "HF_")) and name not in ours}
     result = subprocess.run(
         [*alone, *before, sys.executable, "-c", PREAMBLE + code],
         env={**clean, "PYTHONPATH": str(ROOT), **environment},
@@ -374,7 +376,9 @@ def tried(folder: Path, *arguments: str, settings: str) -> tuple[list[str], str]
     folder.joinpath("drawn.png").write_bytes(base64.b64decode("iVBORw0KGgo="))
     trace = folder / "trace"
     alone = ["unshare", "-rn", "sh", "-c", f'{LOOPBACK_UP}; exec "$@"', "sh"] if can_make_namespaces() else []
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HUB_", "HF_"))}
+    # A hub that another test made in this process has set the variables for its children.
+    ours = variables(offline=True)
+    clean = {name: at for name, at in os.environ.items() if not name.startswith(("HUB_", "HF_")) and name not in ours}
     done = subprocess.run(
         [*alone, *strace(trace), sys.executable, "-m", "hub", *arguments],
         cwd=folder,
