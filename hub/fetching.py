@@ -26,6 +26,7 @@ TIMEOUT = 20.0
 SMALL = 1 << 14
 CONNECT = 5.0
 """Seconds for an address to take a connection; then the host's next one is tried."""
+ACCEPT = "image/png, image/jpeg, image/webp"
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 Why = Literal["invalid", "offline", "private", "unreachable", "timeout", "status", "large"]
@@ -74,7 +75,7 @@ async def fetch(
     patience: float | None = None,
     redirects: int = 0,
     offline: bool = False,
-    client: httpx2.AsyncClient | None = None,
+    connections: httpx2.AsyncBaseTransport | None = None,
 ) -> bytes:
     """The body behind a URL.
 
@@ -96,8 +97,8 @@ async def fetch(
                 named = host in trusted or place in trusted
                 if not named and not all(is_public(address) for address in addresses):
                     raise Unfetchable("private")
-                async with _client(client) as asking:
-                    body, location = await _from_any(asking, parts, addresses, port, max_bytes, follow=left > 0)
+                async with _connections(connections) as through:
+                    body, location = await _from_any(through, parts, addresses, port, max_bytes, follow=left > 0)
                 if location is None:
                     return body
                 url = _joined(url, location)
@@ -142,27 +143,31 @@ def _joined(url: str, location: str) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _client(given: httpx2.AsyncClient | None) -> AsyncIterator[httpx2.AsyncClient]:
-    import httpx2
-
+async def _connections(given: httpx2.AsyncBaseTransport | None) -> AsyncIterator[httpx2.AsyncBaseTransport]:
     if given is not None:
         yield given
         return
-    async with httpx2.AsyncClient(
-        follow_redirects=False, trust_env=False, timeout=None, verify=certificates()
-    ) as client:
-        yield client
+    from hub.http1 import AsyncioTransport
+
+    async with AsyncioTransport(certificates()) as connections:
+        yield connections
 
 
 async def _from_any(
-    client: httpx2.AsyncClient, parts: SplitResult, addresses: Sequence[str], port: int, max_bytes: int, *, follow: bool
+    through: httpx2.AsyncBaseTransport,
+    parts: SplitResult,
+    addresses: Sequence[str],
+    port: int,
+    max_bytes: int,
+    *,
+    follow: bool,
 ) -> tuple[bytes, str | None]:
     """From the first address that takes the connection: the body, or where it is said to be."""
     import httpx2
 
     for address in addresses:
         try:
-            return await _from(client, address, parts, port, max_bytes, follow=follow)
+            return await _from(through, address, parts, port, max_bytes, follow=follow)
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
             continue
         except httpx2.TimeoutException:
@@ -175,16 +180,16 @@ async def _from_any(
 
 
 async def _from(
-    client: httpx2.AsyncClient, address: str, parts: SplitResult, port: int, max_bytes: int, *, follow: bool
+    through: httpx2.AsyncBaseTransport, address: str, parts: SplitResult, port: int, max_bytes: int, *, follow: bool
 ) -> tuple[bytes, str | None]:
     import httpx2
 
     literal = f"[{address}]" if ":" in address else address
     target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
-    headers = {"Host": parts.netloc, "Accept": "image/png, image/jpeg, image/webp", "Accept-Encoding": "identity"}
-    extensions = {"sni_hostname": parts.hostname}
-    timeout = httpx2.Timeout(None, connect=CONNECT)
-    async with client.stream("GET", target, headers=headers, extensions=extensions, timeout=timeout) as answer:
+    headers = {"Host": parts.netloc, "User-Agent": "hub", "Accept-Encoding": "identity", "Accept": ACCEPT}
+    extensions = {"sni_hostname": parts.hostname, "timeout": {"connect": CONNECT}, "whole": max_bytes}
+    request = httpx2.Request("GET", target, headers=headers, extensions=extensions)
+    async with contextlib.aclosing(await through.handle_async_request(request)) as answer:
         if answer.is_redirect and follow and answer.headers.get("location"):
             return b"", str(answer.headers["location"])
         if answer.status_code != 200:
@@ -194,12 +199,12 @@ async def _from(
         body = await joined(answer.aiter_raw(), max_bytes)
         if body is None:
             raise Unfetchable("large")
-        return body, None
+        return bytes(body), None
 
 
-async def joined(pieces: AsyncGenerator[bytes], most: int) -> bytes | None:
-    """A body that comes in pieces; None where it is larger. Copied once, and never many times its size in memory, as a
-    list would be of pieces that are bytes."""
+async def joined(pieces: AsyncGenerator[bytes], most: int) -> bytes | bytearray | None:
+    """A body that comes in pieces; None where it is larger. Copied once at most, and never many times its size in
+    memory, as a list would be of pieces that are bytes."""
     body: list[bytes] = []
     small, total = bytearray(), 0
     async with contextlib.aclosing(pieces):
@@ -214,7 +219,9 @@ async def joined(pieces: AsyncGenerator[bytes], most: int) -> bytes | None:
                 body.append(bytes(small))
                 small.clear()
             body.append(piece)
-    return b"".join([*body, small] if small else body)
+    if small:
+        body.append(bytes(small))
+    return body[0] if len(body) == 1 else b"".join(body)
 
 
 @functools.cache

@@ -138,7 +138,7 @@ class ImageResult(Struct, frozen=True, kw_only=True):
     sources: tuple[Size, ...] = ()
     warnings: tuple[str, ...] = ()
     usage: Usage | None = None
-    encoded: tuple[bytes, ...] = ()
+    encoded: tuple[bytes | memoryview, ...] = ()
     revised_prompts: tuple[str, ...] = ()
     target: str = ""
     quality_told: bool = True

@@ -105,10 +105,15 @@ async def serving(say: Say, tls: ssl.SSLContext | None) -> AsyncIterator[tuple[S
         await site.end()
 
 
+WHOLE = {"whole": len(BODY)}
+"""An extension of a request: a body of that length is had in one piece."""
+
+
 def fails(say: Say, kind: type[Exception]) -> None:
     async def test(client: httpx2.AsyncClient, url: str, _: Site) -> None:
-        with pytest.raises(kind):
-            await client.post(url, content=b"{}")
+        for extensions in ({}, WHOLE):
+            with pytest.raises(kind):
+                await client.post(url, content=b"{}", extensions=extensions)
 
     run(say, test)
 
@@ -135,11 +140,43 @@ def fails(say: Say, kind: type[Exception]) -> None:
 )
 def test_a_body_is_read_whole_however_its_end_is_told(say: Say) -> None:
     async def test(client: httpx2.AsyncClient, url: str, _: Site) -> None:
-        answer = await client.post(url, json={"a": 1})
-        assert (answer.status_code, answer.content, "link" in answer.headers) == (200, BODY, False)
-        assert "x-trailer" not in answer.headers
+        for extensions in ({}, WHOLE):
+            answer = await client.post(url, json={"a": 1}, extensions=extensions)
+            assert (answer.status_code, answer.content, "link" in answer.headers) == (200, BODY, False)
+            assert "x-trailer" not in answer.headers
 
     run(say, test)
+
+
+def test_a_body_of_known_length_comes_in_one_piece_where_that_is_asked_for() -> None:
+    head = b"HTTP/1.1 %d OK\r\nContent-Length: %d\r\n\r\n"
+
+    async def pieces(client: httpx2.AsyncClient, url: str, whole: int) -> int:
+        async with client.stream("GET", url, extensions={"whole": whole}) as answer:
+            found = [piece async for piece in answer.aiter_raw()]
+        assert b"".join(found) == BODY
+        return len(found)
+
+    async def test(client: httpx2.AsyncClient, url: str, site: Site) -> None:
+        assert await pieces(client, url, len(BODY)) == await pieces(client, url, len(BODY) + 1) == 1
+        assert site.opened == 1, "the connection is used again"
+        assert await pieces(client, url, len(BODY) - 1) > 1, "never more than was asked for"
+        site.say = saying(head % (500, len(BODY)), BODY)
+        assert await pieces(client, url, len(BODY)) > 1, "of an error's body little is read"
+        assert site.opened == 1
+
+    run(saying(head % (200, len(BODY)), BODY), test)
+
+
+def test_what_follows_a_body_in_one_piece_is_no_answer() -> None:
+    async def test(client: httpx2.AsyncClient, url: str, site: Site) -> None:
+        for _ in range(2):
+            answer = await client.get(url, extensions=WHOLE)
+            assert answer.content == BODY
+            await asyncio.sleep(0.05)
+        assert site.opened == 2, "a connection on which more came is not used again"
+
+    run(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY + OK), test)
 
 
 def test_an_answer_may_come_byte_by_byte() -> None:
@@ -397,7 +434,7 @@ def test_tls_is_checked_against_the_name_and_a_connection_serves_that_name_alone
             await client.get(url)  # 127.0.0.1 is not in the certificate
         before = site.opened
         for name, opened in (("pictures.test", 1), ("pictures.test", 1), ("two.test", 2), ("pictures.test", 2)):
-            answer = await client.get(url, extensions={"sni_hostname": name})
+            answer = await client.get(url, extensions={"sni_hostname": name} | (WHOLE if opened == 2 else {}))
             assert (answer.content, site.opened - before) == (BODY, opened), name
         with pytest.raises(httpx2.ConnectError):
             await client.get(url, extensions={"sni_hostname": "other.test"})

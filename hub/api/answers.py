@@ -80,14 +80,14 @@ async def images_response(job: Job, hub: Hub, origin: str) -> ImagesResponse:
     return await _response(job, hub, origin, [] if how.response_format == "url" else await in_base64(hub, job))
 
 
-async def images_body(job: Job, hub: Hub, origin: str) -> list[bytes]:
+async def images_body(job: Job, hub: Hub, origin: str) -> list[bytes | memoryview]:
     """The same as JSON, in parts: between them the base64 is as it came, since an encoder would copy it."""
     if rendering_of(job).response_format == "url":
         return [msgspec.json.encode(await _response(job, hub, origin, []))]
     texts = job.encoded or [pybase64.b64encode(image) for image in await hub.jobs.images(job)]
     hollow = msgspec.json.encode(await _response(job, hub, origin, [_HOLE] * len(texts)))
     first, *others = hollow.split(_HOLED)  # no string holds these bytes: its quotes are escaped
-    parts = [first]
+    parts: list[bytes | memoryview] = [first]
     for text, other in zip(texts, others, strict=True):
         parts += [b'"b64_json":"', text, b'"' + other]
     return parts
@@ -133,7 +133,7 @@ def usage_body(usage: Usage) -> ImagesUsage:
 async def in_base64(hub: Hub, job: Job) -> list[Any]:
     """The pictures of a completed job as `spliced` makes them: as a provider sent them, where it did."""
     if job.encoded:
-        return [msgspec.Raw(b'"' + text + b'"') for text in job.encoded]
+        return [msgspec.Raw(b"".join((b'"', text, b'"'))) for text in job.encoded]
     return [spliced(image) for image in await hub.jobs.images(job)]
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from litestar import Response
 from litestar.types import Receive, Scope, Send
 
-PIECE = 1 << 18
-"""Bytes that are handed to the socket at once. Of more than it takes, asyncio copies the rest, again and again."""
+PIECE = 1 << 21
+"""Bytes that are handed to the socket at once. Of more than it takes, asyncio copies the rest."""
+SMALL = 1 << 12
+"""Bytes that are joined rather than handed to the socket by themselves."""
 
 
 class InParts(Response[bytes]):
     """JSON, sent as it lies there: neither joined nor copied as a whole."""
 
-    def __init__(self, parts: list[bytes]) -> None:
+    def __init__(self, parts: list[bytes | memoryview]) -> None:
         super().__init__(b"", media_type="application/json")
         self._parts = parts
 
@@ -28,19 +30,24 @@ class InParts(Response[bytes]):
         headers = [(b"content-type", b"application/json"), (b"content-length", str(length).encode())]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         for piece in pieces(self._parts):
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            # A server hands on whatever the socket takes, bytes or a view of some.
+            body = cast(bytes, piece)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """What several parts hold, in pieces of at most PIECE bytes, as few as that makes."""
-    rest = b""
+def pieces(parts: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """What several parts hold, in pieces of at most PIECE bytes: small parts together, views of the large ones."""
+    small = b""
     for part in parts:
-        start = PIECE - len(rest)
-        rest += part[:start]
-        while len(rest) == PIECE:
-            yield rest
-            rest = part[start : start + PIECE]
-            start += PIECE
-    if rest:
-        yield rest
+        if len(small) + len(part) <= SMALL:
+            small += part
+            continue
+        if small:
+            yield small
+            small = b""
+        view = memoryview(part)
+        for start in range(0, len(view), PIECE):
+            yield view[start : start + PIECE]
+    if small:
+        yield small

@@ -46,7 +46,9 @@ class AsyncioTransport(httpx2.AsyncBaseTransport):
         self._idle: deque[tuple[Origin, float, Connection]] = deque()
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
-        """See httpx2. The event of the `trace` extension is `http11.send_request_body.started`."""
+        """See httpx2. The event of the `trace` extension is `http11.send_request_body.started`. The extension `whole`
+        is ours: the bytes up to which a good answer's body may come as one piece, a bytearray that nothing was copied
+        into."""
         body = await request.aread()
         head = _head_of(request, len(body))
         await self._places.acquire()
@@ -56,7 +58,7 @@ class AsyncioTransport(httpx2.AsyncBaseTransport):
             connection = self._kept(origin) or await self._connected(origin, request)
             if trace := request.extensions.get("trace"):
                 await trace("http11.send_request_body.started", {})
-            status, headers = await connection.ask(head, body)
+            status, headers = await connection.ask(head, body, request.extensions.get("whole", 0))
         except BaseException:
             self._places.release()
             if connection is not None:
@@ -125,7 +127,7 @@ class _Body(httpx2.AsyncByteStream):
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while self._connection is not None and (piece := await self._connection.piece()):
-            yield piece
+            yield piece  # type: ignore[misc]  # a bytearray, perhaps
 
     async def aclose(self) -> None:
         """Nobody reads on."""

@@ -16,6 +16,8 @@ AHEAD = 1 << 20
 MAX_HEAD = 1 << 17
 """Bytes of headers, of trailers, and of whatever else is not the body."""
 
+_NONE = memoryview(b"")
+
 
 class Connection(asyncio.BufferedProtocol):
     """One exchange at a time."""
@@ -38,15 +40,25 @@ class Connection(asyncio.BufferedProtocol):
         self._keep = False
         self._failure: Exception | None = None
         self._pieces: list[bytes] = []
+        self._whole = 0
+        """The largest body that is had as a whole."""
+        self._body: bytearray | None = None
+        """One that is, since its length is known: the kernel writes into it."""
+        self._length = 0
+        """Its length, until there is room for it."""
+        self._rest = _NONE
+        """What of it is still to come."""
         self._ahead = self._noise = 0
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
 
-    async def ask(self, head: bytes, body: bytes) -> tuple[int, list[tuple[bytes, bytes]]]:
-        """Sends a request; the status and the headers of its answer. Raises httpx2.TransportError."""
+    async def ask(self, head: bytes, body: bytes, whole: int = 0) -> tuple[int, list[tuple[bytes, bytes]]]:
+        """Sends a request; the status and the headers of its answer. `whole`: a good answer's body of up to so many
+        bytes comes as one piece, uncopied. Raises httpx2.TransportError."""
         if self._lost:
             raise httpx2.WriteError("the connection was lost")
         self._begin()
+        self._whole = whole
         self._on_lost = None
         self._parser = httptools.HttpResponseParser(self)
         if len(body) < SPAN:
@@ -58,10 +70,13 @@ class Connection(asyncio.BufferedProtocol):
             await self._more()
         return self._status, self._headers
 
-    async def piece(self) -> bytes:
+    async def piece(self) -> bytes | bytearray:
         """The next bytes of the body; none at its end. Raises httpx2.TransportError."""
         while not self._pieces and not self._complete:
             await self._more()
+        if self._body is not None:
+            body, self._body = self._body, None
+            return body
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces, self._ahead = [], 0
         if self._paused:
@@ -121,10 +136,16 @@ class Connection(asyncio.BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where the next bytes go."""
         del sizehint
-        return self._span
+        return self._rest or self._span
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes have come."""
+        if self._rest:
+            self._rest = self._rest[nbytes:]
+            if not self._rest:
+                self._rest = _NONE  # which holds no body
+                self._end()
+            return
         if self._parser is None:  # while it rests
             self._fail(httpx2.RemoteProtocolError("unasked"))
             return
@@ -136,9 +157,25 @@ class Connection(asyncio.BufferedProtocol):
             return
         if self._noise > MAX_HEAD:
             self._fail(httpx2.RemoteProtocolError("endless headers"))
+        elif self._length and not self._complete:
+            self._take_whole()
         elif self._ahead > AHEAD and not self._paused and not self._complete:
             self._paused = True
             self._transport.pause_reading()
+
+    def _take_whole(self) -> None:
+        """Makes room for the body, whose first bytes the parser had: of the others it has nothing to say."""
+        self._body = bytearray(self._length)
+        begun = b"".join(self._pieces)
+        self._body[: len(begun)] = begun
+        self._rest = memoryview(self._body)[len(begun) :]
+        self._pieces, self._length = [], 0
+
+    def _end(self) -> None:
+        """The answer is whole."""
+        if self._parser is not None:
+            self._complete, self._keep = True, self._parser.should_keep_alive()
+            self._wake()
 
     def eof_received(self) -> None:
         """The server sends no more; `connection_lost` follows."""
@@ -176,10 +213,13 @@ class Connection(asyncio.BufferedProtocol):
         if status < 200:  # the answer is still to come
             self._headers = []
             return
-        names = {name.lower() for name, _ in self._headers}
-        self._framed = bool(names & {b"content-length", b"transfer-encoding"})
+        told = {name.lower(): value for name, value in self._headers}
+        chunked, length = b"transfer-encoding" in told, told.get(b"content-length")
+        self._framed = chunked or length is not None
         self._noise = 0
         self._status = status
+        if 200 <= status < 300 and length is not None and not chunked and int(length) <= self._whole:
+            self._length = int(length)
         self._wake()
 
     def on_body(self, body: bytes) -> None:
@@ -192,6 +232,5 @@ class Connection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """The answer is whole."""
-        if self._parser is not None and self._status and not self._complete:
-            self._complete, self._keep = True, self._parser.should_keep_alive()
-            self._wake()
+        if self._status and not self._complete:
+            self._end()

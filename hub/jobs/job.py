@@ -79,7 +79,7 @@ class Job:
         self.error: HubError | None = None
         self.images: tuple[bytes, ...] = ()
         """The encoded pictures, while there may be a client to send them to; later they are read from files."""
-        self.encoded: tuple[bytes, ...] = ()
+        self.encoded: tuple[bytes | memoryview, ...] = ()
         """The same in base64, where a provider sent them so."""
         self.made: JobResult | None = None
         """The result, still without its files' names, where a client may have it before they are stored."""

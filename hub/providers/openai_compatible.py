@@ -65,7 +65,7 @@ class OpenAICompatible(Adapter):
         """ImagesResponse, with base64 or links; or the picture itself, which vLLM-Omni sends for
         `response_format = "file"`."""
         if answer.media_type.startswith("image/"):
-            return Made([File(answer.body)])
+            return Made([File(bytes(answer.body))])
         return read_made(answer, wish.manifest.remote.base_url or "")
 
     def event(self, wish: Wish, name: str, data: bytes) -> Partial | Made | None:

@@ -86,7 +86,7 @@ class Answer(Struct, frozen=True):
 
     status: int
     headers: Mapping[str, str]
-    body: bytes
+    body: bytes | bytearray
 
     @property
     def media_type(self) -> str:
@@ -112,9 +112,9 @@ class Answer(Struct, frozen=True):
 
 
 class Base64(Struct, frozen=True):
-    """A picture in base64, as it stood in the answer."""
+    """A picture in base64, as it stood in the answer, or a view of where it stands."""
 
-    text: bytes
+    text: bytes | memoryview
 
 
 def raw_base64(value: msgspec.Raw) -> bytes | None:

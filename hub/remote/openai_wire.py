@@ -91,7 +91,7 @@ class Event(Struct):
     warnings: Any = None
 
 
-def _picture(item: Item | Event, base: str, cut: dict[bytes, bytes] | None = None) -> Picture | None:
+def _picture(item: Item | Event, base: str, cut: dict[bytes, memoryview] | None = None) -> Picture | None:
     """In base64, or behind a link, which may be relative to the server's `base` URL; None where there is neither.
     `cut`: the base64 that was cut out, by the numbers in its place; each is used once."""
     found = picture_in(cut.pop(bytes(item.b64_json), None)) if cut else None
@@ -165,8 +165,8 @@ def read_made(answer: Answer, base: str = "") -> Made:
     Base64 is cut out before the rest is parsed, and a number put in its place: a parser looks at each of its bytes, and
     then copies them."""
     body, start = answer.body, 0
-    rest: list[bytes] = []
-    cut: dict[bytes, bytes] = {}
+    rest: list[bytes | bytearray] = []
+    cut: dict[bytes, memoryview] = {}
     while match := _BASE64.search(body, start):
         begin, end = match.end(), body.find(b'"', match.end())
         if end < 0 or body.find(b"\\", begin, end) >= 0:  # no end; or escapes, which are rare, and the parser's
@@ -174,7 +174,7 @@ def read_made(answer: Answer, base: str = "") -> Made:
         if end > begin:
             number = str(len(cut)).encode()
             rest += [body[start : begin - 1], number]
-            cut[number] = body[begin:end]
+            cut[number] = memoryview(body)[begin:end]
         else:
             rest.append(body[start : end + 1])
         start = end + 1
@@ -182,7 +182,7 @@ def read_made(answer: Answer, base: str = "") -> Made:
     return made_of(images, base, cut)
 
 
-def made_of(images: Images, base: str = "", cut: dict[bytes, bytes] | None = None) -> Made:
+def made_of(images: Images, base: str = "", cut: dict[bytes, memoryview] | None = None) -> Made:
     """The pictures of an ImagesResponse. `cut`: see `_picture`."""
     pictures = [(item, _picture(item, base, cut)) for item in images.data]
     prompts = [text(item.revised_prompt) for item, picture in pictures if picture is not None]

@@ -29,7 +29,7 @@ class Had(Struct, frozen=True):
     data: bytes
     format: OutputFormat
     size: Size
-    encoded: bytes | None = None
+    encoded: bytes | memoryview | None = None
     opaque: bool = False
 
 
@@ -49,25 +49,25 @@ async def have(picture: Picture, download: Download) -> Had:
             return await _looked_at(data, None)
 
 
-async def _decoded(text: bytes) -> Had:
+async def _decoded(text: bytes | memoryview) -> Had:
     if len(text) < LARGE:
         return _verified(_bytes_of(text), text)
     data = await asyncio.to_thread(_bytes_of, text)
     return await _looked_at(data, text)
 
 
-async def _looked_at(data: bytes, text: bytes | None) -> Had:
+async def _looked_at(data: bytes, text: bytes | memoryview | None) -> Had:
     return _verified(data, text) if len(data) < LARGE else await asyncio.to_thread(_verified, data, text)
 
 
-def _bytes_of(text: bytes) -> bytes:
+def _bytes_of(text: bytes | memoryview) -> bytes:
     try:
         return pybase64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise _no_picture() from None
 
 
-def _verified(data: bytes, text: bytes | None) -> Had:
+def _verified(data: bytes, text: bytes | memoryview | None) -> Had:
     try:
         found, size = verify_image(data)
     except NotAnImage:

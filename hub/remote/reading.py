@@ -24,11 +24,11 @@ def event_of(title: str, data: bytes, kind: type[T]) -> T:
         raise ProviderFailed(f"{title} sent something else than pictures.", may_have_billed=True) from None
 
 
-def picture_in(text: bytes | None) -> Picture | None:
+def picture_in(text: bytes | memoryview | None) -> Picture | None:
     """A picture in base64, which may stand in a data URL; None where there is none."""
     if not text:
         return None
-    return Link(text.decode("ascii", "replace")) if text.startswith(b"data:") else Base64(text)
+    return Link(bytes(text).decode("ascii", "replace")) if text[:5] == b"data:" else Base64(text)
 
 
 def picture_of(b64_json: msgspec.Raw, url: object = None) -> Picture | None:

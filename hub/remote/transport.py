@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,8 @@ from hub.remote.adapter import Answer, Call
 if TYPE_CHECKING:
     import httpx2
 
+    from hub.http1 import AsyncioTransport
+
 log = logging.getLogger(__name__)
 
 MAX_ANSWER = 160 << 20
@@ -36,6 +39,8 @@ MAX_PICTURE = 64 << 20
 CONNECT = 10.0
 """Seconds to reach a provider."""
 CONNECTIONS = 200
+HEADERS = {"Accept-Encoding": "identity", "User-Agent": "hub"}
+"""Of every request."""
 BRIEFLY = 5.0
 """Seconds for what is not needed: an error's words, and telling a provider that nobody wants the pictures any more."""
 REDIRECTS = 3
@@ -53,7 +58,7 @@ class Transport:
         """`offline`: pictures are downloaded from this machine alone. `resolve`: for tests."""
         self._offline = offline
         self._resolve = resolve
-        self._client: httpx2.AsyncClient | None = None
+        self._connections: AsyncioTransport | None = None
         self._notifying: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
@@ -63,9 +68,9 @@ class Transport:
             yield
         finally:
             await asyncio.gather(*self._notifying, return_exceptions=True)
-            if self._client is not None:
-                await self._client.aclose()
-                self._client = None
+            if self._connections is not None:
+                await self._connections.aclose()
+                self._connections = None
 
     async def send(
         self,
@@ -80,9 +85,10 @@ class Transport:
         answer's headers; the caller limits the whole. Raises ProviderError."""
         sent = _Sent(on_sent)
         with _told(sent):
-            async with asyncio.timeout(patience) as limit, self._open(call, url, headers, sent) as answer:
-                limit.reschedule(None)
-                return await _read(answer)
+            async with asyncio.timeout(patience) as limit:
+                async with contextlib.aclosing(await self._open(call, url, headers, sent, whole=MAX_ANSWER)) as answer:
+                    limit.reschedule(None)
+                    return await _read(answer)
         raise AssertionError
 
     @contextlib.asynccontextmanager
@@ -92,7 +98,7 @@ class Transport:
         """The server-sent events of an answer, as (name, data); or the whole answer where it is something else."""
         sent = _Sent(on_sent)
         with _told(sent):
-            async with self._open(call, url, headers, sent) as answer:
+            async with contextlib.aclosing(await self._open(call, url, headers, sent)) as answer:
                 kind = answer.headers.get("content-type", "").partition(";")[0].strip().lower()
                 if answer.status_code == 200 and kind == "text/event-stream":
                     _check_encoding(answer)
@@ -127,7 +133,7 @@ class Transport:
                 patience=120,
                 redirects=0 if own else REDIRECTS,
                 offline=self._offline or (stays and not own),
-                client=self._client or self._connect(),
+                connections=self._connections or self._connect(),
             )
         except Unfetchable as error:
             log.warning("a picture of %s was not fetched: %s", own_host, why_not(url, error))
@@ -137,10 +143,12 @@ class Transport:
             words = "A picture that the provider has made could not be downloaded."
             raise ProviderFailed(words, may_have_billed=True) from None
 
-    def _open(
-        self, call: Call, url: str, headers: Mapping[str, str], sent: _Sent
-    ) -> contextlib.AbstractAsyncContextManager[httpx2.Response]:
-        client = self._client or self._connect()
+    async def _open(
+        self, call: Call, url: str, headers: Mapping[str, str], sent: _Sent, *, whole: int = 0
+    ) -> httpx2.Response:
+        """Sends a request, and has its answer's headers. `whole`: see AsyncioTransport."""
+        import httpx2
+
         given: dict[str, Any] = {}
         kind = {}
         if call.form is not None:
@@ -152,31 +160,28 @@ class Transport:
             given["content"] = msgspec.json.encode(call.json)
             kind["Content-Type"] = "application/json"
         accept = "text/event-stream" if call.stream else "application/json"
-        return client.stream(
+        request = httpx2.Request(
             call.method,
-            url,
-            headers={"Accept": accept, **kind, **call.headers, **headers},
-            extensions={"trace": sent.trace},
+            _parsed(url),
+            headers={**HEADERS, "Accept": accept, **kind, **call.headers, **headers},
+            extensions={"trace": sent.trace, "whole": whole, "timeout": {"connect": CONNECT}},
             **given,
         )
+        # Not by the client: redirects, cookies, credentials of a URL and proxies are what no call may have.
+        return await (self._connections or self._connect()).handle_async_request(request)
 
-    def _connect(self) -> httpx2.AsyncClient:
-        from http.cookiejar import CookieJar, DefaultCookiePolicy
-
-        import httpx2
-
+    def _connect(self) -> AsyncioTransport:
         from hub.http1 import AsyncioTransport
 
-        self._client = httpx2.AsyncClient(
-            follow_redirects=False,
-            trust_env=False,
-            transport=AsyncioTransport(certificates(), CONNECTIONS),
-            timeout=httpx2.Timeout(None, connect=CONNECT),
-            headers={"Accept-Encoding": "identity", "User-Agent": "hub"},
-            # None is kept: a cookie would tie the requests of several keys together.
-            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        )
-        return self._client
+        self._connections = AsyncioTransport(certificates(), CONNECTIONS)
+        return self._connections
+
+
+@functools.lru_cache(maxsize=256)
+def _parsed(url: str) -> httpx2.URL:
+    import httpx2
+
+    return httpx2.URL(url)
 
 
 class _Sent:

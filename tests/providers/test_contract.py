@@ -84,7 +84,7 @@ def check(driven: Driven, result: ImageResult, n: int = 1) -> None:
         assert len(result.encoded) == n
     for image, text in zip(result.images, result.encoded, strict=False):
         assert text == base64.b64encode(image)
-        assert text.decode() in upstream.encoded
+        assert bytes(text).decode() in upstream.encoded
     for asked in upstream.asked:
         holding = [name for name, value in asked.headers.items() if KEY in value]
         assert len(holding) == (0 if asked.path.startswith("/pictures/") else 1), (asked.path, holding)
