@@ -135,6 +135,7 @@ def test_the_help_says_where_settings_are_read_from(tmp_path: Path) -> None:
     assert "(default: HUB_CONFIG, else ./hub.toml, else hub.toml in your configuration folder" in words
 
 
+@pytest.mark.slow
 def test_a_device_that_is_not_there_is_told_by_ready_and_in_the_log(tmp_path: Path) -> None:
     with run_server(tmp_path, ready=False, HUB_DEVICE="cuda:77") as server:
         told: list[dict[str, Any]] = []
@@ -257,6 +258,7 @@ def test_what_has_no_weights_here_cannot_be_removed_verified_or_carried(
         assert f"'{model}' {words}: there are no weights of it on this machine." in done.stderr
 
 
+@pytest.mark.slow
 def test_generate_takes_loras_by_name_and_weight_and_replay_tells_what_became_of_them(
     tmp_path: Path, small_stable_diffusion: Path
 ) -> None:

@@ -524,6 +524,7 @@ def test_a_folder_counts_as_lockable_where_a_hub_can_lock_it(
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_running_hub_whose_device_failed_is_told_with_the_reason(tmp_path: Path, seen: Seen) -> None:
     import urllib.error
     import urllib.request
@@ -549,6 +550,7 @@ def test_a_running_hub_whose_device_failed_is_told_with_the_reason(tmp_path: Pat
         assert rejected.message.startswith("the key is not accepted, so the engine was not asked")
 
 
+@pytest.mark.slow
 def test_with_a_key_that_is_not_accepted_nothing_is_said_of_what_is_loaded(tmp_path: Path, seen: Seen) -> None:
     with run_server(tmp_path, HUB_API_KEYS="alice:secret") as server:
         chosen = Settings(cache_dir=server.cache, port=int(server.url.rpartition(":")[2]))

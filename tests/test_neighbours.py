@@ -509,6 +509,7 @@ def test_the_hubs_end_waits_a_while_for_those_that_do_not_wake(
     run(test)
 
 
+@pytest.mark.slow
 def test_a_server_gives_way_to_a_model_that_needs_its_memory_and_not_to_one_that_is_there(
     servers: ExitStack, tmp_path: Path, small_stable_diffusion: Path
 ) -> None:

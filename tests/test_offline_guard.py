@@ -399,6 +399,7 @@ def test_no_command_of_an_offline_hub_asks_anybody_where_the_host_is_a_name(comm
 
 
 @pytest.mark.skipif(shutil.which("strace") is None or not can_make_namespaces(), reason="needs strace and unshare")
+@pytest.mark.slow
 def test_the_doctor_asks_nobody_where_its_own_option_says_so(tmp_path: Path) -> None:
     found, said = tried(tmp_path, "doctor", "--offline", settings="")
     assert found == []

@@ -74,6 +74,7 @@ def test_pictures_of_a_batch_of_strangers_are_made_again_alone(settings: Setting
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_each_of_several_pictures_has_a_receipt_of_its_own(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         result = await hub.generate("small", wish(n=3))
@@ -84,6 +85,7 @@ def test_each_of_several_pictures_has_a_receipt_of_its_own(settings: Settings) -
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_an_edit_needs_its_sources_and_tells_when_they_are_others(settings: Settings) -> None:
     mask = picture((0, 0, 0), "L")
     source = picture((200, 0, 0))
@@ -115,6 +117,7 @@ def test_without_receipts_a_file_tells_nothing_of_its_prompt(settings: Settings)
 
 
 @pytest.mark.parametrize("output_format", ["jpeg", "webp"])
+@pytest.mark.slow
 def test_a_prompt_of_any_length_fits_into_any_file(settings: Settings, output_format: str) -> None:
     async def test(hub: Hub) -> None:
         long = wish(prompt="ü猫" * 16_000, num_inference_steps=1)
@@ -125,6 +128,7 @@ def test_a_prompt_of_any_length_fits_into_any_file(settings: Settings, output_fo
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_gone_is_told(settings: Settings, tmp_path: Path) -> None:
     made: list[bytes] = []
 

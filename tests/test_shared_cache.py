@@ -287,6 +287,7 @@ def assert_next_hub_finds_order(cache: Path) -> None:
     assert list(cache.glob("*.damaged*")) == []
 
 
+@pytest.mark.slow
 def test_two_hubs_answer_all_requests_while_their_cache_is_deleted_and_one_is_killed(tmp_path: Path) -> None:
     mixed(tmp_path, operations=200, every=0.2, restarts=1)
 

@@ -44,6 +44,7 @@ def forget_weights(hub: Server) -> None:
     wait_for(lambda: listed(hub)[REPO]["state"] == "missing" and not listed(hub)[REPO]["loaded"])
 
 
+@pytest.mark.slow
 def test_orders_over_http_fetch_a_model_carry_it_and_bring_it_back(tmp_path: Path, hugging_face: StandIn) -> None:
     with run_server(tmp_path, **environment(tmp_path, hugging_face)) as hub:
         started = json.loads(call(f"{hub.url}/v1/admin/models/pull", {"repo": REPO}).body)
@@ -77,6 +78,7 @@ def test_orders_over_http_fetch_a_model_carry_it_and_bring_it_back(tmp_path: Pat
         assert draw(hub, "mine") == 200
 
 
+@pytest.mark.slow
 def test_a_pull_that_is_cancelled_keeps_what_has_come_and_the_next_goes_on(
     tmp_path: Path, hugging_face: StandIn
 ) -> None:
@@ -130,6 +132,7 @@ def test_without_the_owners_word_nothing_is_fetched(tmp_path: Path, hugging_face
 
 
 @pytest.mark.parametrize("mode", ["refuse", "wait"])
+@pytest.mark.slow
 def test_a_failed_fetch_is_told_and_not_begun_again_at_once(
     tmp_path: Path, small_stable_diffusion: Path, mode: str
 ) -> None:

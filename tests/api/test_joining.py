@@ -589,6 +589,7 @@ def own_model(folder: Path) -> Path:
     return folder / "own"
 
 
+@pytest.mark.slow
 def test_a_repeat_outlives_the_hub_and_ends_with_another_model_device_or_setting(tmp_path: Path) -> None:
     """Where the engine has not started yet, a request that needs it is seen to wait."""
     wish = QUICK | {"seed": next(SEEDS), "model": "mine"}
@@ -617,6 +618,7 @@ def test_a_repeat_outlives_the_hub_and_ends_with_another_model_device_or_setting
     assert not repeats()
 
 
+@pytest.mark.slow
 def test_a_repeat_ends_with_the_jobs_time_to_live(tmp_path: Path) -> None:
     with run_server(tmp_path, HUB_JOB_TTL="3", HUB_FILE_TTL="1") as server:
         wish, _ = drawn(server)

@@ -324,6 +324,7 @@ def fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_few_fuzzed_requests_find_nothing() -> None:
     """The bounded run; scripts/fuzz is the long one."""
     result = fuzz("--only", "keyed", "--examples", "1", "--seconds", "5")

@@ -126,6 +126,7 @@ def test_a_model_leaves_when_it_was_idle_for_its_keep_alive_and_the_next_request
     with_hub(changed(settings, keep_alive=1), test)
 
 
+@pytest.mark.slow
 def test_the_setting_is_for_manifests_that_say_nothing(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         await hub.generate("a", request())
@@ -137,6 +138,7 @@ def test_the_setting_is_for_manifests_that_say_nothing(settings: Settings) -> No
     with_hub(changed(settings, keep_alive=1), test)
 
 
+@pytest.mark.slow
 def test_a_pinned_model_stays_also_in_the_worker_that_replaces_one_that_died(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         await hub.load("a", pinned=True)
@@ -200,6 +202,7 @@ def test_equal_modules_of_two_models_are_loaded_once(settings: Settings) -> None
     with_hub(changed(settings, device_memory_mb=512), test)
 
 
+@pytest.mark.slow
 def test_idle_models_leave_when_another_program_takes_memory_that_is_scarce(settings: Settings) -> None:
     """The reserve is more than the machine has: what is free is always too little."""
     everything = psutil.virtual_memory().total // MEGABYTE * 2
@@ -220,6 +223,7 @@ def test_idle_models_leave_when_another_program_takes_memory_that_is_scarce(sett
     with_hub(changed(settings, device_reserve_mb=everything), test)
 
 
+@pytest.mark.slow
 def test_a_size_that_does_not_fit_is_refused_in_words_that_say_what_would(large: Settings) -> None:
     async def test(hub: Hub) -> None:
         with pytest.raises(OutOfMemory) as caught:

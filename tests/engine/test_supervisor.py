@@ -163,6 +163,7 @@ def test_a_hub_that_stood_still_itself_does_not_blame_its_worker(
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_requests_that_come_while_the_worker_restarts_wait_for_it(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         await hub.generate("small", request())
@@ -299,6 +300,7 @@ def test_a_single_file_is_served_like_the_folder_that_it_was_made_of(
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_quantized_weights_are_served_and_every_answer_says_so(
     settings: Settings, small_stable_diffusion: Path
 ) -> None:
@@ -375,6 +377,7 @@ def test_a_picture_that_the_models_safety_checker_hides_is_a_refusal_and_not_bla
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_a_listener_that_fails_harms_nobody(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         def broken(_: Event) -> None:

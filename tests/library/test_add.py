@@ -101,6 +101,7 @@ def test_a_folder_is_added_where_it_lies_and_draws(model: Path, tmp_path: Path, 
     assert draws(tmp_path, "My-model")
 
 
+@pytest.mark.slow
 def test_a_copied_folder_is_whole_without_its_original_and_draws_the_same(
     model: Path, tmp_path: Path, adding: Callable[..., Added]
 ) -> None:
@@ -147,6 +148,7 @@ def test_the_same_files_are_kept_once_and_a_taken_id_is_refused(
     assert left(tmp_path / "weights") == before
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_variant_alone_is_read_by_it(model: Path, tmp_path: Path, adding: Callable[..., Added]) -> None:
     for file in list(model.rglob("*.safetensors")):
         file.rename(file.with_name(f"{file.stem}.fp16.safetensors"))

@@ -135,6 +135,7 @@ def pictures(machine: Machine, folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_every_kind_of_model_draws_the_same_pixels_on_the_other_side(
     studio: Machine, carried: tuple[Path, Machine], tmp_path: Path
 ) -> None:

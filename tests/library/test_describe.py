@@ -371,6 +371,7 @@ GROUPS = [sorted(BUILDERS)[start : start + 4] for start in range(0, len(BUILDERS
 
 @pytest.mark.parametrize("group", GROUPS, ids="+".join)
 @pytest.mark.filterwarnings(r"ignore:(?s).*skip_prk_steps:FutureWarning")
+@pytest.mark.slow
 def test_every_family_draws_with_the_manifest_that_is_made_of_its_folder(group: list[str], tmp_path: Path) -> None:
     manifests = {}
     for family in group:
