@@ -27,6 +27,8 @@ SMALL = 1 << 14
 CONNECT = 5.0
 """Seconds for an address to take a connection; then the host's next one is tried."""
 ACCEPT = "image/png, image/jpeg, image/webp"
+WHO_ASKS = {"User-Agent": "hub", "Accept-Encoding": "identity"}
+"""Headers of every request to elsewhere: no answer is compressed."""
 
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 Why = Literal["invalid", "offline", "private", "unreachable", "timeout", "status", "large"]
@@ -80,9 +82,8 @@ async def fetch(
     """The body behind a URL.
 
     `trusted`: `host` or `host:port` that may lie in a private network. `patience`: seconds for all of it, TIMEOUT if
-    nothing else is said. `redirects`: how many are followed, each checked like the first. `client`: one that
-    follows no redirect, sends no credentials and keeps connections apart by `sni_hostname`; else one is made for this.
-    Raises Unfetchable.
+    nothing else is said. `redirects`: how many are followed, each checked like the first. `connections`: to be
+    used, kept apart by `sni_hostname`; else they are made for this. Raises Unfetchable.
     """
     place = ""
     try:
@@ -186,7 +187,7 @@ async def _from(
 
     literal = f"[{address}]" if ":" in address else address
     target = f"{parts.scheme}://{literal}:{port}{parts.path or '/'}" + (f"?{parts.query}" if parts.query else "")
-    headers = {"Host": parts.netloc, "User-Agent": "hub", "Accept-Encoding": "identity", "Accept": ACCEPT}
+    headers = {"Host": parts.netloc, **WHO_ASKS, "Accept": ACCEPT}
     extensions = {"sni_hostname": parts.hostname, "timeout": {"connect": CONNECT}, "whole": max_bytes}
     request = httpx2.Request("GET", target, headers=headers, extensions=extensions)
     async with contextlib.aclosing(await through.handle_async_request(request)) as answer:

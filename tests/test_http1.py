@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import datetime as dt
 import ssl
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from hub.http1 import MAX_IDLE, AsyncioTransport
-from hub.http1.connection import AHEAD, MAX_HEAD, SPAN
+from hub.http1.connection import AHEAD, MAX_HEAD, MAX_WHOLE, SPAN
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -168,15 +169,48 @@ def test_a_body_of_known_length_comes_in_one_piece_where_that_is_asked_for() -> 
     run(saying(head % (200, len(BODY)), BODY), test)
 
 
-def test_what_follows_a_body_in_one_piece_is_no_answer() -> None:
+@pytest.mark.parametrize("more", [OK, b"xx"])
+@pytest.mark.parametrize("secure", [False, True])
+@pytest.mark.parametrize("slowly", [False, True])
+def test_what_follows_a_body_in_one_piece_is_no_answer(
+    tls: ssl.SSLContext, more: bytes, secure: bool, slowly: bool
+) -> None:
     async def test(client: httpx2.AsyncClient, url: str, site: Site) -> None:
-        for _ in range(2):
-            answer = await client.get(url, extensions=WHOLE)
-            assert answer.content == BODY
-            await asyncio.sleep(0.05)
-        assert site.opened == 2, "a connection on which more came is not used again"
+        for _ in range(5):
+            extensions = WHOLE | {"sni_hostname": "pictures.test"}
+            async with client.stream("GET", url, extensions=extensions) as answer:
+                await asyncio.sleep(0.05 if slowly else 0)
+                assert await answer.aread() == BODY
+            await asyncio.sleep(0 if slowly else 0.05)
+        assert site.opened == 5, "a connection on which more came is not used again"
 
-    run(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY + OK), test)
+    say = saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY + more)
+    run(say, test, tls if secure else None)
+
+
+def test_a_body_in_one_piece_that_nobody_takes_is_not_kept() -> None:
+    async def test(client: httpx2.AsyncClient, url: str, site: Site) -> None:
+        async with client.stream("GET", url, extensions=WHOLE):
+            await asyncio.sleep(0.1)
+        assert (await client.get(url)).content == BODY
+        assert site.opened == 2
+
+    run(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY), BODY), test)
+
+
+def test_no_room_is_made_for_a_body_on_its_headers_word_alone_where_that_is_much() -> None:
+    async def test(client: httpx2.AsyncClient, url: str, _: Site) -> None:
+        tracemalloc.start()
+        try:
+            async with client.stream("GET", url, extensions={"whole": 1 << 40}) as answer:
+                pieces = answer.aiter_raw()
+                assert await anext(pieces) == b"hi"
+                await pieces.aclose()
+            assert tracemalloc.get_traced_memory()[1] < MAX_WHOLE
+        finally:
+            tracemalloc.stop()
+
+    run(saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\nhi" % (MAX_WHOLE + 1)), test)
 
 
 def test_an_answer_may_come_byte_by_byte() -> None:

@@ -11,7 +11,7 @@ from litestar.types import Receive, Scope, Send
 PIECE = 1 << 21
 """Bytes that are handed to the socket at once. Of more than it takes, asyncio copies the rest."""
 SMALL = 1 << 12
-"""Bytes that are joined rather than handed to the socket by themselves."""
+"""Bytes up to which parts are joined rather than handed to the socket by themselves."""
 
 
 class InParts(Response[bytes]):

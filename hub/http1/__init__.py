@@ -35,7 +35,7 @@ Origin = tuple[str, str, int, str]
 
 
 class AsyncioTransport(httpx2.AsyncBaseTransport):
-    """For `httpx2.AsyncClient(transport=…)`. Used in one event loop."""
+    """Used in one event loop, by itself or under an `httpx2.AsyncClient`."""
 
     def __init__(self, certificates: ssl.SSLContext, connections: int = 200) -> None:
         """`connections`: how many may be in use at once; further requests wait."""

@@ -15,6 +15,8 @@ AHEAD = 1 << 20
 """Bytes that may wait for who reads; then the sender has to."""
 MAX_HEAD = 1 << 17
 """Bytes of headers, of trailers, and of whatever else is not the body."""
+MAX_WHOLE = 1 << 24
+"""Bytes of a body that there is room made for before it comes, on the word of its header alone."""
 
 _NONE = memoryview(b"")
 
@@ -41,7 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self._failure: Exception | None = None
         self._pieces: list[bytes] = []
         self._whole = 0
-        """The largest body that is had as a whole."""
+        """The largest body that is had in one piece."""
         self._body: bytearray | None = None
         """One that is, since its length is known: the kernel writes into it."""
         self._length = 0
@@ -54,11 +56,11 @@ class Connection(asyncio.BufferedProtocol):
 
     async def ask(self, head: bytes, body: bytes, whole: int = 0) -> tuple[int, list[tuple[bytes, bytes]]]:
         """Sends a request; the status and the headers of its answer. `whole`: a good answer's body of up to so many
-        bytes comes as one piece, uncopied. Raises httpx2.TransportError."""
+        bytes, and of MAX_WHOLE, comes as one piece, uncopied. Raises httpx2.TransportError."""
         if self._lost:
             raise httpx2.WriteError("the connection was lost")
         self._begin()
-        self._whole = whole
+        self._whole = min(whole, MAX_WHOLE)
         self._on_lost = None
         self._parser = httptools.HttpResponseParser(self)
         if len(body) < SPAN:
@@ -96,7 +98,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def reusable(self) -> bool:
         """Whether another request may follow."""
-        return self._complete and self._keep and not self._pieces and not self._lost
+        return self._complete and self._keep and not self._pieces and self._body is None and not self._lost
 
     @property
     def stale(self) -> bool:
@@ -145,6 +147,7 @@ class Connection(asyncio.BufferedProtocol):
             if not self._rest:
                 self._rest = _NONE  # which holds no body
                 self._end()
+                self._parser = None  # it has not seen the end, and would take what follows for more of the body
             return
         if self._parser is None:  # while it rests
             self._fail(httpx2.RemoteProtocolError("unasked"))

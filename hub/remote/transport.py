@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from hub.errors import HubError, ProviderError, ProviderFailed, ProviderTimeout, ProviderUnavailable
-from hub.fetching import Resolve, Unfetchable, certificates, fetch, joined, resolve, split, why_not
+from hub.fetching import WHO_ASKS, Resolve, Unfetchable, certificates, fetch, joined, resolve, split, why_not
 from hub.remote.adapter import Answer, Call
 
 if TYPE_CHECKING:
@@ -39,8 +39,6 @@ MAX_PICTURE = 64 << 20
 CONNECT = 10.0
 """Seconds to reach a provider."""
 CONNECTIONS = 200
-HEADERS = {"Accept-Encoding": "identity", "User-Agent": "hub"}
-"""Of every request."""
 BRIEFLY = 5.0
 """Seconds for what is not needed: an error's words, and telling a provider that nobody wants the pictures any more."""
 REDIRECTS = 3
@@ -162,12 +160,12 @@ class Transport:
         accept = "text/event-stream" if call.stream else "application/json"
         request = httpx2.Request(
             call.method,
-            _parsed(url),
-            headers={**HEADERS, "Accept": accept, **kind, **call.headers, **headers},
+            _parsed(url) if call.method == "POST" else url,
+            headers={**WHO_ASKS, "Accept": accept, **kind, **call.headers, **headers},
             extensions={"trace": sent.trace, "whole": whole, "timeout": {"connect": CONNECT}},
             **given,
         )
-        # Not by the client: redirects, cookies, credentials of a URL and proxies are what no call may have.
+        # By the transport itself: redirects, cookies, credentials of a URL and proxies are what no call may have.
         return await (self._connections or self._connect()).handle_async_request(request)
 
     def _connect(self) -> AsyncioTransport:
@@ -179,6 +177,7 @@ class Transport:
 
 @functools.lru_cache(maxsize=256)
 def _parsed(url: str) -> httpx2.URL:
+    """One that is asked again and again; those of tasks are asked for one picture."""
     import httpx2
 
     return httpx2.URL(url)
@@ -192,7 +191,7 @@ class _Sent:
         self._on_sent = on_sent
 
     async def trace(self, event: str, _: Mapping[str, Any]) -> None:
-        """A hook of the client's."""
+        """A hook of the transport's."""
         if event.endswith("send_request_body.started"):
             self.begun = True
             self._on_sent()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import copy
+import functools
 import io
 import json
 import time
@@ -19,12 +20,14 @@ from PIL import Image, ImageChops
 
 from hub import providers
 from hub.errors import HubError, InvalidRequest, ProviderUnavailable
+from hub.http1.connection import SPAN
 from hub.imaging.verify import verify_image
 from hub.manifest import RemoteManifest, parse_size
 from hub.registry import REMOTE, read_manifest
 from hub.remote.adapter import Made
 from hub.remote.wish import OPTIONAL, noting, plan
 from hub.types import ImageRequest, ImageResult, Lora, Preview, Size
+from tests.providers import upstream
 from tests.providers.conftest import Driven
 from tests.providers.upstream import KEY, Fault, nothing, slow
 
@@ -55,6 +58,13 @@ UNUSUAL: dict[str, Any] = {
 def picture(colour: str = "red", image_format: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), colour).save(buffer, image_format)
+    return buffer.getvalue()
+
+
+@functools.cache
+def noise(width: int, height: int, image_format: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((width, height), 100).convert("RGB").save(buffer, image_format, quality=90, compress_level=1)
     return buffer.getvalue()
 
 
@@ -97,6 +107,14 @@ def test_it_makes_a_picture_of_a_prompt(driven: Driven) -> None:
     result = driven.make(prompt=PROMPT, **sources(driven))
     check(driven, result)
     assert any(PROMPT.encode() in asked.body for asked in driven.upstream.work)
+
+
+def test_a_picture_of_megabytes_stays_as_it_is(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a connection reads at once: such an answer is read, and its base64 passed on, where it lies."""
+    monkeypatch.setattr(upstream, "_drawn", noise)
+    result = driven.make(prompt=PROMPT, **sources(driven))
+    check(driven, result)
+    assert len(result.images[0]) > SPAN
 
 
 def test_its_protocol_says_truly_what_it_can(driven: Driven) -> None:
