@@ -442,6 +442,7 @@ def test_a_manifest_that_is_pinned_to_a_device_that_is_not_used_is_told(
     assert "pins it to cuda:77" in told.message
 
 
+@pytest.mark.slow
 def test_a_missing_extra_is_named_with_the_model_that_needs_it(tmp_path: Path, model: Path) -> None:
     """In an environment that has everything but the library gguf."""
     lacking = tmp_path / "lacking"
@@ -473,6 +474,7 @@ def run_mounted(folder: Path, size: str, then: str) -> tuple[int, list[Finding]]
 
 
 @in_a_namespace
+@pytest.mark.slow
 def test_a_full_disk_is_told_once_with_the_folders_on_it(tmp_path: Path) -> None:
     code, found = run_mounted(tmp_path, "2m", "cat /dev/zero > cache/full 2>/dev/null; true")
     told = the_one(found)
@@ -482,6 +484,7 @@ def test_a_full_disk_is_told_once_with_the_folders_on_it(tmp_path: Path) -> None
 
 
 @in_a_namespace
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_is_told_with_the_reason(tmp_path: Path) -> None:
     code, found = run_mounted(tmp_path, "2m", "mount -o remount,ro cache")
     told = the_one(found)

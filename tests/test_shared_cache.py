@@ -308,6 +308,7 @@ def all_of(few: Any, many: Any) -> pytest.MarkDecorator:
 
 
 @all_of((0, 0.1), (0, 0.02, 0.05, 0.1, 0.2))
+@pytest.mark.slow
 def test_weights_may_be_deleted_under_a_loaded_model_and_the_model_comes_back_with_them(
     tmp_path: Path, small_stable_diffusion: Path, rounds: tuple[float, ...]
 ) -> None:

@@ -230,7 +230,7 @@ def draw(weave: Weave, loaded: LoadedPipeline, steps: list[int]) -> None:
         weave.tick()
 
 
-@pytest.mark.parametrize("steps", [[20] * 8, [4, 7, 9, 12, 15, 20, 25, 30]])
+@pytest.mark.parametrize("steps", [[20] * 8, pytest.param([4, 7, 9, 12, 15, 20, 25, 30], marks=pytest.mark.slow)])
 def test_eight_requests_on_a_device_for_the_largest_module_cost_a_quarter_of_one_after_anothers_uploads(
     loaded: LoadedPipeline, small_stable_diffusion: Path, steps: list[int]
 ) -> None:

@@ -198,6 +198,7 @@ def test_a_single_file_takes_the_configurations_of_a_known_model_and_draws(
     assert one == two
 
 
+@pytest.mark.slow
 def test_what_a_file_lacks_is_read_from_the_folder_and_named_in_the_table(
     checkpoint: Path, model: Path, tmp_path: Path, adding: Callable[..., Added]
 ) -> None:
