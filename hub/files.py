@@ -23,7 +23,7 @@ import stat
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 from hub.errors import ConfigurationError, FileExpired, FileForbidden, NotFound, StorageFull
 from hub.locks import alone_in
@@ -262,10 +262,12 @@ def _plant_secret(path: Path, secret: bytes) -> None:
     """Puts the secret in place, whole or not at all, and never over one that another hub has just made."""
     fresh = path.with_name(f".secret-{secrets.token_hex(8)}.tmp")
     try:
-        with _new(fresh) as file:
-            file.write(secret)
-            file.flush()
-            os.fsync(file.fileno())
+        descriptor = _new(fresh)
+        try:
+            _write(descriptor, secret)
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
         _name_once(fresh, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -286,9 +288,17 @@ def _name_once(fresh: Path, path: Path) -> None:
                 os.rename(fresh, path)
 
 
-def _new(path: Path) -> BinaryIO:
-    """A file that was not there before, whatever somebody plants at its path."""
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "wb")
+def _new(path: Path) -> int:
+    """The descriptor of a file that was not there before, whatever somebody plants at its path."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+
+def _write(descriptor: int, data: bytes) -> None:
+    """All of it: a file object would ask the kernel about the file first, and each call costs a turn at Python's
+    lock."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
 
 
 def _write_atomically(path: Path, data: bytes, *, name_first: bool = False, read_soon: bool = True) -> None:
@@ -303,14 +313,16 @@ def _write_atomically(path: Path, data: bytes, *, name_first: bool = False, read
     """
     part = path.with_suffix(".tmp")
     try:
-        with _new(part) as file:
-            file.write(data)
-            file.flush()
+        descriptor = _new(part)
+        try:
+            _write(descriptor, data)
             if name_first:
                 os.rename(part, path)
-            os.fsync(file.fileno())
+            os.fsync(descriptor)
             if not read_soon and hasattr(os, "posix_fadvise"):
-                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
         if not name_first:
             os.rename(part, path)
     except OSError:

@@ -7,7 +7,7 @@ import logging
 import secrets
 from collections.abc import Coroutine, Iterable
 from http import HTTPStatus
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from litestar import Request, Response
@@ -248,17 +248,26 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -
 
     Litestar and uvicorn let a handler run on after its client has gone. Call it after the body was read.
     """
-    task = asyncio.create_task(work)
+    task = cast(asyncio.Task[Any], asyncio.current_task())
+    left = over = False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal left
+        if not (over or gone.cancelled()):
+            left = True
+            task.cancel()
+
     gone = asyncio.create_task(_disconnected(receive))
+    gone.add_done_callback(leave)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if left and task.uncancel() == 0:  # else somebody cancels this task as well
+            raise ClientGone from None
+        raise
     finally:
-        for each in (task, gone):
-            each.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        over = True
+        gone.cancel()
 
 
 async def _disconnected(receive: Receive) -> None:

@@ -345,6 +345,8 @@ class Jobs:
         self, images: Sequence[bytes], output_format: OutputFormat, keep_until: float, *, read_soon: bool
     ) -> list[str]:
         """Stores all pictures of a job, or none."""
+        if len(images) == 1:
+            return [await self._files.save(images[0], output_format, keep_until, read_soon=read_soon)]
         saving = [
             asyncio.create_task(self._files.save(image, output_format, keep_until, read_soon=read_soon))
             for image in images

@@ -101,6 +101,11 @@ class _Run:
         """What all calls make, or the first error. After one nothing more is sent; what is on its way already goes on
         until it is known whether it costs anything."""
         works = [self._works.one() for _ in parts]
+        if len(parts) == 1:
+            try:
+                return [await self._share(*parts[0], works[0])]
+            except HubError as error:
+                raise (billed(error) if self._works.may_be_billed else error) from None
         tasks = [
             asyncio.create_task(self._share(n, first, work)) for (n, first), work in zip(parts, works, strict=True)
         ]
