@@ -28,14 +28,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LONG = (
     "test_shared_cache.py",
-    "test_never_leaves.py",
     "test_real_servers.py",
     "test_cli.py",
     "test_canary.py",
     "test_provider_tutorial.py",
     "test_replay.py",
     "test_auto_pull.py",
-    "test_air_gap.py",
     "test_paid_once.py",
     "test_joining.py",
     "test_openapi.py",

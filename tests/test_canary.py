@@ -243,6 +243,7 @@ def test_no_other_process_inherits_the_key(told: Told) -> None:
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_no_command_shows_the_key(told: Told, command: list[str]) -> None:
     environ = {**os.environ, **told.environ, "PYTHONPATH": str(ROOT)}
     told.upstreams["openai"].forget()

@@ -169,6 +169,7 @@ def test_an_unknown_default_model_stops_the_start(tmp_path: Path) -> None:
     assert "default_model" in result.stderr
 
 
+@pytest.mark.slow
 def test_generate_edits_a_part_of_a_picture_and_writes_the_format_that_the_ending_names(tmp_path: Path) -> None:
     Image.new("RGB", (96, 64), (255, 0, 0)).save(tmp_path / "source.png")
     mask = Image.new("L", (96, 64), 0)

@@ -380,6 +380,7 @@ def test_what_would_break_the_offline_promise_is_told(tmp_path: Path, seen: Seen
     assert {("offline", "auto_pull"), ("offline", "neighbours")} <= set(wrong(found))
 
 
+@pytest.mark.slow
 def test_models_are_measured_against_the_memory_that_there_is(tmp_path: Path, model: Path) -> None:
     """A file of two terabytes that takes none on the disk; and a device that is played with eight megabytes."""
     begin = model / "unet" / "diffusion_pytorch_model.safetensors"
@@ -605,6 +606,7 @@ def test_a_file_of_bundle_signers_without_a_usable_key_is_a_problem(tmp_path: Pa
     assert wrong(examine(chosen, {}, seen=seen)) == []
 
 
+@pytest.mark.slow
 def test_a_noise_scheduler_that_diffusers_does_not_have_is_named_with_manifest_and_field(
     tmp_path: Path, model: Path
 ) -> None:

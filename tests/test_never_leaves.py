@@ -18,9 +18,12 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 from network_watch import can_make_namespaces, can_trace
 
-pytestmark = pytest.mark.skipif(
-    not can_make_namespaces() or not can_trace(), reason="needs namespaces of its own, and strace in them"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not can_make_namespaces() or not can_trace(), reason="needs namespaces of its own, and strace in them"
+    ),
+]
 
 FAR = ("literal", "lan", "named", "own")
 

@@ -55,6 +55,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not can_make_namespaces(), reason="needs unshare with user namespaces, and ip or ifconfig")
+@pytest.mark.slow
 def test_the_whole_path_works_where_there_is_no_network(tmp_path: Path) -> None:
     result = subprocess.run(
         ["unshare", "-rn", "sh", "-c", IN_NAMESPACE, "sh", sys.executable, "-c", CLIENT],
@@ -71,6 +72,7 @@ def test_the_whole_path_works_where_there_is_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="needs strace")
+@pytest.mark.slow
 def test_no_process_of_the_hub_even_tries_to_reach_another_machine(tmp_path: Path) -> None:
     """Attempts count, so libraries that swallow errors are caught too."""
     trace = tmp_path / "trace"

@@ -102,7 +102,7 @@ def test_a_pull_that_is_cancelled_keeps_what_has_come_and_the_next_goes_on(
         assert hugging_face.sent - before < whole - 800_000
 
 
-@pytest.mark.parametrize("mode", ["refuse", "wait"])
+@pytest.mark.parametrize("mode", [pytest.param("refuse", marks=pytest.mark.slow), "wait"])
 def test_a_request_has_missing_weights_fetched_where_the_owner_wants_that(
     tmp_path: Path, hugging_face: StandIn, mode: str
 ) -> None:

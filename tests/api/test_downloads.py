@@ -121,6 +121,7 @@ def test_a_planted_symbolic_link_is_not_followed(server: Server, link: str, tmp_
     stored.unlink()
 
 
+@pytest.mark.slow
 def test_links_survive_a_restart_and_expire_on_time_and_then_their_files_go(tmp_path: Path) -> None:
     keeps = {"HUB_FILE_TTL": "5", "HUB_JOB_TTL": "1", "HUB_PUBLIC_URL": "https://images.example.org"}
     with run_server(tmp_path, **keeps) as first:

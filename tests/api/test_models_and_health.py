@@ -40,6 +40,7 @@ def test_health_and_readiness_need_no_key(keyed_server: Server, server: Server) 
     assert call(f"{server.url}/ready").status == 200
 
 
+@pytest.mark.slow
 def test_health_and_readiness_tell_each_device_and_one_that_works_is_enough(tmp_path: Path) -> None:
     with run_server(tmp_path, HUB_DEVICE="cpu,cuda:77") as server:
         told: list[Any] = []

@@ -154,6 +154,7 @@ def test_a_pinned_model_stays_also_in_the_worker_that_replaces_one_that_died(set
     with_hub(changed(settings, keep_alive=0), test)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_pinned_is_not_tried_again_and_to_unpin_loads_nothing(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         await hub.load("a", pinned=False)

@@ -235,6 +235,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(png)), np.int16)
 
 
+@pytest.mark.slow
 def test_a_strict_request_fails_where_the_worker_would_only_warn(settings: Settings) -> None:
     async def test(hub: Hub) -> None:
         wish = request(prompt="word " * 100)
@@ -281,6 +282,7 @@ def test_broken_weights_make_their_model_unusable_and_not_the_worker(
     with_hub(settings, test)
 
 
+@pytest.mark.slow
 def test_a_single_file_is_served_like_the_folder_that_it_was_made_of(
     settings: Settings, small_stable_diffusion: Path, tmp_path: Path
 ) -> None:

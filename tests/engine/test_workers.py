@@ -35,6 +35,7 @@ async def all_up(hub: Hub, count: int = 2) -> None:
     await until(lambda: [each.status for each in hub.engine.devices] == ["ok"] * count)
 
 
+@pytest.mark.slow
 def test_two_models_spread_over_two_workers_and_the_death_of_one_is_not_the_others(
     tmp_path: Path, small_stable_diffusion: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
