@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 LONG = (
     "test_shared_cache.py",
+    "test_air_gap.py",
     "test_real_servers.py",
     "test_cli.py",
     "test_canary.py",

@@ -79,7 +79,6 @@ def pixels(png: bytes) -> bytes:
 
 
 @pytest.mark.skipif(not can_make_namespaces(), reason="needs unshare with user namespaces, and ip or ifconfig")
-@pytest.mark.slow
 def test_a_model_goes_over_a_kill_and_a_gap_and_draws_the_same_picture(
     tmp_path: Path, small_stable_diffusion: Path
 ) -> None:
