@@ -396,7 +396,7 @@ print(asyncio.run(files.read(signature, name)))
     assert result.stdout.splitlines() == ["507 [] False", "b'small'"], result.stderr
 
 
-@pytest.mark.parametrize("call", ["open", "fsync", "rename"])
+@pytest.mark.parametrize("call", ["open", "write", "fsync", "close", "rename"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
 def test_whichever_step_of_a_save_fails_nothing_is_left_behind(
     files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int

@@ -244,7 +244,8 @@ def _bracketed(address: str) -> str:
 
 
 async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`, and cancels it when the client closes the connection; then raises ClientGone.
+    """Runs `work` in the caller's own task, and cancels it when the client closes the connection; then raises
+    ClientGone, whatever work makes of that.
 
     Litestar and uvicorn let a handler run on after its client has gone. Call it after the body was read.
     """
@@ -259,15 +260,14 @@ async def unless_client_leaves(receive: Receive, work: Coroutine[Any, Any, T]) -
 
     gone = asyncio.create_task(_disconnected(receive))
     gone.add_done_callback(leave)
+    before = task.cancelling()
     try:
         return await work
-    except asyncio.CancelledError:
-        if left and task.uncancel() == 0:  # else somebody cancels this task as well
-            raise ClientGone from None
-        raise
     finally:
         over = True
         gone.cancel()
+        if left and task.uncancel() <= before:  # else somebody cancels this task as well
+            raise ClientGone from None
 
 
 async def _disconnected(receive: Receive) -> None:
