@@ -1,0 +1,297 @@
+"""The things that the built-in model can draw: pictures, names, and the words that lead to them.
+
+Pictures: Microsoft's Fluent Emoji, flat (MIT), from npm's ``@iconify-json/fluent-emoji-flat``.  Names, keywords and
+groups: ``emojibase-data`` (MIT).  Both are downloaded once by npm's ordinary client, in exactly these versions.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PICTURES = "@iconify-json/fluent-emoji-flat@1.2.6"
+NAMES = "emojibase-data@17.0.0"
+SIDE = 128
+"""Pixels of a rendered thing."""
+GROUPS = {0: "faces", 1: "people", 3: "animals", 4: "food", 5: "travel", 6: "activities", 7: "objects"}
+"""Emojibase's; flags, symbols and hair styles are left out."""
+PREFERRED = (3, 4, 7, 5, 6, 1, 0)
+"""Which group a word means that fits things of several."""
+RENAMED = {
+    "automobile": "car",
+    "headphone": "headphones",
+    "locked": "padlock",
+    "cooking": "frying pan",
+    "camping": "campsite",
+    "wood": "logs",
+    "wedding": "wedding chapel",
+    "blowfish": "pufferfish",
+    "sauropod": "dinosaur",
+    "jack-o-lantern": "pumpkin",
+    "piñata": "pinata",
+    "t-rex": "tyrannosaurus",
+    "red apple": "apple",
+    "hot beverage": "coffee",
+    "beer mug": "beer",
+    "wine glass": "wine",
+    "sun with face": "sun face",
+    "birthday cake": "cake",
+    "soccer ball": "football",
+    "american football": "american football",
+    "mobile phone": "phone",
+    "teddy bear": "teddy bear",
+    "deciduous tree": "tree",
+    "evergreen tree": "fir",
+    "palm tree": "palm",
+    "crescent moon": "moon",
+    "open book": "book",
+    "robot": "robot",
+    "alien": "alien",
+    "flying saucer": "ufo",
+    "light bulb": "lamp",
+    "money bag": "money",
+    "wrapped gift": "gift",
+    "desktop computer": "computer",
+    "cowboy hat face": "cowboy",
+    "top hat": "hat",
+    "billed cap": "cap",
+    "high-heeled shoe": "high heel",
+    "running shoe": "shoe",
+    "hiking boot": "boot",
+    "cheese wedge": "cheese",
+    "cooked rice": "rice",
+    "steaming bowl": "ramen",
+    "soft ice cream": "ice cream",
+    "glass of milk": "milk",
+    "fork and knife": "cutlery",
+    "kitchen knife": "knife",
+    "delivery truck": "truck",
+    "fire engine": "fire truck",
+    "racing car": "race car",
+    "crystal ball": "crystal ball",
+    "chess pawn": "pawn",
+    "game die": "dice",
+    "musical keyboard": "piano",
+    "smiling face with sunglasses": "cool face",
+    "grinning face": "smiley",
+    "sleeping face": "sleeping face",
+    "crying face": "crying face",
+    "pile of poo": "poo",
+    "horse face": "horse face",
+}
+"""Emojibase's label, and how people say it."""
+MEANT = {
+    "cat": "kitten, kitty, animal, tabby",
+    "dog": "puppy, doggy, hound, pet, labrador, corgi",
+    "car": "auto, vehicle",
+    "rocket": "spaceship, spacecraft, starship",
+    "airplane": "plane, jet, aeroplane",
+    "bicycle": "bike",
+    "laptop": "notebook computer, macbook",
+    "computer": "pc",
+    "hamburger": "burger, cheeseburger",
+    "tulip": "flower",
+    "sailboat": "boat, yacht",
+    "house": "home, cottage, building",
+    "rabbit": "bunny, hare",
+    "horse": "pony, stallion",
+    "phone": "smartphone, cellphone, iphone",
+    "television": "telly, tv",
+    "lamp": "bulb, light",
+    "shoe": "shoes, sneaker",
+    "doughnut": "donut",
+    "honeybee": "bee",
+    "tyrannosaurus": "t-rex",
+    "gift": "present",
+    "truck": "lorry",
+    "taxi": "cab",
+    "teapot": "tea",
+    "man": "guy",
+    "woman": "lady",
+    "child": "kid",
+    "fir": "pine",
+    "football": "soccer, ball",
+    "ogre": "monster",
+    "dagger": "sword",
+    "shield": "knight",
+    "duck": "drake",
+    "tokyo tower": "lighthouse, tower",
+    "motorcycle": "motorbike",
+    "dinosaur": "dino",
+    "french fries": "fries, chips",
+    "coffee": "coffee cup, cup, mug, beverage, drink",
+    "apple": "fruit",
+    "carrot": "vegetable",
+    "pizza": "food",
+    "bug": "insect",
+    "guitar": "instrument, music",
+    "teddy bear": "toy",
+    "robot": "android, droid",
+    "hat": "helmet",
+    "bird": "seagull, sparrow, robin, crow",
+    "dove": "pigeon",
+    "fish": "salmon, trout, goldfish",
+}
+"""A thing, and common words for it that no name or keyword holds, or that several do."""
+DROPPED = {
+    *("star", "ring", "heart", "cross", "sunset", "sunrise", "sunrise over mountains", "foggy", "fog", "cityscape"),
+    *("cityscape at dusk", "night with stars", "bridge at night", "milky way", "national park", "mountain", "desert"),
+    *("beach with umbrella", "desert island", "snow capped mountain"),
+}
+"""What the model draws as a shape or a landscape."""
+_HEARTS = re.compile(r"(red|orange|yellow|green|blue|light blue|purple|brown|black|grey|white|pink) heart")
+_GENDERED = re.compile(r":|^(wo)?m[ae]n (?!.*shoe)|[\u2018\u2019\u201c]")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One picture. `name`: as prompts say it; `words`: further ones that lead to it, singular."""
+
+    name: str
+    icon: str
+    group: int
+    words: tuple[str, ...]
+
+
+def packages(work: Path) -> Path:
+    """The folder with both packages, downloaded on first use."""
+    folder = work / "packages"
+    for package in (PICTURES, NAMES):
+        target = folder / package.strip("@").replace("/", "-").replace("@", "-")
+        if target.exists():
+            continue
+        npm = shutil.which("npm")
+        if npm is None:
+            sys.exit("npm is needed to download the pictures and was not found (Debian: apt install npm)")
+        folder.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(
+            [npm, "pack", "--silent", "--pack-destination", str(folder), package],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(f"npm could not download {package}:\n{done.stderr[-2000:]}")
+        archive = folder / done.stdout.split()[-1]
+        scratch = target.with_name(target.name + ".new")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            tar.extractall(scratch, filter="data")
+        scratch.rename(target)
+        archive.unlink()
+    return folder
+
+
+def _read(work: Path, package: str, *path: str) -> Any:
+    folder = packages(work) / package.strip("@").replace("/", "-").replace("@", "-")
+    return json.loads(folder.joinpath("package", *path).read_text())
+
+
+def _code(hexcode: str) -> str:
+    """A code point sequence without what only selects a presentation."""
+    return hexcode.lower().replace("-fe0f", "")
+
+
+@dataclass(frozen=True)
+class Material:
+    """All things and their pictures, [things, SIDE, SIDE, 4] uint8."""
+
+    things: tuple[Thing, ...]
+    pictures: np.ndarray
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """Of the things, by their names."""
+        return {thing.name: at for at, thing in enumerate(self.things)}
+
+
+def material(work: Path) -> Material:
+    """Downloaded and rendered on first use."""
+    return Material(things(work), np.asarray(rasters(work)))
+
+
+@cache
+def things(work: Path) -> tuple[Thing, ...]:
+    """All of them, in Emojibase's order."""
+    icons = {_code(code): icon for code, icon in _read(work, PICTURES, "chars.json").items()}
+    entries = sorted(_read(work, NAMES, "en", "data.json"), key=lambda entry: entry.get("order", 0))
+    found: dict[str, Thing] = {}
+    claims: dict[str, list[tuple[int, int, str]]] = {}
+    for place, entry in enumerate(entries):
+        group, icon = entry.get("group"), icons.get(_code(entry["hexcode"]))
+        label = _plain(entry["label"])
+        if group not in GROUPS or icon is None or _GENDERED.search(entry["label"].lower()) or "thirty" in label:
+            continue
+        name = RENAMED.get(label, label)
+        if name in found or name in DROPPED or _HEARTS.fullmatch(name):
+            continue
+        found[name] = Thing(name, icon, group, ())
+        for word in {label, *map(_plain, entry.get("tags", []))} - {name}:
+            # A word is a thing's where its name holds it as the last one; then by group; then whoever comes first.
+            claims.setdefault(word, []).append((PREFERRED.index(group) - 10 * (name.split()[-1] == word), place, name))
+    words = {word: min(claim)[2] for word, claim in claims.items() if word not in found}
+    meant = {word: name for name, meant in MEANT.items() for word in meant.split(", ")}
+    words |= {word: name for word, name in meant.items() if word not in found and name in found}
+    return tuple(
+        Thing(
+            thing.name,
+            thing.icon,
+            thing.group,
+            tuple(sorted(word for word, name in words.items() if name == thing.name)),
+        )
+        for thing in found.values()
+    )
+
+
+def _plain(label: str) -> str:
+    """Small letters, digits and single blanks."""
+    text = label.lower().replace("ñ", "n").replace("é", "e").replace("\u2019", "").replace("-", " ")
+    return " ".join(re.sub(r"[^a-z0-9 ]", " ", text).split())
+
+
+def common(work: Path, count: int = 300) -> list[str]:
+    """Names of one word each: animals, food, places and vehicles, activities, objects, evenly through all of them."""
+    nouns = [thing.name for thing in things(work) if " " not in thing.name and thing.group in (3, 4, 5, 6, 7)]
+    return [nouns[at * len(nouns) // count] for at in range(count)]
+
+
+def plural(name: str) -> str:
+    """As English makes it, by rule."""
+    if re.search(r"(s|x|z|ch|sh)$", name):
+        return name + "es"
+    if re.search(r"[^aeiou]y$", name):
+        return name[:-1] + "ies"
+    return name + "s"
+
+
+def rasters(work: Path) -> np.ndarray:
+    """All pictures: [things, SIDE, SIDE, 4] uint8, colours not multiplied by alpha. Rendered once."""
+    every = things(work)
+    file = work / f"things-{len(every)}-{SIDE}.npy"
+    if not file.exists():
+        import resvg_py
+
+        icons = _read(work, PICTURES, "icons.json")
+        made = np.stack([_render(resvg_py, icons, thing.icon) for thing in every])
+        np.save(file.with_suffix(".new.npy"), made)
+        file.with_suffix(".new.npy").rename(file)
+    return np.load(file, mmap_mode="r")
+
+
+def _render(resvg: Any, icons: dict[str, Any], name: str) -> np.ndarray:
+    icon = icons["icons"][name]
+    width, height = icon.get("width", icons.get("width", 16)), icon.get("height", icons.get("height", 16))
+    box = f"{icon.get('left', 0)} {icon.get('top', 0)} {width} {height}"
+    svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" width="{SIDE}" height="{SIDE}">{icon["body"]}</svg>'
+    data = bytes(resvg.svg_to_bytes(svg_string=svg, width=SIDE, height=SIDE))
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))

@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Train the hub's built-in model from scratch and export it as a diffusers pipeline folder.
+
+Four stages run one after the other, each for a given number of minutes: the autoencoder, the text
+encoder, the diffusion, and the decoder once more.  Interrupt whenever you like; the same command
+goes on from the last checkpoint.  ``--stages export`` writes the folder from whatever the latest
+checkpoint holds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from builtin.diffusion import build_pipeline, load_nets, train_diffusion, train_text
+from builtin.things import Thing, material
+from builtin.vae import train_decoder, train_vae
+
+ROOT = Path(__file__).resolve().parents[2]
+STAGES = ("vae", "text", "diffusion", "decoder", "export")
+
+
+def export(work: Path, every: Sequence[Thing], target: Path) -> float:
+    """Write the averaged weights as bf16 into ``target`` and return its size in MB.
+
+    The files are made elsewhere and moved in one by one, so that a reader of ``target`` never sees
+    half a file; what else lies there (README.md, LICENSE) stays.
+    """
+    nets = load_nets(work, every)
+    checkpoint = torch.load(work / "diffusion.pt", map_location="cpu", weights_only=True)
+    nets.load_state_dict(checkpoint["parts"]["average"])
+    pipe = build_pipeline(work, every, nets).to(dtype=torch.bfloat16)
+    target.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        pipe.save_pretrained(scratch, safe_serialization=True)
+        for name in ("vae", "unet", "text_encoder"):
+            config = Path(scratch, name, "config.json")
+            known = json.loads(config.read_text())
+            known.pop("_name_or_path", None)
+            if name == "text_encoder":  # half floats are for the disk; a CPU wants to compute in float32
+                known["dtype"] = "float32"
+            config.write_text(json.dumps(known, indent=2) + "\n")
+        index = Path(scratch, "model_index.json")
+        known = json.loads(index.read_text())
+        known.pop("_name_or_path", None)
+        index.write_text(json.dumps(known, indent=2) + "\n")
+        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
+            place = target / file.relative_to(scratch)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, place.with_name(place.name + ".new"))
+            os.replace(place.with_name(place.name + ".new"), place)
+    return sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the stages that the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=ROOT / "cache" / "train", help="checkpoints and sample sheets")
+    parser.add_argument("--out", type=Path, default=ROOT / "models" / "builtin", help="the pipeline folder to write")
+    parser.add_argument("--stages", default=",".join(STAGES), help="which stages to run (default: all, in order)")
+    parser.add_argument("--vae-minutes", type=float, default=22)
+    parser.add_argument("--text-minutes", type=float, default=4)
+    parser.add_argument("--diffusion-minutes", type=float, default=75)
+    parser.add_argument("--decoder-minutes", type=float, default=6)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as torch picks)")
+    args = parser.parse_args(argv)
+    wanted = args.stages.split(",")
+    if unknown := set(wanted) - set(STAGES):
+        parser.error(f"unknown stages {sorted(unknown)}; there are {', '.join(STAGES)}")
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    given = material(args.work)
+    if "vae" in wanted:
+        train_vae(args.work, given.pictures, args.vae_minutes, args.seed, args.device)
+    if "text" in wanted:
+        train_text(args.work, given, args.text_minutes, args.seed, args.device)
+    if "diffusion" in wanted:
+        train_diffusion(args.work, given, args.diffusion_minutes, args.seed, args.device)
+    if "decoder" in wanted:
+        train_decoder(args.work, given.pictures, args.decoder_minutes, args.seed, args.device)
+    if "export" in wanted:
+        print(f"{args.out}: {export(args.work, given.things, args.out):.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

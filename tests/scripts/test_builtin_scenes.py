@@ -1,0 +1,220 @@
+"""What the built-in model learns from: things, scenes, captions, their tokens, and the judges."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import builtin.evaluate as evaluating  # noqa: E402
+import builtin.judge as judging  # noqa: E402
+import builtin.namer as naming  # noqa: E402
+import builtin.scenes as scenes  # noqa: E402
+import builtin.things as finding  # noqa: E402
+import builtin.words as wording  # noqa: E402
+import builtin_judge as shapes  # noqa: E402
+from builtin_data import PALETTE  # noqa: E402
+
+EMOJI: list[tuple[str, str, int, list[str]]] = [
+    ("1F408", "cat", 3, ["feline", "kitty"]),
+    ("1F431", "cat face", 3, ["cat", "kitty"]),
+    ("1F697", "automobile", 5, ["car", "vehicle"]),
+    ("1F3CE", "racing car", 5, ["car", "zoom"]),
+    ("1F352", "cherries", 4, ["fruit"]),
+    ("1F34A", "tangerine", 4, ["orange"]),
+    ("2B50", "star", 5, ["gold"]),
+    ("1F468-200D-1F52C", "man scientist", 1, ["chemist"]),
+    ("1F1E9-1F1EA", "flag: Germany", 9, []),
+]
+PICTURES = finding.PICTURES.strip("@").replace("/", "-").replace("@", "-")
+NAMES = finding.NAMES.replace("@", "-")
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """The two packages, as they lie after the download, with nine of their pictures."""
+    icons = {label.replace(" ", "-"): {"body": "<circle/>"} for _, label, _, _ in EMOJI}
+    chars = {code.lower(): label.replace(" ", "-") for code, label, _, _ in EMOJI}
+    data = [
+        {"hexcode": code, "label": label, "group": group, "tags": tags, "order": at}
+        for at, (code, label, group, tags) in enumerate(EMOJI)
+    ]
+    for place, found in (
+        (f"{PICTURES}/package/icons.json", {"icons": icons}),
+        (f"{PICTURES}/package/chars.json", chars),
+        (f"{NAMES}/package/en/data.json", data),
+    ):
+        file = tmp_path / "packages" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def pictures() -> np.ndarray:
+    """Three things: a red disc with a green dot, a blue bar, a yellow ring."""
+    grid = (np.arange(finding.SIDE) + 0.5) / finding.SIDE - 0.5
+    x, y = np.meshgrid(grid, grid)
+    made = np.zeros((3, finding.SIDE, finding.SIDE, 4), np.uint8)
+    made[0][np.hypot(x, y) < 0.45] = (220, 30, 40, 255)
+    made[0][np.hypot(x - 0.1, y) < 0.12] = (20, 160, 60, 255)
+    made[1][(np.abs(y) < 0.15) & (np.abs(x) < 0.45)] = (30, 60, 220, 255)
+    made[2][np.abs(np.hypot(x, y) - 0.36) < 0.09] = (250, 220, 40, 255)
+    return made
+
+
+THINGS = (finding.Thing("cat", "cat", 3, ("kitty",)), finding.Thing("hot dog", "hot-dog", 4, ()),
+          finding.Thing("dog", "dog", 3, ("hound",)))  # fmt: skip
+
+
+def drawn(count: int, seed: int = 0, only: Any = None) -> list[scenes.Scene]:
+    rng = np.random.default_rng(seed)
+    return [scenes.draw_scene(rng, 3, only) for _ in range(count)]
+
+
+def test_things_have_the_names_that_people_say_and_what_is_drawn_otherwise_is_none(work: Path) -> None:
+    found = {thing.name: thing for thing in finding.things(work)}
+    assert list(found) == ["cat", "cat face", "car", "race car", "cherries", "tangerine"]
+    assert "kitty" in found["cat"].words, "what two claim is the first one's"
+    assert "automobile" in found["car"].words
+    assert "vehicle" in found["car"].words
+    assert not any("car" in thing.words for thing in found.values()), "a name leads to nobody else"
+
+
+@pytest.mark.parametrize(
+    ("one", "many"), [("cat", "cats"), ("fox", "foxes"), ("cherry", "cherries"), ("boy", "boys"), ("bus", "buses")]
+)
+def test_plurals(one: str, many: str) -> None:
+    assert finding.plural(one) == many
+
+
+def test_the_same_seed_gives_the_same_scenes_pictures_and_captions(pictures: np.ndarray) -> None:
+    def all_of(seed: int) -> tuple[list[scenes.Scene], bytes, list[str]]:
+        rng, captions, found = np.random.default_rng(seed), wording.Captions(THINGS), drawn(30, seed)
+        return (
+            found,
+            b"".join(scenes.render(each, pictures).tobytes() for each in found),
+            [captions.of(each, rng) for each in found],
+        )
+
+    assert all_of(3) == all_of(3)
+    assert all_of(3) != all_of(4)
+
+
+@pytest.mark.parametrize("only", ["thing", "shape"])
+def test_training_never_draws_what_is_held_out(only: Any) -> None:
+    trained = {scenes.combination(each) for each in drawn(4000) if len(each.objects) == 1}
+    asked = {scenes.combination(each) for each in drawn(400, 1, only)}
+    assert asked
+    assert not trained & asked
+
+
+def test_all_kinds_of_scenes_occur() -> None:
+    found = drawn(3000)
+    for kind, names in (
+        ("layout", scenes.LAYOUTS),
+        ("style", scenes.STYLES),
+        ("position", scenes.POSITIONS),
+        ("extent", scenes.SIZES),
+    ):
+        assert set(Counter(getattr(each, kind) for each in found)) == set(names)
+    grounds = {each.ground for each in found}
+    assert {(place, time) for place in scenes.PLACES for time in scenes.TIMES} <= grounds
+    assert set(PALETTE) <= grounds
+    assert {each.count for each in found} == {1, 2, 3, 4}
+
+
+def test_things_are_where_the_caption_says(pictures: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    for position, (dx, dy) in {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}.items():
+        scene = scenes.place([(1, None)], "white", "vivid", rng, position=position, extent="small")
+        ys, xs = np.nonzero(scenes.render(scene, pictures)[..., 0] < 128)
+        assert np.sign(round((xs.mean() - 64) / 10)) == dx
+        assert np.sign(round((ys.mean() - 64) / 10)) == dy
+
+
+def test_every_caption_is_read_whole_and_in_known_words() -> None:
+    tokenizer = wording.new_tokenizer(THINGS)
+    rng, captions = np.random.default_rng(5), wording.Captions(THINGS)
+    for scene in drawn(500, 5):
+        found = tokenizer.encode(captions.of(scene, rng, plain=True))
+        assert len(found.ids) <= wording.LENGTH
+        assert "[UNK]" not in found.tokens, found.tokens
+        things = {number for number in scene.kinds if not isinstance(number, str)}
+        parts = [
+            ord(token) - wording.FIRST for token in found.tokens if len(token) == 1 and ord(token) >= wording.FIRST
+        ]
+        assert {part // wording.PATCHES for part in parts} == things
+        assert len(parts) % wording.PATCHES == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers", "many"),
+    [
+        ("a cat", [0], False),
+        ("Kitties!", [0], True),
+        ("a hot dog", [1], False),
+        ("two dogs", [2], True),
+        ("a HOUND and a cat", [2, 0], False),
+        ("a catalogue", [], False),
+    ],
+)
+def test_names_synonyms_and_plurals_become_the_parts_of_their_picture(
+    text: str, numbers: list[int], many: bool
+) -> None:
+    tokens = wording.new_tokenizer(THINGS).encode(text).tokens
+    parts = [token for token in tokens if len(token) == 1 and ord(token) >= wording.FIRST]
+    assert "".join(parts) == "".join(wording.tokens_of(number) for number in numbers)
+    assert (wording.MANY in tokens) == many
+
+
+def test_training_reads_captions_as_the_shipped_tokenizer_does(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    wording.write_tokenizer(tmp_path, THINGS)
+    shipped = transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    trained = wording.new_tokenizer(THINGS, names=False)
+    for scene in drawn(200, 7):
+        told, told_again = (
+            wording.Captions(THINGS, as_tokens=as_tokens).of(scene, np.random.default_rng(8))
+            for as_tokens in (False, True)
+        )
+        assert shipped(told).input_ids == trained.encode(told_again).ids, told
+
+
+def test_the_judges_find_real_renders_right(pictures: np.ndarray) -> None:
+    for scene in drawn(150, 2, "shape"):
+        right = shapes.score(evaluating.spec_of(scene), shapes.judge(scenes.render(scene, pictures)))
+        assert all(right.values()), scene
+    for scene in drawn(150, 3, "thing"):
+        picture = scenes.render(scene, pictures)
+        assert scene.ground in judging.grounds_of(picture, scene.style), scene
+        assert scene.style in judging.style_of(picture, str(scene.ground)), scene
+
+
+def test_the_judges_find_another_ground_and_another_style_wrong(pictures: np.ndarray) -> None:
+    rng = np.random.default_rng(0)
+    picture = scenes.render(scenes.place([(0, None)], "blue", "vivid", rng), pictures)
+    assert judging.grounds_of(picture, "vivid") == ["blue"]
+    for style in ("natural", "black and white", "pixel art"):
+        other = scenes.stylised(picture, style)
+        assert judging.style_of(other, "blue") == (style,)
+
+
+@pytest.mark.slow
+def test_the_namer_learns_from_real_renders_and_names_them(tmp_path: Path, pictures: np.ndarray) -> None:
+    torch.manual_seed(0)
+    namer = naming.train_namer(tmp_path, pictures, 0.8, 0)
+    rng = np.random.default_rng(1)
+    wanted = np.array([0, 1, 2] * 10)
+    made = np.stack([scenes.render(scenes.place([(int(at), None)], "white", "vivid", rng), pictures) for at in wanted])
+    assert np.mean(naming.ranks(namer, made, wanted) == 0) > 0.8
+    assert np.mean(naming.ranks(namer, made, np.roll(wanted, 1)) == 0) < 0.2
