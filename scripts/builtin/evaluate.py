@@ -10,7 +10,7 @@ Five questions, each with its gate; exits 1 when one is missed:
   seconds      one picture at 256x256 and at 1024x1024, the model loaded
 
 Things are named by a classifier that was trained on real renders alone (namer.py); it is trained when it is
-asked for the first time, and says how well it does on real renders itself. `--sheets` writes contact sheets.
+asked for the first time, and says how well it does on real renders itself.
 """
 
 from __future__ import annotations
@@ -165,15 +165,6 @@ def on_real_renders(namer: Namer, pictures: np.ndarray, numbers: Sequence[int]) 
     made = Renders(pictures).batch(torch.Generator().manual_seed(987_654_321), which)
     found = ranks(namer, (made.permute(0, 2, 3, 1) * 255).byte().numpy(), which.numpy())
     return float(np.mean(found == 0))
-
-
-def save_sheet(pictures: np.ndarray, path: Path, columns: int = 8) -> None:
-    """All pictures on one sheet, in the prompts' order, row by row."""
-    height, width = pictures.shape[1:3]
-    sheet = Image.new("RGB", (columns * width, -(-len(pictures) // columns) * height), "white")
-    for i, picture in enumerate(pictures):
-        sheet.paste(Image.fromarray(picture), (i % columns * width, i // columns * height))
-    sheet.save(path)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stages that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "cache" / "train", help="checkpoints and sample sheets")
-    parser.add_argument("--out", type=Path, default=ROOT / "models" / "builtin", help="the pipeline folder to write")
+    parser.add_argument("--out", type=Path, default=ROOT / "cache" / "builtin", help="the pipeline folder to write")
     parser.add_argument("--stages", default=",".join(STAGES), help="which stages to run (default: all, in order)")
     parser.add_argument("--vae-minutes", type=float, default=22)
     parser.add_argument("--text-minutes", type=float, default=4)
