@@ -123,6 +123,7 @@ def test_a_wrong_manifest_stops_the_start_with_file_and_field(
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"lossy": 'vocabulary = "nowhere.json"'}, r"vocabulary: .*nowhere\.json is missing or no list of words"),
         ({"lossy": 'lossy = { vae = "nowhere" }'}, "lossy.vae: .*nowhere is not the folder of an AutoencoderTiny"),
         (
             {"path": 'path = "gone.safetensors"\npipeline = { config = "." }'},

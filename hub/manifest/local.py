@@ -28,6 +28,7 @@ REPO_PATTERN = r"^[A-Za-z0-9](?!.*(--|\.\.))[A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Z
 FILE_PATTERN = r"^[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,199}\.safetensors$(?!\n)"
 COMMIT_PATTERN = r"^[0-9a-f]{40}$(?!\n)"
 VARIANT_PATTERN = r"^[A-Za-z0-9_-]{1,32}$(?!\n)"
+JSON_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json$(?!\n)"
 Repo = Annotated[str, Meta(pattern=REPO_PATTERN)]
 Commit = Annotated[str, Meta(pattern=COMMIT_PATTERN)]
 Variant = Annotated[str, Meta(pattern=VARIANT_PATTERN)]
@@ -140,7 +141,8 @@ class ModelManifest(Listing, kw_only=True):
     parts, `components` names those that come from files or folders of their own. `quality` maps low, medium and high
     to denoising steps; `style` maps vivid and natural to words that are added to the prompt. `sha256` says what the
     files of weights must be, by their names relative to the folder. `keep_alive` is in seconds without work, after
-    which it is unloaded; -1 is never, None as the settings say.
+    which it is unloaded; -1 is never, None as the settings say. `vocabulary` is a file in the folder with the words
+    that the model knows (hub/vocabulary.py), where these are few: others are told.
     """
 
     license: str
@@ -158,6 +160,7 @@ class ModelManifest(Listing, kw_only=True):
     lossy: LossySection = field(default_factory=LossySection)
     quality: dict[Effort, Annotated[int, Meta(ge=1, le=1000)]] = field(default_factory=dict)
     style: dict[Style, str] = field(default_factory=dict)
+    vocabulary: Annotated[str, Meta(pattern=JSON_PATTERN)] | None = None
     sha256: dict[str, Sha256] = field(default_factory=dict)
     components: dict[ComponentName, str] = field(default_factory=dict)
     prices: PricesSection = field(default_factory=PricesSection)
@@ -188,6 +191,11 @@ class ModelManifest(Listing, kw_only=True):
     def folder(self) -> str:
         """The diffusers folder, which says what the model is."""
         return self.pipeline.config or self.path
+
+    @property
+    def vocabulary_file(self) -> Path | None:
+        """Where the words are that the model knows; None where it makes something of any."""
+        return Path(self.folder) / self.vocabulary if self.vocabulary else None
 
     @property
     def quantized_components(self) -> list[str]:

@@ -14,6 +14,7 @@ import msgspec
 from hub.errors import ConfigurationError
 from hub.manifest import COMPONENT_FILES, AnyManifest, ModelId, ModelManifest, kind_of
 from hub.registry.words import in_words
+from hub.vocabulary import read_vocabulary
 
 ALIASES = "aliases.toml"
 """In a folder of manifests: further names, as `hub models alias` writes them."""
@@ -101,6 +102,14 @@ def _absence(manifest: ModelManifest) -> str | None:
             f"lossy.vae: {manifest.lossy.vae} is not the folder of an AutoencoderTiny (its config.json says so). "
             "Put the decoder there, correct `lossy.vae`, or remove it."
         )
+    if manifest.vocabulary_file is not None:
+        try:
+            read_vocabulary(manifest.vocabulary_file)
+        except (OSError, ValueError):
+            return (
+                f"vocabulary: {manifest.vocabulary_file} is missing or no list of words. "
+                "Put it there, correct `vocabulary`, or remove it."
+            )
     return None
 
 

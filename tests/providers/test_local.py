@@ -14,7 +14,7 @@ from PIL import Image
 
 from hub.engine.protocol import EngineModel, Finished, Generate, Notice, Picture
 from hub.engine.supervisor import Engine
-from hub.errors import InvalidRequest
+from hub.errors import InvalidRequest, ModelUnusable
 from hub.loras import Loras
 from hub.manifest import DefaultsSection, LossySection, ModelManifest, PipelineSection, SizeSection
 from hub.providers.local import LocalProvider
@@ -625,3 +625,38 @@ def test_quantized_weights_are_told_too_and_loaded_as_the_manifest_says() -> Non
 def test_a_manifest_has_its_denoiser_compiled() -> None:
     assert run(request(), manifest(pipeline=PipelineSection(compile=True)))[0].model.compile
     assert not run(request())[0].model.compile
+
+
+@pytest.fixture
+def few_words(tmp_path: Path) -> ModelManifest:
+    """A model that knows four words."""
+    (tmp_path / "words.json").write_text('{"meanings": {"kitty": "cat"}, "words": ["red", "bright", "colours"]}')
+    return manifest(path=str(tmp_path), vocabulary="words.json")
+
+
+def test_a_model_of_few_words_tells_what_it_understood_and_what_not(few_words: ModelManifest) -> None:
+    job, result = run(request(prompt="a red kitty, dreaming", n=2, style="vivid", size=Size(64, 64)), few_words)
+    assert job.prompt == "a red kitty, dreaming, bright colours", "the model itself gets all of it"
+    assert result.revised_prompts == ("red cat bright colours",) * 2
+    assert result.warnings == ("prompt: small does not know 'a', 'dreaming'; it looked past that",)
+
+
+def test_words_that_a_model_does_not_know_are_refused_where_the_request_is_strict(few_words: ModelManifest) -> None:
+    assert run(request(prompt="red kitty", strict=True, size=Size(64, 64)), few_words)[1].warnings == ()
+    error = refused(request(prompt="red kitty", negative_prompt="blur", strict=True), few_words)
+    assert (error.param, error.message) == (
+        "negative_prompt",
+        "strict: negative_prompt: small does not know 'blur'; it looked past that.",
+    )
+
+
+def test_of_many_unknown_words_some_are_told(few_words: ModelManifest) -> None:
+    _, result = run(request(prompt=" ".join(f"w{at}" for at in range(30)) + " " + "x" * 900), few_words)
+    assert result.revised_prompts == ()
+    assert result.warnings[0].endswith("'w9' and 21 more words; it looked past that")
+
+
+def test_a_list_of_words_that_cannot_be_read_is_the_owners_to_mend(few_words: ModelManifest) -> None:
+    Path(few_words.path, "words.json").write_text("[]")
+    with pytest.raises(ModelUnusable, match="The words that small knows cannot be read"):
+        asyncio.run(LocalProvider(cast(Engine, FakeEngine()), NO_LORAS).generate(few_words, request()))

@@ -38,9 +38,9 @@ class LocalProvider:
         """Makes the pictures. `on_event` hears of their life, on the event loop. Raises HubError."""
         if request.images:
             loop = asyncio.get_running_loop()
-            job, notices, sources = await loop.run_in_executor(self._decoders, prepare, manifest, request)
+            job, notices, sources, understood = await loop.run_in_executor(self._decoders, prepare, manifest, request)
         else:
-            job, notices, sources = prepare(manifest, request)
+            job, notices, sources, understood = prepare(manifest, request)
         if request.loras:
             worn = await asyncio.to_thread(self._worn, request)
             job = msgspec.structs.replace(job, loras=worn)
@@ -60,6 +60,7 @@ class LocalProvider:
             quality=quality,
             sources=sources,
             warnings=warnings,
+            revised_prompts=(understood,) * len(finished.images) if understood else (),
             device_seconds=finished.device_seconds,
         )
 

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from hub.engine.protocol import EngineModel, Generate, Notice
-from hub.errors import InvalidRequest
+from hub.errors import InvalidRequest, ModelUnusable
 from hub.imaging.decode import fit, place
 from hub.imaging.geometry import cropped_to, nearest_shape
 from hub.manifest import MIN_OUTPUT, ModelManifest, parse_size
 from hub.pipelines.families import family_at
 from hub.providers.local.sources import Sources, read_sources
 from hub.types import EFFORTS, MAX_SEED, ImageRequest, Size
+from hub.vocabulary import read_vocabulary
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,12 +25,18 @@ MAX_REQUEST_PIXELS = 64 * 1024 * 1024
 MAX_WEBP_SIDE = 16_383
 
 
+MOST_TOLD = 10
+"""Of the words that a model does not know."""
+
+
 class Plan(NamedTuple):
-    """The engine's job, what of the request it does not honour, and the sizes of all source pictures and the mask."""
+    """The engine's job, what of the request it does not honour, and the sizes of all source pictures and the mask;
+    `understood`: the prompt in the model's own words, where it knows only some, else empty."""
 
     job: Generate
     notices: list[Notice]
     sources: tuple[Size, ...]
+    understood: str = ""
 
 
 def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
@@ -48,6 +55,8 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
     native = nearest_shape(output, manifest.size.shapes)
     steps, strength = plan_steps(manifest, request, sources)
     prompt, notices = plan_prompt(manifest, request)
+    understood, unknown = plan_words(manifest, request, prompt)
+    notices += unknown
     notices += size_notices(manifest, native, output) + quality_notices(manifest, request)
     notices += sources.notices
     if sources.first is not None:
@@ -83,7 +92,7 @@ def prepare(manifest: ModelManifest, request: ImageRequest) -> Plan:
         partial_images=request.partial_images,
         strict=request.strict,
     )
-    return Plan(job, notices, sources.sizes)
+    return Plan(job, notices, sources.sizes, understood)
 
 
 def engine_model(manifest: ModelManifest) -> EngineModel:
@@ -184,6 +193,25 @@ def plan_prompt(manifest: ModelManifest, request: ImageRequest) -> tuple[str, li
     if words is None:
         return request.prompt, [Notice("style", f"{manifest.id} has no style '{request.style}'; it was not used")]
     return f"{request.prompt}, {words}", []
+
+
+def plan_words(manifest: ModelManifest, request: ImageRequest, prompt: str) -> tuple[str, list[Notice]]:
+    """The prompt in the model's own words, for a model that knows only some, and which of the request's it does not
+    know. Raises ModelUnusable where the list of its words cannot be read."""
+    if manifest.vocabulary_file is None:
+        return "", []
+    try:
+        vocabulary = read_vocabulary(manifest.vocabulary_file)
+    except (OSError, ValueError):
+        raise ModelUnusable(f"The words that {manifest.id} knows cannot be read.") from None
+    read, unread = vocabulary.read(prompt), vocabulary.read(request.negative_prompt or "")
+    notices = []
+    for param, unknown in (("prompt", read.unknown), ("negative_prompt", unread.unknown)):
+        if unknown:
+            told = ", ".join(f"'{word[:40]}'" for word in unknown[:MOST_TOLD])
+            more = f" and {len(unknown) - MOST_TOLD} more words" if len(unknown) > MOST_TOLD else ""
+            notices.append(Notice(param, f"{manifest.id} does not know {told}{more}; it looked past that"))
+    return read.text, notices
 
 
 def size_notices(manifest: ModelManifest, native: Size, output: Size) -> list[Notice]:
