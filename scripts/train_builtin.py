@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """Train the hub's built-in model from scratch and export it as a diffusers pipeline folder.
 
-Four stages run one after the other, each for a given number of minutes: the autoencoder, the text
-encoder, the diffusion, and the decoder once more.  Interrupt whenever you like; the same command
-goes on from the last checkpoint.  ``--stages export`` writes the folder from whatever the latest
-checkpoint holds.
+Downloads the pictures and names of things (npm packages) and renders them, then runs four stages, each of a given
+number of steps: the autoencoder, the text encoder, the diffusion, and the decoder once more. Interrupt whenever you
+like; the same command goes on from the last checkpoint. Uses a CUDA device where there is one. `--stages export` writes
+the folder from whatever the latest checkpoints hold.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from builtin_diffusion import build_pipeline, load_nets, train_diffusion, train_text
-from builtin_vae import train_decoder, train_vae
+from builtin.diffusion import Reader, build_pipeline, new_nets, train_diffusion, train_text, with_shapes
+from builtin.things import Material, material
+from builtin.vae import train_decoder, train_vae
+from builtin.words import write_vocabulary
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("vae", "text", "diffusion", "decoder", "export")
 
 
-def export(work: Path, target: Path) -> float:
-    """Write the averaged weights as fp16 into ``target`` and return its size in MB.
+def export(work: Path, given: Material, target: Path) -> float:
+    """Write the averaged weights as bf16 into ``target`` and return its size in MB.
 
     The files are made elsewhere and moved in one by one, so that a reader of ``target`` never sees
     half a file; what else lies there (README.md, LICENSE) stays.
     """
-    nets = load_nets(work)
+    nets = new_nets(work, Reader(given.things), with_shapes(given))
     checkpoint = torch.load(work / "diffusion.pt", map_location="cpu", weights_only=True)
     nets.load_state_dict(checkpoint["parts"]["average"])
-    pipe = build_pipeline(work, nets).to(dtype=torch.float16)
+    pipe = build_pipeline(work, given.things, nets).to(dtype=torch.bfloat16)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         pipe.save_pretrained(scratch, safe_serialization=True)
@@ -45,15 +47,16 @@ def export(work: Path, target: Path) -> float:
             config = Path(scratch, name, "config.json")
             known = json.loads(config.read_text())
             known.pop("_name_or_path", None)
+            if name == "vae":  # diffusers puts it there, and is surprised to find it
+                known.pop("block_out_channels", None)
             if name == "text_encoder":  # half floats are for the disk; a CPU wants to compute in float32
                 known["dtype"] = "float32"
             config.write_text(json.dumps(known, indent=2) + "\n")
+        write_vocabulary(Path(scratch, "vocabulary.json"), given.things)
         index = Path(scratch, "model_index.json")
         known = json.loads(index.read_text())
         known.pop("_name_or_path", None)
         index.write_text(json.dumps(known, indent=2) + "\n")
-        for name in ("vocab.json", "merges.txt"):  # for readers that don't know tokenizer.json
-            shutil.copyfile(work / "tokenizer" / name, Path(scratch, "tokenizer", name))
         for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
             place = target / file.relative_to(scratch)
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -66,12 +69,12 @@ def main(argv: list[str] | None = None) -> int:
     """Run the stages that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "cache" / "train", help="checkpoints and sample sheets")
-    parser.add_argument("--out", type=Path, default=ROOT / "models" / "builtin", help="the pipeline folder to write")
+    parser.add_argument("--out", type=Path, default=ROOT / "cache" / "builtin", help="the pipeline folder to write")
     parser.add_argument("--stages", default=",".join(STAGES), help="which stages to run (default: all, in order)")
-    parser.add_argument("--vae-minutes", type=float, default=19)
-    parser.add_argument("--text-minutes", type=float, default=1.5)
-    parser.add_argument("--diffusion-minutes", type=float, default=48)
-    parser.add_argument("--decoder-minutes", type=float, default=6)
+    parser.add_argument("--vae-steps", type=int, default=2300)
+    parser.add_argument("--text-steps", type=int, default=400)
+    parser.add_argument("--diffusion-steps", type=int, default=6000)
+    parser.add_argument("--decoder-steps", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: as many as torch picks)")
@@ -82,16 +85,17 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     if args.threads:
         torch.set_num_threads(args.threads)
+    given = material(args.work)
     if "vae" in wanted:
-        train_vae(args.work, args.vae_minutes, args.seed, args.device)
+        train_vae(args.work, given.pictures, args.vae_steps, args.seed, args.device)
     if "text" in wanted:
-        train_text(args.work, args.text_minutes, args.seed, args.device)
+        train_text(args.work, given, args.text_steps, args.seed, args.device)
     if "diffusion" in wanted:
-        train_diffusion(args.work, args.diffusion_minutes, args.seed, args.device)
+        train_diffusion(args.work, given, args.diffusion_steps, args.seed, args.device)
     if "decoder" in wanted:
-        train_decoder(args.work, args.decoder_minutes, args.seed, args.device)
+        train_decoder(args.work, given.pictures, args.decoder_steps, args.seed, args.device)
     if "export" in wanted:
-        print(f"{args.out}: {export(args.work, args.out):.1f} MB")
+        print(f"{args.out}: {export(args.work, given, args.out):.1f} MB")
     return 0
 
 

@@ -1,98 +1,142 @@
 """Second and third training stages of the built-in model: the text encoder, then the diffusion.
 
-The text encoder's table begins with what the autoencoder sees of each thing's picture, part by part
-(`builtin.words`), so that the denoiser learns once, for all things, to put parts where a scene has them.
-The words' meanings (layout, background, time, style, position, size) it first learns by answering
-questions with small heads that are thrown away later: minutes that give the diffusion a text embedding
-worth conditioning on from its first step. Then all learn together.
+The text encoder's table holds what the autoencoder sees of each thing's picture, part by part (`builtin.words`), so
+the denoiser learns once, for all things, to put parts where a scene has them. It is shown where: some heads of its
+attention to the caption are taught to look, from each place of the picture, at the part that belongs there, which is
+known of every scene. Left alone it doesn't find out in an hour.
+
+The words' meanings (layout, background, time, style, position, size) the text encoder first learns by answering
+questions with small heads that are thrown away later. Then all learn together.
 
 The diffusion is a rectified flow in the convention of ``DPMSolverMultistepScheduler`` with
 ``use_flow_sigmas``: x = (1 - s) * latent + s * noise, the UNet sees s * 1000 and predicts
-noise - latent.  Its noisiest point is pure noise, hence plain white and plain black come out plain.
+noise - latent. Its noisiest point is pure noise, hence plain white and plain black come out plain.
 """
 
 from __future__ import annotations
 
 import copy
 import logging
-import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from builtin_data import COLOURS
-from builtin_loop import Stage
-from builtin_vae import save_sheet
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from tokenizers import Tokenizer
+from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from builtin.scenes import LAYOUTS, PLACES, POSITIONS, SIDE, SIZES, STYLES, TIMES, Scene, draw_scene, render
+from builtin.loop import Stage
+from builtin.scenes import (
+    LAYOUTS,
+    PLACES,
+    POSITIONS,
+    SIDE,
+    SIZES,
+    SIZES_DRAWN,
+    SQUARE,
+    STYLES,
+    TIMES,
+    Scene,
+    draw_scene,
+    render,
+    shape_picture,
+)
+from builtin.shapes import COLOURS, SHAPES
 from builtin.things import Material, Thing
-from builtin.words import FIRST, LENGTH, PATCHES, Captions, new_tokenizer, write_tokenizer
+from builtin.vae import save_sheet
+from builtin.words import ACROSS, FIRST, LENGTH, PATCHES, Captions, new_tokenizer, write_tokenizer
 
 log = logging.getLogger("train_builtin")
 WIDTH = 256
-CODE = 128
+FINE = 4 * ACROSS
+"""Latents on a side of a thing's picture, as its codes have it."""
+CODE = 80
 """Of a token's WIDTH numbers, those that tell how its part of the picture looks."""
+PLACE = 8
+"""Pixels on a side of a place of the denoiser's level at which attention looks at parts."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "layout": LAYOUTS, "ground": (*COLOURS, *PLACES), "time": TIMES, "style": STYLES, "position": POSITIONS,
     "extent": SIZES, "colour": COLOURS, "second": COLOURS, "count": ("1", "2", "3", "4"),
 }  # fmt: skip
-BATCH = 48
-POOL = 4096
-FRESH_PER_STEP = 12
-EMA_DECAY = 0.997
+CHANNELS = 128
+"""Of the denoiser at that level."""
+BATCH = 16
+POOL = 2048
+FRESH_PER_STEP = 4
+EMA_DECAY = 0.999
 FLOW_SHIFT = 3.0
 UNCONDITIONAL = 0.08
+SHOWN = 0.3
+"""Weight of what attention is taught: where to look, and to bring what is there."""
 
 
 def new_text_encoder(vocabulary: int) -> CLIPTextModel:
-    """An untrained two-layer CLIP text encoder: [n, 77] token ids -> [n, 77, WIDTH]."""
+    """An untrained two-layer CLIP text encoder: [n, LENGTH] token ids -> [n, LENGTH, WIDTH]."""
     text = CLIPTextModel(CLIPTextConfig(
         vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=3 * WIDTH, projection_dim=WIDTH,
         num_hidden_layers=2, num_attention_heads=8, max_position_embeddings=LENGTH,
-        bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        bos_token_id=2, eos_token_id=3, pad_token_id=0, attn_implementation="eager",
     ))  # fmt: skip
-    embeddings = text.get_input_embeddings()
-    nn.init.normal_(embeddings.weight, std=0.5)
+    nn.init.normal_(text.get_input_embeddings().weight, std=0.5)
     return text
 
 
+def with_shapes(given: Material) -> np.ndarray:
+    """Pictures of the things, then of the shapes: [things + shapes, side, side, 4] uint8."""
+    return np.concatenate([given.pictures, np.stack([shape_picture(name, SIDE) for name in SHAPES])])
+
+
 @torch.no_grad()
-def picture_codes(vae: AutoencoderKL, pictures: np.ndarray, device: str) -> Tensor:
-    """[things, PATCHES, CODE]: how each part of each thing's picture looks, and where it is transparent; the
-    principal components of that, with the deviation of all together 1."""
+def planted(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> Tensor:
+    """[things * PATCHES, WIDTH]: the things' part of the text encoder's table.
+
+    Of each part of a picture: how it looks and where it is transparent, as principal components with the deviation of
+    all together 0.8; which part it is; and that it is one.
+    """
     rows = []
     for start in range(0, len(pictures), 64):
         some = torch.from_numpy(np.array(pictures[start : start + 64])).to(device).permute(0, 3, 1, 2).float() / 255
-        colours, alpha = some[:, :3], some[:, 3:]
-        latents = vae.encode((colours * alpha + 0.5 * (1 - alpha)) * 2 - 1).latent_dist.mode()
-        seen = torch.cat([latents, F.avg_pool2d(alpha, 4) * 2 - 1], 1)  # [n, 5, 32, 32]
-        rows.append(seen.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).reshape(len(seen), PATCHES, -1))
+        some = torch.cat([some[:, :3] * some[:, 3:], some[:, 3:]], 1)
+        some = F.interpolate(some, (4 * FINE, 4 * FINE), mode="area")
+        alpha = some[:, 3:]
+        latents = vae.encode((some[:, :3] + 0.5 * (1 - alpha)) * 2 - 1).latents
+        seen = torch.cat([latents, F.avg_pool2d(alpha, 4) * 2 - 1], 1)  # [n, 5, FINE, FINE]
+        rows.append(seen.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(len(seen), PATCHES, -1))
     flat = torch.cat(rows).flatten(0, 1)
     flat = flat - flat.mean(0)
-    _, sizes, components = torch.linalg.svd(flat, full_matrices=False)
-    log.info("codes hold %.1f %% of the variance", 100 * float(sizes[:CODE].square().sum() / sizes.square().sum()))
+    _, _, components = torch.linalg.svd(flat, full_matrices=False)
     codes = flat @ components[:CODE].T
-    # Small components count as well: half way between as they are and all alike.
-    codes = codes / codes.std(0).sqrt()
-    return (codes / codes.std()).reshape(-1, PATCHES, CODE)
+    codes = codes / codes.std(0).sqrt()  # small components count as well: half way between as they are and all alike
+    table = 0.1 * torch.randn(len(pictures), PATCHES, WIDTH, generator=torch.Generator().manual_seed(0)).to(device)
+    table[..., :CODE] = (codes / codes.std()).reshape(-1, PATCHES, CODE) * 0.8
+    table[..., CODE : CODE + PATCHES] += 1.5 * torch.eye(PATCHES, device=device)
+    table[..., CODE + PATCHES] += 1.5
+    return table.flatten(0, 1)
 
 
-@torch.no_grad()
-def plant_codes(text: CLIPTextModel, tokenizer: Tokenizer, codes: Tensor) -> None:
-    """Puts the codes into the table, beside which part of a picture a token is."""
-    table = text.get_input_embeddings().weight
-    first = tokenizer.token_to_id(chr(FIRST))
-    parts = table[first : first + codes.shape[0] * PATCHES].view(codes.shape[0], PATCHES, WIDTH)
-    parts[..., :CODE] = codes.to(table) * 0.8
-    parts[..., CODE:] *= 0.2
-    parts[..., CODE : CODE + PATCHES] += 1.5 * torch.eye(PATCHES, device=table.device)
-    parts[..., CODE + PATCHES] += 1.5
+class Table(nn.Module):
+    """The text encoder's table while it is trained: words learn, things stay as they were planted."""
+
+    def __init__(self, words: Tensor, things: Tensor) -> None:
+        super().__init__()
+        self.words = nn.Parameter(words.clone())
+        self.register_buffer("things", things, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """[vocabulary, WIDTH], as the shipped text encoder has it."""
+        return torch.cat([self.words, self.things])
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[n, length] -> [n, length, WIDTH]."""
+        border = len(self.words)
+        word = F.embedding(ids.clamp(max=border - 1), self.words)
+        return torch.where((ids < border)[..., None], word, F.embedding((ids - border).clamp(min=0), self.things))
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -103,10 +147,10 @@ def new_unet() -> UNet2DConditionModel:
     """
     return UNet2DConditionModel(
         sample_size=SIDE // 4, in_channels=4, out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 96, 144, 192), layers_per_block=1, norm_num_groups=16,
-        only_cross_attention=(False, True, False, False),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, CHANNELS, 192), layers_per_block=1, norm_num_groups=16,
+        only_cross_attention=(False, True, False),
         cross_attention_dim=WIDTH, attention_head_dim=4,
         addition_embed_type="text", addition_embed_type_num_heads=4, resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
@@ -123,6 +167,104 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
+class Watched:
+    """An attention processor of diffusers that can keep what half of the heads look at. Written out, because on a CPU
+    that learns faster than torch's fused attention."""
+
+    def __init__(self) -> None:
+        self.watched = False
+        self.looked: Tensor | None = None
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+    ) -> Tensor:
+        """[n, places, channels] -> the same; `looked` becomes [n, half of the heads, places, tokens] log shares."""
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(source)), split(attn.to_v(source))
+        logits = query @ key.transpose(-1, -2) * attn.scale
+        if self.watched:
+            self.looked = logits[:, : attn.heads // 2].float().log_softmax(-1)
+        return attn.to_out[0]((logits.softmax(-1) @ value).transpose(1, 2).flatten(-2))
+
+
+def watch(unet: UNet2DConditionModel) -> list[Watched]:
+    """Watches the attention to captions on the way up, where it sees places of PLACE pixels."""
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(Watched())
+    found = [layer.transformer_blocks[0].attn2.processor for layer in unet.up_blocks[1].attentions]
+    for processor in found:
+        processor.watched = True
+    return found
+
+
+def parts_of(scenes: Sequence[Scene | None], ids: Tensor, alphas: np.ndarray, first: int) -> Tensor:
+    """Which token each place of the picture shows: [n, places], -1 where it shows no part of a thing. Scenes are of one
+    shape; for None, whose caption is empty, all is -1.
+
+    `alphas`: [things, FINE, FINE], how much of each thing covers; `first`: the first thing's first token.
+    """
+    width, height = next((scene.shape for scene in scenes if scene), SQUARE)
+    wanted = np.full((len(scenes), height // PLACE, width // PLACE), -1)
+    across, down = ((np.arange(side // PLACE) + 0.5) * PLACE for side in (width, height))
+    for row, scene, tokens in zip(wanted, scenes, ids.numpy(), strict=True):
+        for each in scene.objects if scene else ():
+            number = each.what if isinstance(each.what, int) else len(alphas) - len(SHAPES) + SHAPES.index(each.what)
+            at = np.flatnonzero(tokens == first + number * PATCHES)
+            if not len(at) or at[0] + PATCHES > LENGTH:
+                continue
+            side = each.size * min(width, height)
+            u, v = (across - each.cx * width) / side + 0.5, (down - each.cy * height) / side + 0.5
+            x, y = np.flatnonzero((u >= 0) & (u < 1)), np.flatnonzero((v >= 0) & (v < 1))
+            u, v = u[x][None, :], v[y][:, None]
+            covered = alphas[number][(v * FINE).astype(int), (u * FINE).astype(int)] > 0.4
+            part = at[0] + (v * ACROSS).astype(int) * ACROSS + (u * ACROSS).astype(int)
+            where = np.ix_(y, x)
+            row[where] = np.where(covered, part, row[where])
+    return torch.from_numpy(wanted).flatten(1)
+
+
+def looking_loss(watched: Sequence[Watched], wanted: Tensor) -> tuple[Tensor, float]:
+    """Cross-entropy of where the watched heads look, and the share of places at which the last ones look right.
+
+    `wanted`: [n, places] of token numbers, -1 where anything is right.
+    """
+    count = (wanted >= 0).sum().clamp(min=1)
+    losses = []
+    for one in watched:
+        target = wanted[:, None].expand(-1, one.looked.shape[1], -1)
+        losses.append(F.nll_loss(one.looked.flatten(0, 2), target.flatten(), ignore_index=-1))
+    right = ((one.looked.mean(1).argmax(-1) == wanted) & (wanted >= 0)).sum() / count
+    return sum(losses) / len(losses), float(right)
+
+
+class Painters(nn.ModuleList):
+    """Read the picture off the denoiser's middle: after each attention that is watched, and after that level. Linear,
+    and only there to teach it to hand on what attention brought; without them it learns that, too, but late."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(CHANNELS, channels, 1) for channels in (16, 16, 4))
+        self.seen: dict[int, Tensor] = {}
+
+    def watch(self, unet: UNet2DConditionModel) -> None:
+        """From now on `loss` is about this denoiser's last forward."""
+        level = unet.up_blocks[1]
+        for at, module in enumerate((*level.attentions, level)):
+            module.register_forward_hook(lambda _module, _given, made, at=at: self._see(at, made))
+
+    def _see(self, at: int, made: Tensor | tuple[Tensor] | BaseOutput) -> None:
+        self.seen[at] = made if isinstance(made, Tensor) else made[0]
+
+    def loss(self, latents: Tensor) -> Tensor:
+        """Mean squared error. `latents`: [n, 4, h, w], without noise."""
+        wanted = F.pixel_unshuffle(latents, 2), F.pixel_unshuffle(latents, 2), latents
+        return sum(F.mse_loss(paint(self.seen[at]).float(), wanted[at]) for at, paint in enumerate(self)) / len(self)
+
+
 class AttributeHeads(nn.Module):
     """Reads each attribute off a caption's token embeddings; only there to teach the text encoder."""
 
@@ -132,7 +274,7 @@ class AttributeHeads(nn.Module):
         self.answers = nn.ModuleList(nn.Linear(WIDTH, len(names)) for names in ATTRIBUTES.values())
 
     def forward(self, hidden: Tensor) -> list[Tensor]:
-        """[n, 77, WIDTH] -> per attribute, [n, number of its values] logits."""
+        """[n, LENGTH, WIDTH] -> per attribute, [n, number of its values] logits."""
         weights = (hidden @ self.queries.T).softmax(1)
         pooled = torch.einsum("nta,ntc->anc", weights, hidden)
         return [answer(pooled[i]) for i, answer in enumerate(self.answers)]
@@ -160,7 +302,7 @@ def labels(scenes: Sequence[Scene | None]) -> Tensor:
 
 def attribute_loss(logits: list[Tensor], wanted: Tensor) -> Tensor:
     """Cross-entropy averaged over the attributes; wanted: [n, attributes]."""
-    parts = [F.cross_entropy(part, wanted[:, i]) for i, part in enumerate(logits) if (wanted[:, i] >= 0).any()]
+    parts = [F.cross_entropy(part.float(), wanted[:, i]) for i, part in enumerate(logits) if (wanted[:, i] >= 0).any()]
     return sum(parts) / max(1, len(parts))
 
 
@@ -172,51 +314,46 @@ class Reader:
         self.tokenizer = new_tokenizer(things, names=False)
         self.tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=LENGTH)
         self.tokenizer.enable_truncation(LENGTH)
+        self.first = self.tokenizer.token_to_id(chr(FIRST))
+        """The first thing's first token; all things' tokens follow it, and no other does."""
 
     def ids(self, texts: list[str]) -> Tensor:
-        """[n, 77], padded just as the pipeline pads them."""
+        """[n, LENGTH], padded just as the pipeline pads them."""
         return torch.tensor([found.ids for found in self.tokenizer.encode_batch(texts)])
 
 
-def load_nets(work: Path, things: Sequence[Thing]) -> nn.ModuleDict:
-    """Untrained UNet and text encoder; the text encoder as ``train_text`` left it, if it did."""
-    vocabulary = new_tokenizer(things, names=False).get_vocab_size()
-    nets = nn.ModuleDict({"unet": new_unet(), "text": new_text_encoder(vocabulary)})
-    if (work / "text.pt").exists():
-        nets["text"].load_state_dict(torch.load(work / "text.pt", weights_only=True)["parts"]["text"])
-    return nets
+def new_nets(work: Path, reader: Reader, pictures: np.ndarray) -> nn.ModuleDict:
+    """Untrained UNet and text encoder, with the things planted."""
+    text = new_text_encoder(reader.tokenizer.get_vocab_size())
+    vae = AutoencoderTiny.from_pretrained(work / "vae")
+    words = text.get_input_embeddings().weight[: reader.first].detach()
+    text.set_input_embeddings(Table(words, planted(vae, pictures, "cpu")))
+    return nn.ModuleDict({"unet": new_unet(), "text": text, "heads": AttributeHeads(), "painters": Painters()})
 
 
-def train_text(work: Path, given: Material, minutes: float, seed: int, device: str) -> None:
+def train_text(work: Path, given: Material, steps: int, seed: int, device: str) -> None:
     """Teach the text encoder what captions say; leaves ``work/text.pt``."""
     torch.manual_seed(seed)
     things, reader = given.things, Reader(given.things)
-    text = new_text_encoder(reader.tokenizer.get_vocab_size()).to(device)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
-    plant_codes(text, reader.tokenizer, picture_codes(vae, given.pictures, device))
-    heads = AttributeHeads().to(device)
-    table = text.get_input_embeddings().weight
-    rest = [weight for weight in text.parameters() if weight is not table]
-    optimizer = torch.optim.AdamW([
-        {"params": [*rest, *heads.parameters()], "rate": 1e-3}, {"params": [table], "rate": 5e-4, "weight_decay": 0.0}
-    ], lr=1e-3, weight_decay=0.01)  # fmt: skip
-    first = reader.tokenizer.token_to_id(chr(FIRST))
-    stage = Stage("text", work, minutes, {"text": text, "heads": heads, "optimizer": optimizer})
-    for step, progress in stage.steps():
+    nets = new_nets(work, reader, with_shapes(given)).to(device)
+    text, heads = nets["text"], nets["heads"]
+    optimizer = torch.optim.AdamW([*text.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.01)
+    stage = Stage("text", work, steps, {"text": text, "heads": heads, "optimizer": optimizer})
+    for step, factor in stage.steps():
         rng = np.random.default_rng((seed, 10, step))
-        scenes = [draw_scene(rng, len(things)) for _ in range(96)]
+        scenes = [draw_scene(rng, len(things)) for _ in range(64)]
         texts = [reader.captions.of(scene, rng) for scene in scenes]
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * min(1.0, (step + 1) / 50) * max(0.05, 1 - progress)
-        logits = heads(text(reader.ids(texts).to(device))[0])
+            group["lr"] = 1e-3 * factor
+        with torch.autocast(device, torch.bfloat16):
+            logits = heads(text(reader.ids(texts).to(device))[0])
         wanted = labels(scenes).to(device)
         loss = attribute_loss(logits, wanted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        table.grad[first:] = 0  # these questions are not about how things look
         nn.utils.clip_grad_norm_(text.parameters(), 1.0)
         optimizer.step()
-        if step % 100 == 0:
+        if step % 50 == 0:
             right = [
                 float((part.argmax(1) == wanted[:, i])[wanted[:, i] >= 0].float().mean())
                 for i, part in enumerate(logits)
@@ -226,32 +363,34 @@ def train_text(work: Path, given: Material, minutes: float, seed: int, device: s
 
 
 class LatentPool:
-    """Latents of drawn scenes: encoded once, then a few replaced by new ones at every step."""
+    """Latents of drawn scenes of one shape: encoded once, then a few replaced by new ones at every step."""
 
-    def __init__(self, vae: AutoencoderKL, pictures: np.ndarray, seed: int, device: str, size: int = POOL) -> None:
-        self.vae, self.pictures, self.device, self.size = vae, pictures, device, size
-        rng = np.random.default_rng((seed, 20))
-        self.scenes = [draw_scene(rng, len(pictures)) for _ in range(size)]
-        self.latents = torch.cat([self.encode(self.scenes[i : i + 64]) for i in range(0, size, 64)])
-        log.info("pool of %d latents, deviation %.3f", size, self.latents.std().item())
+    def __init__(self, vae: AutoencoderTiny, pictures: np.ndarray, shape: tuple[int, int], seed: int) -> None:
+        self.vae, self.pictures, self.shape = vae, pictures, shape
+        size = round(POOL * SIZES_DRAWN[shape])
+        self.scenes = self._draw(np.random.default_rng((seed, 20, *shape)), size)
+        self.latents = torch.cat([self._encode(self.scenes[i : i + 64]) for i in range(0, size, 64)])
         self.oldest = 0
 
+    def _draw(self, rng: np.random.Generator, count: int) -> list[Scene]:
+        return [draw_scene(rng, len(self.pictures), shape=self.shape) for _ in range(count)]
+
     @torch.no_grad()
-    def encode(self, scenes: Sequence[Scene]) -> Tensor:
-        """[n, 4, 32, 32] latents of the scenes' pictures."""
+    def _encode(self, scenes: Sequence[Scene]) -> Tensor:
+        """[n, 4, height / 4, width / 4] latents of the scenes' pictures."""
         pictures = torch.from_numpy(np.stack([render(scene, self.pictures) for scene in scenes]))
-        pictures = pictures.permute(0, 3, 1, 2).to(self.device, memory_format=torch.channels_last) / 127.5 - 1
-        return self.vae.encode(pictures).latent_dist.mode() * self.vae.config.scaling_factor
+        pictures = pictures.permute(0, 3, 1, 2).to(self.vae.device, memory_format=torch.channels_last) / 127.5 - 1
+        return self.vae.encode(pictures).latents
 
     def draw(self, rng: np.random.Generator, count: int) -> tuple[list[Scene], Tensor]:
         """Replace the oldest few, then draw ``count`` scenes with their latents."""
-        fresh = [draw_scene(rng, len(self.pictures)) for _ in range(FRESH_PER_STEP)]
-        places = [(self.oldest + i) % self.size for i in range(FRESH_PER_STEP)]
-        self.latents[places] = self.encode(fresh)
+        places = [(self.oldest + i) % len(self.scenes) for i in range(FRESH_PER_STEP)]
+        fresh = self._draw(rng, FRESH_PER_STEP)
+        self.latents[places] = self._encode(fresh)
         for place, scene in zip(places, fresh, strict=True):
             self.scenes[place] = scene
-        self.oldest = (self.oldest + FRESH_PER_STEP) % self.size
-        chosen = rng.integers(self.size, size=count)
+        self.oldest = (self.oldest + FRESH_PER_STEP) % len(self.scenes)
+        chosen = rng.integers(len(self.scenes), size=count)
         return [self.scenes[i] for i in chosen], self.latents[chosen]
 
 
@@ -267,17 +406,31 @@ def flow_loss(unet: UNet2DConditionModel, latents: Tensor, hidden: Tensor, rng: 
     level = torch.from_numpy(sigma).to(latents.device)[:, None, None, None]
     noise = torch.from_numpy(rng.standard_normal(tuple(latents.shape), dtype=np.float32)).to(latents.device)
     steps = torch.from_numpy((sigma * 1000).astype(np.int64)).to(latents.device)
-    guess = unet((1 - level) * latents + level * noise, steps, hidden).sample
+    noisy = ((1 - level) * latents + level * noise).contiguous(memory_format=torch.channels_last)
+    guess = unet(noisy, steps, hidden).sample
     return F.mse_loss(guess.float(), noise - latents)
+
+
+def shipped(nets: nn.ModuleDict) -> tuple[UNet2DConditionModel, CLIPTextModel]:
+    """The networks as they ship: nothing watched, the table whole."""
+    unet = new_unet()
+    unet.load_state_dict(nets["unet"].state_dict())
+    table = nets["text"].get_input_embeddings().weight.detach().cpu()
+    text = new_text_encoder(len(table))
+    state = {key: value for key, value in nets["text"].state_dict().items() if "token_embedding" not in key}
+    text.load_state_dict(state, strict=False)
+    text.get_input_embeddings().weight.data.copy_(table)
+    return unet.eval(), text.eval()
 
 
 def build_pipeline(work: Path, things: Sequence[Thing], nets: nn.ModuleDict) -> StableDiffusionPipeline:
     """A StableDiffusionPipeline around the given networks and the finished autoencoder."""
     write_tokenizer(work / "tokenizer", things)
+    unet, text = shipped(nets)
     return StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(work / "vae"),
-        text_encoder=nets["text"], tokenizer=PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"),
-        unet=nets["unet"], scheduler=new_scheduler(),
+        vae=AutoencoderTiny.from_pretrained(work / "vae"),
+        text_encoder=text, tokenizer=PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"),
+        unet=unet, scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
@@ -303,53 +456,58 @@ def sample_sheet(work: Path, things: Sequence[Thing], nets: nn.ModuleDict, steps
     save_sheet(made * 2 - 1, work / "samples.png")
 
 
-def train_diffusion(work: Path, given: Material, minutes: float, seed: int, device: str) -> None:
+def train_diffusion(work: Path, given: Material, steps: int, seed: int, device: str) -> None:
     """Train UNet and text encoder together; leaves ``work/diffusion.pt`` with averaged weights."""
     torch.manual_seed(seed)
-    things = given.things
-    reader, nets, heads = Reader(things), load_nets(work, things).to(device), AttributeHeads().to(device)
+    things, reader, pictures = given.things, Reader(given.things), with_shapes(given)
+    nets = new_nets(work, reader, pictures)
     if (work / "text.pt").exists():
-        heads.load_state_dict(torch.load(work / "text.pt", weights_only=True)["parts"]["heads"])
+        learned = torch.load(work / "text.pt", weights_only=True)["parts"]
+        for name in ("text", "heads"):
+            nets[name].load_state_dict(learned[name])
+    nets = nets.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(nets).requires_grad_(False)
-    table = nets["text"].get_input_embeddings().weight
-    rest = [weight for weight in nets["text"].parameters() if weight is not table]
+    watched = watch(nets["unet"])
+    nets["painters"].watch(nets["unet"])
+    alphas = F.interpolate(torch.from_numpy(pictures[..., 3]).float()[:, None] / 255, (FINE, FINE), mode="area")
     optimizer = torch.optim.AdamW([
-        {"params": list(nets["unet"].parameters()), "rate": 1.2e-3},
-        {"params": [*rest, *heads.parameters()], "rate": 3e-4},
-        {"params": [table], "rate": 1e-4, "weight_decay": 0.0},
-    ], lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99))  # fmt: skip
-    stage = Stage("diffusion", work, minutes,
-                  {"nets": nets, "average": average, "heads": heads, "optimizer": optimizer})  # fmt: skip
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
-    pool = LatentPool(vae.requires_grad_(False), given.pictures, seed + stage.step, device)
-    recent: list[float] = []
-    for step, progress in stage.steps():
+        {"params": list(nets["unet"].parameters()), "rate": 1e-3},
+        {"params": [*nets["text"].parameters(), *nets["heads"].parameters()], "rate": 4e-4},
+        {"params": list(nets["painters"].parameters()), "rate": 1e-3},
+    ], lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)  # fmt: skip
+    stage = Stage("diffusion", work, steps, {"nets": nets, "average": average, "optimizer": optimizer})
+    vae = AutoencoderTiny.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
+    pools = [LatentPool(vae.requires_grad_(False), given.pictures, shape, seed + stage.step) for shape in SIZES_DRAWN]
+    shares = list(SIZES_DRAWN.values())
+    recent: list[tuple[float, ...]] = []
+    for step, factor in stage.steps():
+        started = time.perf_counter()
         rng = np.random.default_rng((seed, 30, step))
-        scenes, latents = pool.draw(rng, BATCH)
+        scenes, latents = pools[rng.choice(len(pools), p=shares)].draw(rng, BATCH)
         said = [scene if rng.random() >= UNCONDITIONAL else None for scene in scenes]
-        texts = ["" if scene is None else reader.captions.of(scene, rng) for scene in said]
-        decay = 0.02 + 0.98 * (1 + math.cos(math.pi * progress)) / 2
+        ids = reader.ids(["" if scene is None else reader.captions.of(scene, rng) for scene in said])
+        shown = parts_of(said, ids, alphas[:, 0].numpy(), reader.first).to(device)
         for group in optimizer.param_groups:
-            group["lr"] = group["rate"] * min(1.0, (step + 1) / 100) * decay
-        with torch.autocast(device, torch.bfloat16, enabled=HALF):
-            hidden = nets["text"](reader.ids(texts).to(device))[0]
-            answers = attribute_loss(heads(hidden), labels(said).to(device))
+            group["lr"] = group["rate"] * factor
+        with torch.autocast(device, torch.bfloat16):
+            hidden = nets["text"](ids.to(device))[0]
+            answers = attribute_loss(nets["heads"](hidden), labels(said).to(device))
             loss = flow_loss(nets["unet"], latents, hidden, rng)
+            looking, right = looking_loss(watched, shown)
+            painting = nets["painters"].loss(latents)
         optimizer.zero_grad(set_to_none=True)
-        (loss + 0.03 * answers).backward()
+        (loss + 0.03 * answers + SHOWN * (looking + painting)).backward()
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         keep = min(EMA_DECAY, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(nets.parameters()), 1 - keep)
-        recent.append(loss.item())
+        recent.append(
+            (loss.item(), answers.item(), looking.item(), right, painting.item(), time.perf_counter() - started)
+        )
         if step % 50 == 0:
-            log.info("diffusion step %d loss %.4f text %.4f (%d threads)",
-                     step, np.mean(recent), answers.item(), torch.get_num_threads())  # fmt: skip
+            words = "loss %.4f text %.4f looking %.3f, at the right part %.2f, painting %.3f; %.2f s a step"
+            log.info(f"diffusion step %d {words}", step, *np.mean(recent, axis=0))
             recent.clear()
-        if step % 250 == 249:
-            sample_sheet(work, things, copy.deepcopy(average).to("cpu"))
-
-
-HALF = False
-"""Whether to multiply in bfloat16."""
+        if step % 500 == 499:
+            sample_sheet(work, things, average)

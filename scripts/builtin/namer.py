@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from builtin_data import COLOURS, colour_rgb
-from builtin_loop import Stage
 from torch import Tensor, nn
 
+from builtin.loop import Stage
 from builtin.scenes import PLACES, TIMES, landscape
+from builtin.shapes import COLOURS, colour_rgb
 
 log = logging.getLogger("train_builtin")
 SIDE = 64
@@ -86,17 +86,17 @@ class Renders:
         return (made + noise).clamp(0, 1)
 
 
-def train_namer(work: Path, pictures: np.ndarray, minutes: float, seed: int) -> Namer:
+def train_namer(work: Path, pictures: np.ndarray, steps: int, seed: int) -> Namer:
     """The trained classifier, from ``work/namer.pt``."""
     torch.manual_seed(seed)
     namer, renders = Namer(len(pictures)), Renders(pictures)
     optimizer = torch.optim.AdamW(namer.parameters(), lr=2e-3, weight_decay=0.02)
-    stage = Stage("namer", work, minutes, {"namer": namer, "optimizer": optimizer})
-    for step, progress in stage.steps():
+    stage = Stage("namer", work, steps, {"namer": namer, "optimizer": optimizer})
+    for step, factor in stage.steps():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         which = torch.randint(len(pictures), (BATCH,), generator=generator)
         for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * min(1.0, (step + 1) / 50) * max(0.01, 1 - progress)
+            group["lr"] = 2e-3 * factor
         logits = namer(renders.batch(generator, which))
         loss = F.cross_entropy(logits, which, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)

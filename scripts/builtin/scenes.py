@@ -10,15 +10,22 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from builtin_data import COLOURS, PALETTE, SHAPES, colour_rgb, shape_distance
 from numpy.random import Generator
 from PIL import Image, ImageFilter
 
+from builtin.shapes import COLOURS, PALETTE, SHAPES, colour_rgb, shape_cover
+
 SIDE = 128
+SQUARE = (SIDE, SIDE)
+SIZES_DRAWN = {
+    SQUARE: 0.58, (144, 96): 0.09, (96, 144): 0.09, (176, 96): 0.09, (96, 176): 0.09, (112, 112): 0.03,
+    (160, 160): 0.03,
+}  # fmt: skip
+"""(width, height) of pictures, and how often each is learned."""
 PLACES = ("sea", "mountains", "city", "field", "forest", "desert", "snow", "space")
 TIMES = ("day", "sunset", "night")
 STYLES = ("vivid", "natural", "black and white", "oil painting", "pixel art")
@@ -26,6 +33,8 @@ POSITIONS = ("centre", "left", "right", "top", "bottom")
 SIZES = ("medium", "small", "large")
 LAYOUTS = ("single", "beside", "above", "row", "grid", "sky", "none")
 TINTS = tuple(colour for colour in COLOURS if colour not in ("white", "black", "gray"))
+_SHAPE = 0.36
+"""A shape's radius, as a share of its square."""
 _SCALE = {"small": 0.34, "medium": 0.6, "large": 0.86}
 _DIRECTION = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 _SKY = {
@@ -49,7 +58,7 @@ _GROUND = {
 @dataclass(frozen=True)
 class Placed:
     """One object. `what`: the number of a thing, or a shape's name; `colour`: a shape's, or what a thing is tinted
-    with; `cx`, `cy` and `size` (of its square) are shares of the picture's side."""
+    with; `cx` and `cy` are shares of the picture's sides, `size` (of its square) of the shorter one."""
 
     what: int | str
     colour: str | None
@@ -61,7 +70,8 @@ class Placed:
 @dataclass(frozen=True)
 class Scene:
     """What one picture shows. `ground`: a colour's name, or (place, time). `layout`, `position`, `extent`: how
-    `objects` were placed, in words that a caption may say; `count`: of equal ones."""
+    `objects` were placed, in words that a caption may say; `count`: of equal ones; `shape`: width and height in
+    pixels."""
 
     objects: tuple[Placed, ...]
     ground: str | tuple[str, str]
@@ -70,6 +80,7 @@ class Scene:
     extent: str = "medium"
     count: int = 1
     style: str = "vivid"
+    shape: tuple[int, int] = SQUARE
 
     @property
     def kinds(self) -> tuple[int | str, ...]:
@@ -92,13 +103,18 @@ def combination(scene: Scene) -> tuple[int | str, str, str]:
     return what, f"{ground} {scene.position}" if isinstance(first.what, str) else ground, scene.style
 
 
-def draw_scene(rng: Generator, things: int, held_out: Literal["thing", "shape"] | None = None) -> Scene:
+def draw_scene(
+    rng: Generator,
+    things: int,
+    held_out: Literal["thing", "shape"] | None = None,
+    shape: tuple[int, int] = SQUARE,
+) -> Scene:
     """What one picture shows. `things`: how many there are to choose from; `held_out`: one thing, or one shape, of a
-    combination that training never draws."""
+    combination that training never draws; `shape`: width and height."""
     while True:
         scene = _draw(rng, things, held_out)
         if len(scene.objects) != 1 or is_held_out(*combination(scene)) == (held_out is not None):
-            return scene
+            return replace(scene, shape=shape)
 
 
 def _draw(rng: Generator, things: int, only: Literal["thing", "shape"] | None) -> Scene:
@@ -184,11 +200,11 @@ def place(
 
 
 def render(scene: Scene, pictures: np.ndarray) -> np.ndarray:
-    """The picture: [SIDE, SIDE, 3] uint8. `pictures`: of the things, [n, side, side, 4]."""
+    """The picture: [height, width, 3] uint8. `pictures`: of the things, [n, side, side, 4]."""
     if isinstance(scene.ground, str):
-        canvas = np.broadcast_to(colour_rgb(scene.ground), (SIDE, SIDE, 3)).astype(np.float32)
+        canvas = np.broadcast_to(colour_rgb(scene.ground), (*scene.shape[::-1], 3)).astype(np.float32)
     else:
-        canvas = landscape(*scene.ground)
+        canvas = landscape(*scene.ground, scene.shape)
     canvas = canvas.copy()
     for each in scene.objects:
         if isinstance(each.what, str):
@@ -198,21 +214,27 @@ def render(scene: Scene, pictures: np.ndarray) -> np.ndarray:
     return stylised(np.rint(np.clip(canvas, 0, 255)).astype(np.uint8), scene.style)
 
 
+def shape_picture(name: str, side: int) -> np.ndarray:
+    """A white shape as a thing's picture: [side, side, 4] uint8."""
+    cover = shape_cover(name, side / 2, side / 2, side * _SHAPE, (side, side))
+    return np.dstack([np.full((side, side, 3), 255, np.uint8), np.rint(cover * 255).astype(np.uint8)])
+
+
 def _draw_shape(canvas: np.ndarray, each: Placed) -> None:
-    grid = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
-    radius = each.size * 0.36
-    u, v = np.broadcast_arrays((grid[None, :] - each.cx) / radius, (grid[:, None] - each.cy) / radius)
-    cover = np.clip(0.5 - shape_distance(str(each.what), u, v) * (radius * SIDE), 0.0, 1.0)[..., None]
+    height, width = canvas.shape[:2]
+    radius = each.size * min(width, height) * _SHAPE
+    cover = shape_cover(str(each.what), each.cx * width, each.cy * height, radius, (width, height))[..., None]
     canvas += cover * (colour_rgb(each.colour or "black") - canvas)
 
 
 def _paste(canvas: np.ndarray, picture: np.ndarray, each: Placed) -> None:
     """Lays a thing over the canvas, resized; what lies outside is cut off."""
-    side = max(4, round(each.size * SIDE))
-    left, top = round(each.cx * SIDE - side / 2), round(each.cy * SIDE - side / 2)
+    height, width = canvas.shape[:2]
+    side = max(4, round(each.size * min(width, height)))
+    left, top = round(each.cx * width - side / 2), round(each.cy * height - side / 2)
     how = Image.Resampling.BOX if side < 100 else Image.Resampling.BILINEAR
     scaled = np.asarray(Image.fromarray(np.asarray(picture)).resize((side, side), how), dtype=np.float32)
-    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, SIDE), min(top + side, SIDE)
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
     if x0 >= x1 or y0 >= y1:
         return
     part = scaled[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -230,11 +252,13 @@ def tinted(colours: np.ndarray, name: str) -> np.ndarray:
 
 
 class _Canvas:
-    """A picture under way: [SIDE, SIDE, 3] floats, 0..255, with `x` and `y` from 0 to 1."""
+    """A picture under way: [height, width, 3] floats, 0..255, with `x` and `y` from 0 to 1."""
 
     def __init__(self, time: str, pixels: np.ndarray, rng: Generator) -> None:
-        grid = (np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE
-        self.x, self.y = np.broadcast_arrays(grid[None, :], grid[:, None])
+        height, width = pixels.shape[:2]
+        x, y = ((np.arange(side, dtype=np.float32) + 0.5) / side for side in (width, height))
+        self.x, self.y = np.broadcast_arrays(x[None, :], y[:, None])
+        self.wide, self.high = width / min(width, height), height / min(width, height)
         self.time, self.pixels, self.rng = time, pixels, rng
 
     def fill(self, inside: np.ndarray, colour: Sequence[float] | np.ndarray) -> None:
@@ -243,8 +267,9 @@ class _Canvas:
         self.pixels += cover * (np.asarray(colour, dtype=np.float32) - self.pixels)
 
     def disc(self, cx: float, cy: float, radius: float, colour: Sequence[float] | np.ndarray) -> None:
-        """A filled circle."""
-        self.fill((radius - np.hypot(self.x - cx, self.y - cy)) * SIDE, colour)
+        """A filled circle; `radius`: a share of the shorter side."""
+        away = np.hypot((self.x - cx) * self.wide, (self.y - cy) * self.high)
+        self.fill((radius - away) * SIDE, colour)
 
     def box(self, left: float, top: float, right: float, bottom: float, colour: np.ndarray) -> None:
         """A filled rectangle."""
@@ -292,13 +317,14 @@ _DETAILS = {"sea": _sea, "mountains": _mountains, "city": _city, "forest": _fore
 
 
 @functools.cache
-def landscape(where: str, time: str) -> np.ndarray:
-    """A place at a time, always the same one: [SIDE, SIDE, 3] floats, 0..255."""
+def landscape(where: str, time: str, shape: tuple[int, int] = SQUARE) -> np.ndarray:
+    """A place at a time, always the same one: [height, width, 3] floats, 0..255."""
+    width, height = shape
     rng = np.random.default_rng((PLACES.index(where), TIMES.index(time)))
     horizon = _HORIZON.get(where, 0.62)
     high, low = (np.float32(colour) for colour in (_SKY[time] if where != "space" else ((8, 8, 26), (26, 16, 58))))
-    fall = np.clip((np.arange(SIDE, dtype=np.float32) + 0.5) / SIDE / min(horizon, 1.0), 0, 1)[:, None, None]
-    canvas = _Canvas(time, np.broadcast_to(high + fall * (low - high), (SIDE, SIDE, 3)).copy(), rng)
+    fall = np.clip((np.arange(height, dtype=np.float32) + 0.5) / height / min(horizon, 1.0), 0, 1)[:, None, None]
+    canvas = _Canvas(time, np.broadcast_to(high + fall * (low - high), (height, width, 3)).copy(), rng)
     if time == "night" or where == "space":
         for cx, cy in rng.uniform(0.02, 0.98, (22, 2)):
             canvas.disc(cx, cy * min(horizon, 1.0), 0.008, (250, 250, 225))
@@ -310,7 +336,7 @@ def landscape(where: str, time: str) -> np.ndarray:
         canvas.disc(0.5, 0.5 if where in ("city", "forest") else horizon - 0.06, 0.13, (255, 214, 110))
     else:
         canvas.disc(0.82, 0.17, 0.07, (240, 240, 214))
-        canvas.disc(0.85, 0.15, 0.06, canvas.pixels[round(0.05 * SIDE), round(0.95 * SIDE)].copy())
+        canvas.disc(0.85, 0.15, 0.06, canvas.pixels[round(0.05 * height), round(0.95 * width)].copy())
     ground = np.float32(_GROUND[where][TIMES.index(time)])
     canvas.fill((canvas.y - horizon) * SIDE, ground)
     _DETAILS[where](canvas, ground)
@@ -318,15 +344,15 @@ def landscape(where: str, time: str) -> np.ndarray:
 
 
 def stylised(picture: np.ndarray, style: str) -> np.ndarray:
-    """The picture in a style: [SIDE, SIDE, 3] uint8."""
+    """The picture in a style: [height, width, 3] uint8."""
     if style == "vivid":
         return picture
     image = Image.fromarray(picture)
     if style == "oil painting":
         return np.asarray(image.filter(ImageFilter.ModeFilter(7)).filter(ImageFilter.SMOOTH))
     if style == "pixel art":
-        small = image.resize((SIDE // 4, SIDE // 4), Image.Resampling.BOX)
-        return np.asarray(small.resize((SIDE, SIDE), Image.Resampling.NEAREST))
+        small = image.resize((image.width // 4, image.height // 4), Image.Resampling.BOX)
+        return np.asarray(small.resize(image.size, Image.Resampling.NEAREST))
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     keep = 0.65 if style == "natural" else 0.0
     return np.rint(keep * picture + (1 - keep) * grey).astype(np.uint8)

@@ -70,6 +70,7 @@ RENAMED = {
     "cooked rice": "rice",
     "steaming bowl": "ramen",
     "soft ice cream": "ice cream",
+    "ice": "ice cube",
     "glass of milk": "milk",
     "fork and knife": "cutlery",
     "kitchen knife": "knife",

@@ -14,24 +14,42 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from builtin_captions import COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS
-from builtin_data import COLOURS
 from numpy.random import Generator
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from builtin.scenes import Scene
+from builtin.shapes import COLOURS, SHAPES
 from builtin.things import Thing, plural
 
-PATCHES = 16
-"""A thing's picture is cut into 4x4 parts."""
+ACROSS = 6
+PATCHES = ACROSS**2
+"""A thing's picture is cut into 6x6 parts, each little more than one place of the denoiser's level at which attention
+looks at them."""
 FIRST = 0xF0000
 """The character of the first thing's first part."""
 PARTS = f"{chr(FIRST)}-{chr(FIRST + 0xFFFD)}"
-LENGTH = 77
+LENGTH = 144
+"""Tokens of a caption: three things and some thirty words."""
 MANY = "\ue000"
 """Follows a thing that was named in the plural."""
 SPECIAL = ("[PAD]", "[UNK]", "[BOS]", "[EOS]")
 
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {name: (name,) for name in COLOURS} | {
+    "gray": ("gray", "grey"),
+    "cyan": ("cyan", "cyan", "turquoise"),
+    "purple": ("purple", "purple", "violet"),
+}
+SHAPE_WORDS: dict[str, tuple[str, ...]] = {name: (name,) for name in SHAPES} | {
+    "circle": ("circle", "circle", "disc", "dot"),
+    "ring": ("ring", "ring", "hoop"),
+    "cross": ("cross", "cross", "plus"),
+    "square": ("square", "square", "box"),
+}
+SIZE_WORDS: dict[str, tuple[str, ...]] = {
+    "small": ("small", "small", "little", "tiny"),
+    "medium": ("medium", "medium-sized"),
+    "large": ("large", "large", "big", "huge"),
+}
 COUNTS = {2: ("two", "two", "2", "a pair of"), 3: ("three", "three", "3"), 4: ("four", "four", "4")}
 PLACE_WORDS = {
     "sea": ("by the sea", "at the sea", "on the ocean", "at the beach", "on the water"),
@@ -41,7 +59,7 @@ PLACE_WORDS = {
     "forest": ("in the forest", "in the woods", "in a forest", "in the jungle"),
     "desert": ("in the desert", "on the sand", "in a desert"),
     "snow": ("in the snow", "in winter", "on the ice"),
-    "space": ("in space", "in outer space", "among the stars"),
+    "space": ("in space", "in outer space"),
 }
 ALONE = {
     "sea": ("the sea", "an ocean", "a beach", "a seascape"),
@@ -51,7 +69,7 @@ ALONE = {
     "forest": ("a forest", "the woods", "a jungle"),
     "desert": ("a desert", "a desert landscape"),
     "snow": ("a snowy landscape", "snow", "a winter landscape"),
-    "space": ("space", "outer space", "the stars"),
+    "space": ("space", "outer space"),
 }
 TIME_WORDS = {
     "day": ("", "", "by day", "on a sunny day", "in the daytime"),
@@ -92,7 +110,11 @@ SKY_TWO = ("{b} with a flying {a0}", "{b} and a flying {a0}", "{a} flying over {
            "a flying {a0} over {b}", "{b} and {a} in the sky")  # fmt: skip
 SKY_ONE = ("flying {as}", "{as} flying", "{as} in the sky", "some flying {as}")
 FILLER = ("4k", "highly detailed", "masterpiece", "beautiful", "futuristic", "cute", "best quality", "shiny", "cartoon")
-STOP = "a an the some one of in at on and with to vivid shape thing"
+UNHEEDED = ("photorealistic", "photo")
+"""Words of LEADS that ask for more than the model can do: they are told as words that it doesn't know."""
+PLEASE = "is are be it its that this there please i you want would like make me my create generate render which while"
+ARTICLES = "a an the some one of"
+STOP = f"{ARTICLES} in at on and with to vivid shape thing"
 
 
 class Captions:
@@ -102,10 +124,14 @@ class Captions:
         """`as_tokens`: what the tokenizer makes of a thing's name in the name's place, for
         `new_tokenizer(names=False)`: eight thousand names are looked for in each text otherwise."""
         self.names = [tokens_of(at) if as_tokens else thing.name for at, thing in enumerate(things)]
+        self.shapes = {
+            name: (tokens_of(len(things) + at),) * len(words) if as_tokens else words
+            for at, (name, words) in enumerate(SHAPE_WORDS.items())
+        }
 
     def of(self, scene: Scene, rng: Generator, *, plain: bool = False) -> str:
         """`plain`: everything that is not the default is named, and nothing else."""
-        say = _Say(self.names, rng, plain)
+        say = _Say(self.names, self.shapes, rng, plain)
         text = say.objects(scene)
         where = say.ground(scene)
         if scene.objects:
@@ -132,8 +158,8 @@ class Captions:
 
 
 class _Say:
-    def __init__(self, names: Sequence[str], rng: Generator, plain: bool) -> None:
-        self.names, self.rng, self.plain = names, rng, plain
+    def __init__(self, names: Sequence[str], shapes: dict[str, tuple[str, ...]], rng: Generator, plain: bool) -> None:
+        self.names, self.shapes, self.rng, self.plain = names, shapes, rng, plain
 
     def pick(self, options: Sequence[str]) -> str:
         return options[self.rng.integers(len(options))]
@@ -145,7 +171,7 @@ class _Say:
         return "".join(self.pick("abcdefghijklmnopqrstuvwxyz") for _ in range(self.rng.integers(3, 9)))
 
     def noun(self, what: int | str) -> str:
-        return self.pick(SHAPE_WORDS[what]) if isinstance(what, str) else self.names[what]
+        return self.pick(self.shapes[what]) if isinstance(what, str) else self.names[what]
 
     def phrase(self, what: int | str, colour: str | None, extent: str = "medium", *, article: bool = True) -> str:
         """ "a small red circle"."""
@@ -205,11 +231,10 @@ def known_words() -> list[str]:
     """Every word that is a token of its own."""
     texts: list[str] = [STOP, *LEADS, *GROUND_WORDS, *BESIDE, *ABOVE, *ROW, *SKY_TWO, *SKY_ONE, *COLOURS]
     groups: Iterable[dict[Any, tuple[str, ...]]] = (
-        COLOUR_WORDS, SHAPE_WORDS, SIZE_WORDS, COUNTS, PLACE_WORDS, ALONE, TIME_WORDS, STYLE_WORDS, STYLE_LEADS,
+        COLOUR_WORDS, SIZE_WORDS, COUNTS, PLACE_WORDS, ALONE, TIME_WORDS, STYLE_WORDS, STYLE_LEADS,
         POSITION_WORDS,
     )  # fmt: skip
     texts += [text for group in groups for words in group.values() for text in words]
-    texts += [plural(word) for words in SHAPE_WORDS.values() for word in words]
     words = {word for text in texts for word in re.sub(r"\{.*?\}|[^a-z0-9 ]", " ", text).split()}
     return sorted(words)
 
@@ -221,15 +246,21 @@ def tokens_of(number: int) -> str:
 
 def leads(things: Sequence[Thing]) -> dict[str, tuple[int, bool]]:
     """Every word or phrase that leads to a thing: its number, and whether it is a plural. What the model knows as
-    something else (colours, places, positions) leads to none."""
+    something else (colours, places, positions) leads to none. Shapes are numbered after the things."""
     known, found = {*known_words(), *FILLER}, {}
+    for number, words in enumerate(SHAPE_WORDS.values(), len(things)):
+        for word in words:
+            found |= {word: (number, False), plural(word): (number, True)}
+    shapes = set(found)
     for number, thing in enumerate(things):
         for name in (thing.name, *thing.words):
             for word, many in ((name, False), (plural(name), True)):
-                if len(word) > 1 and word not in known and (word not in found or word == thing.name):
+                own = word == thing.name and word not in shapes
+                whole = len(word) > 1 and word.split()[-1] not in STOP.split()  # not "rock on", as in "a rock on red"
+                if whole and word not in known and (own or word not in found):
                     found[word] = (number, many)
     for number, thing in enumerate(things):  # a name is its own thing's, whoever else claims it
-        if thing.name not in known:
+        if thing.name not in known | shapes:
             found[thing.name] = (number, False)
     return found
 
@@ -245,7 +276,8 @@ def new_tokenizer(things: Sequence[Thing], *, names: bool = True) -> Tokenizer:
     for name in sorted(found, key=lambda name: (-len(name), name)):
         number, many = found[name]
         steps.append(normalizers.Replace(Regex(rf"\b{name}\b"), f" {tokens_of(number)}{f' {MANY}' if many else ''} "))
-    vocabulary = [*SPECIAL, MANY, *known_words(), *(char for at in range(len(things)) for char in tokens_of(at))]
+    parts = (char for at in range(len(things) + len(SHAPES)) for char in tokens_of(at))
+    vocabulary = [*SPECIAL, MANY, *known_words(), *parts]
     tokenizer = Tokenizer(models.WordLevel({word: at for at, word in enumerate(vocabulary)}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence(steps)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
@@ -267,3 +299,15 @@ def write_tokenizer(folder: Path, things: Sequence[Thing]) -> int:
               "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return int(tokenizer.get_vocab_size())
+
+
+def write_vocabulary(file: Path, things: Sequence[Thing]) -> None:
+    """Writes which words the model knows, as the hub reads it (hub/vocabulary.py)."""
+    names = [*(thing.name for thing in things), *SHAPES]
+    meanings = {
+        phrase: plural(names[number]) if many else names[number] for phrase, (number, many) in leads(things).items()
+    }
+    glue = {word for text in (*LEADS, PLEASE, ARTICLES) for word in text.split()} - {*UNHEEDED}
+    words = set(known_words()) - glue - set(UNHEEDED)
+    known = {"meanings": dict(sorted(meanings.items())), "words": sorted(words), "glue": sorted(glue)}
+    file.write_text(json.dumps(known, indent=0, separators=(",", ":")) + "\n")

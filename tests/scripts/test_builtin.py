@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -15,14 +16,15 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "scripts"))
 
-import builtin.evaluate as evaluating  # noqa: E402
+import builtin.diffusion as diffusing  # noqa: E402
 import builtin.judge as judging  # noqa: E402
 import builtin.namer as naming  # noqa: E402
 import builtin.scenes as scenes  # noqa: E402
 import builtin.things as finding  # noqa: E402
 import builtin.words as wording  # noqa: E402
-import builtin_judge as shapes  # noqa: E402
-from builtin_data import PALETTE  # noqa: E402
+from builtin.shapes import PALETTE, SHAPES, colour_rgb  # noqa: E402
+
+from hub.vocabulary import read_vocabulary  # noqa: E402
 
 EMOJI: list[tuple[str, str, int, list[str]]] = [
     ("1F408", "cat", 3, ["feline", "kitty"]),
@@ -149,7 +151,7 @@ def test_every_caption_is_read_whole_and_in_known_words() -> None:
         found = tokenizer.encode(captions.of(scene, rng, plain=True))
         assert len(found.ids) <= wording.LENGTH
         assert "[UNK]" not in found.tokens, found.tokens
-        things = {number for number in scene.kinds if not isinstance(number, str)}
+        things = {what if isinstance(what, int) else len(THINGS) + SHAPES.index(what) for what in scene.kinds}
         parts = [
             ord(token) - wording.FIRST for token in found.tokens if len(token) == 1 and ord(token) >= wording.FIRST
         ]
@@ -166,6 +168,8 @@ def test_every_caption_is_read_whole_and_in_known_words() -> None:
         ("two dogs", [2], True),
         ("a HOUND and a cat", [2, 0], False),
         ("a catalogue", [], False),
+        ("a red disc", [3], False),
+        ("a cat and a star", [0, 6], False),
     ],
 )
 def test_names_synonyms_and_plurals_become_the_parts_of_their_picture(
@@ -190,14 +194,49 @@ def test_training_reads_captions_as_the_shipped_tokenizer_does(tmp_path: Path) -
         assert shipped(told).input_ids == trained.encode(told_again).ids, told
 
 
+def as_asked(scene: scenes.Scene) -> judging.ShapeSeen:
+    """What the judge should see in a scene of one shape."""
+    (shape,) = scene.objects
+    return judging.ShapeSeen(str(shape.colour), str(scene.ground), scene.position, str(shape.what))
+
+
 def test_the_judges_find_real_renders_right(pictures: np.ndarray) -> None:
     for scene in drawn(150, 2, "shape"):
-        right = shapes.score(evaluating.spec_of(scene), shapes.judge(scenes.render(scene, pictures)))
-        assert all(right.values()), scene
+        assert judging.shape_in(scenes.render(scene, pictures)) == as_asked(scene)
     for scene in drawn(150, 3, "thing"):
         picture = scenes.render(scene, pictures)
         assert scene.ground in judging.grounds_of(picture, scene.style), scene
         assert scene.style in judging.style_of(picture, str(scene.ground)), scene
+
+
+@pytest.mark.parametrize(
+    ("key", "what", "ground", "position"),
+    [
+        ("colour", ("circle", "green"), "yellow", "right"),
+        ("background", ("circle", "red"), "black", "right"),
+        ("position", ("circle", "red"), "yellow", "left"),
+        ("shape", ("cross", "red"), "yellow", "right"),
+    ],
+)
+def test_the_judge_finds_another_shape_wrong(
+    pictures: np.ndarray, key: str, what: tuple[str, str], ground: str, position: str
+) -> None:
+    asked = judging.ShapeSeen("red", "yellow", "right", "circle")
+    other = scenes.place([what], ground, "vivid", np.random.default_rng(0), position=position)
+    seen = judging.shape_in(scenes.render(other, pictures))
+    assert {name for name in vars(asked) if getattr(asked, name) != getattr(seen, name)} == {key}
+
+
+def test_the_judge_sees_no_shape_in_an_empty_picture_or_in_noise() -> None:
+    empty = judging.shape_in(np.full((128, 128, 3), 132, dtype=np.uint8))
+    assert (empty.background, empty.colour, empty.shape) == ("gray", "none", "none")
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
+    assert judging.shape_in(noise).shape == "none"
+
+
+def test_natural_colours_are_less_saturated_than_vivid_ones() -> None:
+    for name in PALETTE:
+        assert np.ptp(colour_rgb(name, "natural")) == pytest.approx(0.65 * np.ptp(colour_rgb(name)), abs=1)
 
 
 def test_the_judges_find_another_ground_and_another_style_wrong(pictures: np.ndarray) -> None:
@@ -209,10 +248,60 @@ def test_the_judges_find_another_ground_and_another_style_wrong(pictures: np.nda
         assert judging.style_of(other, "blue") == (style,)
 
 
+GRID = scenes.SIDE // diffusing.PLACE
+
+
+def test_attention_is_shown_the_parts_where_they_are() -> None:
+    reader = diffusing.Reader(THINGS)
+    scene = scenes.Scene(
+        (scenes.Placed(2, None, 0.25, 0.5, 0.5), scenes.Placed("ring", "red", 0.75, 0.5, 0.5)), "white"
+    )
+    ids = reader.ids([f"a {reader.captions.names[2]} and a red {reader.captions.shapes['ring'][0]}"])
+    whole = np.ones((len(THINGS) + len(SHAPES), diffusing.FINE, diffusing.FINE))
+    whole[2, :, : diffusing.FINE // 2] = 0  # nothing of it on its left
+    wanted = diffusing.parts_of([scene], ids, whole, reader.first).reshape(GRID, GRID)
+    side = GRID // 4
+    assert (wanted[:side] == -1).all(), "nothing is above them"
+    assert (wanted[side:-side, :side] == -1).all(), "what is transparent shows nothing"
+    parts = (ids[0][wanted[side:-side, side:]] - reader.first).numpy()
+    rows = (np.arange(2 * side) + 0.5) * wording.ACROSS // (2 * side)
+    for left, number in ((0, 2), (side, len(THINGS) + SHAPES.index("ring"))):
+        first = wording.PATCHES * number
+        part = parts[:, left : left + side]
+        assert ((part >= first) & (part < first + wording.PATCHES)).all()
+        assert ((part - first) // wording.ACROSS == rows[:, None]).all()
+    wide = dataclasses.replace(scene, shape=(176, 96))
+    shown = diffusing.parts_of([wide], ids, whole, reader.first).reshape(12, 22)
+    assert (shown >= 0).any(0).nonzero().flatten().tolist() == [5, 6, 7, *range(13, 19)]
+    assert (diffusing.parts_of([None], ids, whole, reader.first) == -1).all(), "an empty caption shows nothing"
+
+
+def test_the_table_of_the_text_encoder_is_the_same_in_training_and_shipped() -> None:
+    words, things = torch.randn(5, 8), torch.randn(7, 8)
+    table = diffusing.Table(words, things)
+    ids = torch.tensor([[0, 4, 5, 11]])
+    assert torch.equal(table(ids), table.weight[ids])
+    table(ids).sum().backward()
+    assert table.words.grad[[0, 4]].all()
+    assert [name for name, _ in table.named_parameters()] == ["words"]
+
+
+def test_the_vocabulary_holds_what_captions_say(tmp_path: Path) -> None:
+    wording.write_vocabulary(tmp_path / "vocabulary.json", THINGS)
+    known = read_vocabulary(tmp_path / "vocabulary.json")
+    captions = wording.Captions(THINGS)
+    for scene in drawn(300, 11):
+        text = captions.of(scene, np.random.default_rng(12), plain=True)
+        assert set(known.read(text).unknown) <= set(wording.UNHEEDED), text
+    read = known.read("Please draw a photorealistic image of two kitties programming on a red disc")
+    assert read.text == "two cats on red circle"
+    assert read.unknown == ("photorealistic", "programming")
+
+
 @pytest.mark.slow
 def test_the_namer_learns_from_real_renders_and_names_them(tmp_path: Path, pictures: np.ndarray) -> None:
     torch.manual_seed(0)
-    namer = naming.train_namer(tmp_path, pictures, 0.8, 0)
+    namer = naming.train_namer(tmp_path, pictures, 250, 0)
     rng = np.random.default_rng(1)
     wanted = np.array([0, 1, 2] * 10)
     made = np.stack([scenes.render(scenes.place([(int(at), None)], "white", "vivid", rng), pictures) for at in wanted])
