@@ -39,7 +39,8 @@ EMOJI: list[tuple[str, str, int, list[str]]] = [
 ]
 SENSES = {
     "feline%1:05:00:: 1": 1, "kitty%1:05:01:: 1": 1, "happy%3:00:00:: 1": 9, "car%1:06:00:: 1": 50,
-    "vehicle%1:06:00:: 1": 9, "orange%1:13:00:: 1": 5, "zoom%1:04:00:: 1": 2, "zoom%2:38:00:: 1": 4, "fruit%1:20:00:: 1": 5,
+    "vehicle%1:06:00:: 1": 9, "orange%1:13:00:: 1": 5, "zoom%1:04:00:: 1": 2, "zoom%2:38:00:: 1": 4,
+    "fruit%1:20:00:: 1": 5,
 }  # fmt: skip
 PICTURES = finding.PICTURES.strip("@").replace("/", "-").replace("@", "-")
 NAMES = finding.NAMES.replace("@", "-")
