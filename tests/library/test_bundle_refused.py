@@ -302,6 +302,8 @@ def test_a_source_that_is_none_is_refused(there: Machine, source: dict[str, str]
         ({"p": 'lossy.vae = "/etc"'}, "is not a file name"),
         ({"p": 'lossy.vae = "small_vae"'}, r"lacks 'small_vae/config\.json', which lossy\.vae of 'small' needs"),
         ({"p": 'lossy.vae = "unet"'}, "is not a model that can be loaded"),
+        ({"p": 'vocabulary = "words.json"'}, r"lacks 'words\.json', which vocabulary of 'small' needs"),
+        ({"p": 'vocabulary = "../words.json"'}, "is not one"),
         ({"p": 'components.unet = "/etc/x.safetensors"'}, "is not a file name"),
         ({"p": 'components.unet = "../x.gguf"'}, "is not a file name"),
         ({"p": 'components.unet = "x.gguf"'}, r"lacks 'x\.gguf', which components\.unet of 'small' needs"),

@@ -173,6 +173,8 @@ def _check_places(manifest: ModelManifest, files: Collection[str]) -> None:
     wanted = {"source.file": [single] if single else [], "pipeline.config": [_under(config or ".", INDEX)]}
     if manifest.lossy.vae is not None:
         wanted["lossy.vae"] = [_under(manifest.lossy.vae, "config.json")]
+    if manifest.vocabulary is not None:
+        wanted["vocabulary"] = [_under(config or ".", manifest.vocabulary)]
     for name, place in manifest.components.items():
         file = [place] if place.endswith(COMPONENT_FILES) else []
         wanted[f"components.{name}"] = [*file, _under(place, "config.json")]
