@@ -167,7 +167,7 @@ def combinations(
 
 
 def contact_sheet(paint: Painter, file: Path, columns: int = 8) -> None:
-    """Draws SHEET as one PNG. The hub draws the same picture of each prompt and seed."""
+    """Draws SHEET as one PNG."""
     made = paint(SHEET, seed=0)
     rows = [np.hstack(list(made[at : at + columns])) for at in range(0, len(made), columns)]
     Image.fromarray(np.vstack(rows)).save(file, optimize=True)
