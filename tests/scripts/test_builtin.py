@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,13 @@ SENSES = {
 }  # fmt: skip
 PICTURES = finding.PICTURES.strip("@").replace("/", "-").replace("@", "-")
 NAMES = finding.NAMES.replace("@", "-")
+
+
+@pytest.fixture(autouse=True)
+def gradients() -> Iterator[None]:
+    """On, whatever the engine's tests, which turn them off for their thread, left behind in this process."""
+    with torch.enable_grad():
+        yield
 
 
 @pytest.fixture
