@@ -25,11 +25,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.models.attention_processor import Attention
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
+from builtin.looking import CHANNELS, FINE, Painters, looking_loss, parts_of, watch
 from builtin.loop import Stage
 from builtin.scenes import (
     LAYOUTS,
@@ -38,7 +37,6 @@ from builtin.scenes import (
     SIDE,
     SIZES,
     SIZES_DRAWN,
-    SQUARE,
     STYLES,
     TIMES,
     Scene,
@@ -49,22 +47,16 @@ from builtin.scenes import (
 from builtin.shapes import COLOURS, SHAPES
 from builtin.things import Material, Thing
 from builtin.vae import save_sheet
-from builtin.words import ACROSS, FIRST, LENGTH, PATCHES, Captions, new_tokenizer, write_tokenizer
+from builtin.words import FIRST, LENGTH, PATCHES, Captions, new_tokenizer, write_tokenizer
 
 log = logging.getLogger("train_builtin")
 WIDTH = 256
-FINE = 4 * ACROSS
-"""Latents on a side of a thing's picture, as its codes have it."""
 CODE = 80
 """Of a token's WIDTH numbers, those that tell how its part of the picture looks."""
-PLACE = 8
-"""Pixels on a side of a place of the denoiser's level at which attention looks at parts."""
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "layout": LAYOUTS, "ground": (*COLOURS, *PLACES), "time": TIMES, "style": STYLES, "position": POSITIONS,
     "extent": SIZES, "colour": COLOURS, "second": COLOURS, "count": ("1", "2", "3", "4"),
 }  # fmt: skip
-CHANNELS = 128
-"""Of the denoiser at that level."""
 BATCH = 16
 POOL = 2048
 FRESH_PER_STEP = 4
@@ -165,104 +157,6 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
         solver_order=2,
         steps_offset=1,  # unused with flow sigmas, but the pipeline warns about 0
     )
-
-
-class Watched:
-    """An attention processor of diffusers that can keep what half of the heads look at. Written out, because on a CPU
-    that learns faster than torch's fused attention."""
-
-    def __init__(self) -> None:
-        self.watched = False
-        self.looked: Tensor | None = None
-
-    def __call__(
-        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
-    ) -> Tensor:
-        """[n, places, channels] -> the same; `looked` becomes [n, half of the heads, places, tokens] log shares."""
-
-        def split(x: Tensor) -> Tensor:
-            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-
-        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(source)), split(attn.to_v(source))
-        logits = query @ key.transpose(-1, -2) * attn.scale
-        if self.watched:
-            self.looked = logits[:, : attn.heads // 2].float().log_softmax(-1)
-        return attn.to_out[0]((logits.softmax(-1) @ value).transpose(1, 2).flatten(-2))
-
-
-def watch(unet: UNet2DConditionModel) -> list[Watched]:
-    """Watches the attention to captions on the way up, where it sees places of PLACE pixels."""
-    for module in unet.modules():
-        if isinstance(module, Attention):
-            module.set_processor(Watched())
-    found = [layer.transformer_blocks[0].attn2.processor for layer in unet.up_blocks[1].attentions]
-    for processor in found:
-        processor.watched = True
-    return found
-
-
-def parts_of(scenes: Sequence[Scene | None], ids: Tensor, alphas: np.ndarray, first: int) -> Tensor:
-    """Which token each place of the picture shows: [n, places], -1 where it shows no part of a thing. Scenes are of one
-    shape; for None, whose caption is empty, all is -1.
-
-    `alphas`: [things, FINE, FINE], how much of each thing covers; `first`: the first thing's first token.
-    """
-    width, height = next((scene.shape for scene in scenes if scene), SQUARE)
-    wanted = np.full((len(scenes), height // PLACE, width // PLACE), -1)
-    across, down = ((np.arange(side // PLACE) + 0.5) * PLACE for side in (width, height))
-    for row, scene, tokens in zip(wanted, scenes, ids.numpy(), strict=True):
-        for each in scene.objects if scene else ():
-            number = each.what if isinstance(each.what, int) else len(alphas) - len(SHAPES) + SHAPES.index(each.what)
-            at = np.flatnonzero(tokens == first + number * PATCHES)
-            if not len(at) or at[0] + PATCHES > LENGTH:
-                continue
-            side = each.size * min(width, height)
-            u, v = (across - each.cx * width) / side + 0.5, (down - each.cy * height) / side + 0.5
-            x, y = np.flatnonzero((u >= 0) & (u < 1)), np.flatnonzero((v >= 0) & (v < 1))
-            u, v = u[x][None, :], v[y][:, None]
-            covered = alphas[number][(v * FINE).astype(int), (u * FINE).astype(int)] > 0.4
-            part = at[0] + (v * ACROSS).astype(int) * ACROSS + (u * ACROSS).astype(int)
-            where = np.ix_(y, x)
-            row[where] = np.where(covered, part, row[where])
-    return torch.from_numpy(wanted).flatten(1)
-
-
-def looking_loss(watched: Sequence[Watched], wanted: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of where the watched heads look, and the share of places at which the last ones look right.
-
-    `wanted`: [n, places] of token numbers, -1 where anything is right.
-    """
-    count = (wanted >= 0).sum().clamp(min=1)
-    losses = []
-    for one in watched:
-        target = wanted[:, None].expand(-1, one.looked.shape[1], -1)
-        losses.append(F.nll_loss(one.looked.flatten(0, 2), target.flatten(), ignore_index=-1))
-    right = ((one.looked.mean(1).argmax(-1) == wanted) & (wanted >= 0)).sum() / count
-    return sum(losses) / len(losses), float(right)
-
-
-class Painters(nn.ModuleList):
-    """Read the picture off the denoiser's middle: after each attention that is watched, and after that level. Linear,
-    and only there to teach it to hand on what attention brought; without them it learns that, too, but late."""
-
-    def __init__(self) -> None:
-        super().__init__(nn.Conv2d(CHANNELS, channels, 1) for channels in (16, 16, 4))
-        self.seen: dict[int, Tensor] = {}
-
-    def watch(self, unet: UNet2DConditionModel) -> None:
-        """From now on `loss` is about this denoiser's last forward."""
-        level = unet.up_blocks[1]
-        for at, module in enumerate((*level.attentions, level)):
-            module.register_forward_hook(lambda _module, _given, made, at=at: self._see(at, made))
-
-    def _see(self, at: int, made: Tensor | tuple[Tensor] | BaseOutput) -> None:
-        self.seen[at] = made if isinstance(made, Tensor) else made[0]
-
-    def loss(self, latents: Tensor) -> Tensor:
-        """Mean squared error. `latents`: [n, 4, h, w], without noise."""
-        wanted = F.pixel_unshuffle(latents, 2), F.pixel_unshuffle(latents, 2), latents
-        return sum(F.mse_loss(paint(self.seen[at]).float(), wanted[at]) for at, paint in enumerate(self)) / len(self)
 
 
 class AttributeHeads(nn.Module):
@@ -394,8 +288,25 @@ class LatentPool:
         return [self.scenes[i] for i in chosen], self.latents[chosen]
 
 
-def flow_loss(unet: UNet2DConditionModel, latents: Tensor, hidden: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mean squared error of the predicted velocity, sampled mostly at the noisy end.
+def emphasis(scenes: Sequence[Scene]) -> Tensor:
+    """How much each latent counts: [n, 1, height / 4, width / 4], 1 on average. Those of objects count more, those of
+    small ones most; else a small star's five tips are lost in the error of the ground."""
+    width, height = (side // 4 for side in scenes[0].shape)
+    weights = np.ones((len(scenes), 1, height, width), np.float32)
+    across, down = np.arange(width) + 0.5, np.arange(height) + 0.5
+    for (plane,), scene in zip(weights, scenes, strict=True):
+        for each in scene.objects:
+            half = each.size * min(width, height) / 2
+            x = np.flatnonzero(np.abs(across - each.cx * width) < half)
+            y = np.flatnonzero(np.abs(down - each.cy * height) < half)
+            plane[np.ix_(y, x)] += 0.5 / each.size
+    return torch.from_numpy(weights / weights.mean())
+
+
+def flow_loss(
+    unet: UNet2DConditionModel, latents: Tensor, weights: Tensor, hidden: Tensor, rng: np.random.Generator
+) -> Tensor:
+    """Weighted mean squared error of the predicted velocity, sampled mostly at the noisy end.
 
     A picture's colours and layout are settled while it is still nearly pure noise, so that is where the
     training looks most.
@@ -408,7 +319,7 @@ def flow_loss(unet: UNet2DConditionModel, latents: Tensor, hidden: Tensor, rng: 
     steps = torch.from_numpy((sigma * 1000).astype(np.int64)).to(latents.device)
     noisy = ((1 - level) * latents + level * noise).contiguous(memory_format=torch.channels_last)
     guess = unet(noisy, steps, hidden).sample
-    return F.mse_loss(guess.float(), noise - latents)
+    return F.mse_loss(guess.float(), noise - latents, weight=weights.to(latents.device).expand_as(latents))
 
 
 def shipped(nets: nn.ModuleDict) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -418,8 +329,7 @@ def shipped(nets: nn.ModuleDict) -> tuple[UNet2DConditionModel, CLIPTextModel]:
     table = nets["text"].get_input_embeddings().weight.detach().cpu()
     text = new_text_encoder(len(table))
     state = {key: value for key, value in nets["text"].state_dict().items() if "token_embedding" not in key}
-    text.load_state_dict(state, strict=False)
-    text.get_input_embeddings().weight.data.copy_(table)
+    text.load_state_dict(state | {"embeddings.token_embedding.weight": table})
     return unet.eval(), text.eval()
 
 
@@ -492,7 +402,7 @@ def train_diffusion(work: Path, given: Material, steps: int, seed: int, device: 
         with torch.autocast(device, torch.bfloat16):
             hidden = nets["text"](ids.to(device))[0]
             answers = attribute_loss(nets["heads"](hidden), labels(said).to(device))
-            loss = flow_loss(nets["unet"], latents, hidden, rng)
+            loss = flow_loss(nets["unet"], latents, emphasis(scenes), hidden, rng)
             looking, right = looking_loss(watched, shown)
             painting = nets["painters"].loss(latents)
         optimizer.zero_grad(set_to_none=True)

@@ -1,8 +1,8 @@
 """Scenes that the built-in model learns from: what is in them, and how they look.
 
 Everything is drawn from a seeded ``numpy.random.Generator``: one to four things (`builtin.things`) or shapes
-(`builtin_data`), on a plain colour or in a simple landscape, in one of a few styles. Some combinations are *held out*:
-training never draws them and ``evaluate.py`` asks for them.
+(`builtin.shapes`), on a plain colour or in a simple landscape, in one of a few styles. Some combinations are *held
+out*: training never draws them and ``eval_builtin.py`` asks for them.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def draw_scene(
 
 def _draw(rng: Generator, things: int, only: Literal["thing", "shape"] | None) -> Scene:
     layout = "single" if only else str(rng.choice(LAYOUTS, p=(0.53, 0.19, 0.06, 0.05, 0.09, 0.05, 0.03)))
-    shape = only == "shape" or (only is None and rng.random() < (0.2 if layout == "single" else 0.06))
+    shape = only == "shape" or (only is None and rng.random() < (0.32 if layout == "single" else 0.1))
     landscape = layout in ("sky", "none") or (only is None and rng.random() < (0.05 if shape else 0.3))
     ground: str | tuple[str, str]
     if landscape:

@@ -19,6 +19,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 
 import builtin.diffusion as diffusing  # noqa: E402
 import builtin.judge as judging  # noqa: E402
+import builtin.looking as looking  # noqa: E402
 import builtin.namer as naming  # noqa: E402
 import builtin.scenes as scenes  # noqa: E402
 import builtin.things as finding  # noqa: E402
@@ -267,7 +268,7 @@ def test_the_judges_find_another_ground_and_another_style_wrong(pictures: np.nda
         assert judging.style_of(other, "blue") == (style,)
 
 
-GRID = scenes.SIDE // diffusing.PLACE
+GRID = scenes.SIDE // looking.PLACE
 
 
 def test_attention_is_shown_the_parts_where_they_are() -> None:
@@ -276,9 +277,9 @@ def test_attention_is_shown_the_parts_where_they_are() -> None:
         (scenes.Placed(2, None, 0.25, 0.5, 0.5), scenes.Placed("ring", "red", 0.75, 0.5, 0.5)), "white"
     )
     ids = reader.ids([f"a {reader.captions.names[2]} and a red {reader.captions.shapes['ring'][0]}"])
-    whole = np.ones((len(THINGS) + len(SHAPES), diffusing.FINE, diffusing.FINE))
-    whole[2, :, : diffusing.FINE // 2] = 0  # nothing of it on its left
-    wanted = diffusing.parts_of([scene], ids, whole, reader.first).reshape(GRID, GRID)
+    whole = np.ones((len(THINGS) + len(SHAPES), looking.FINE, looking.FINE))
+    whole[2, :, : looking.FINE // 2] = 0  # nothing of it on its left
+    wanted = looking.parts_of([scene], ids, whole, reader.first).reshape(GRID, GRID)
     side = GRID // 4
     assert (wanted[:side] == -1).all(), "nothing is above them"
     assert (wanted[side:-side, :side] == -1).all(), "what is transparent shows nothing"
@@ -290,9 +291,23 @@ def test_attention_is_shown_the_parts_where_they_are() -> None:
         assert ((part >= first) & (part < first + wording.PATCHES)).all()
         assert ((part - first) // wording.ACROSS == rows[:, None]).all()
     wide = dataclasses.replace(scene, shape=(176, 96))
-    shown = diffusing.parts_of([wide], ids, whole, reader.first).reshape(12, 22)
+    shown = looking.parts_of([wide], ids, whole, reader.first).reshape(12, 22)
     assert (shown >= 0).any(0).nonzero().flatten().tolist() == [5, 6, 7, *range(13, 19)]
-    assert (diffusing.parts_of([None], ids, whole, reader.first) == -1).all(), "an empty caption shows nothing"
+    assert (looking.parts_of([None], ids, whole, reader.first) == -1).all(), "an empty caption shows nothing"
+
+
+def test_small_objects_count_more_than_large_ones_and_those_more_than_the_ground() -> None:
+    def at(extent: str) -> scenes.Scene:
+        rng = np.random.default_rng(3)
+        return scenes.place([("star", "red")], "white", "vivid", rng, position="left", extent=extent)
+
+    small, large = diffusing.emphasis([at("small"), at("large")])[:, 0]
+    middle = scenes.SIDE // 8
+    assert float(small.mean() + large.mean()) == pytest.approx(2)
+    assert small[middle, middle // 2] > 1.3 * large[middle, middle // 2] > 1.5 * small[middle, -1]
+    wide = diffusing.emphasis([scenes.Scene((), "white", "none", shape=(176, 96))])
+    assert wide.shape == (1, 1, 24, 44)
+    assert (wide == 1).all()
 
 
 def test_the_table_of_the_text_encoder_is_the_same_in_training_and_shipped() -> None:

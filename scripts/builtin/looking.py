@@ -1,0 +1,125 @@
+"""What training shows the denoiser: where to look in the caption, and to hand on what is there.
+
+Nothing of this is left in the model that ships.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from builtin.scenes import SQUARE, Scene
+from builtin.shapes import SHAPES
+from builtin.words import ACROSS, LENGTH, PATCHES
+
+FINE = 4 * ACROSS
+"""Latents on a side of a thing's picture, as its codes have it."""
+PLACE = 8
+"""Pixels on a side of a place of the denoiser's level at which attention looks at parts."""
+CHANNELS = 128
+"""Of the denoiser at that level."""
+
+
+class Watched:
+    """An attention processor of diffusers that can keep what half of the heads look at. Written out, because on a CPU
+    that learns faster than torch's fused attention."""
+
+    def __init__(self) -> None:
+        self.watched = False
+        self.looked: Tensor | None = None
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+    ) -> Tensor:
+        """[n, places, channels] -> the same; `looked` becomes [n, half of the heads, places, tokens] log shares."""
+
+        def split(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(source)), split(attn.to_v(source))
+        logits = query @ key.transpose(-1, -2) * attn.scale
+        if self.watched:
+            self.looked = logits[:, : attn.heads // 2].float().log_softmax(-1)
+        return attn.to_out[0]((logits.softmax(-1) @ value).transpose(1, 2).flatten(-2))
+
+
+def watch(unet: UNet2DConditionModel) -> list[Watched]:
+    """Watches the attention to captions on the way up, where it sees places of PLACE pixels."""
+    for module in unet.modules():
+        if isinstance(module, Attention):
+            module.set_processor(Watched())
+    found = [layer.transformer_blocks[0].attn2.processor for layer in unet.up_blocks[1].attentions]
+    for processor in found:
+        processor.watched = True
+    return found
+
+
+def parts_of(scenes: Sequence[Scene | None], ids: Tensor, alphas: np.ndarray, first: int) -> Tensor:
+    """Which token each place of the picture shows: [n, places], -1 where it shows no part of a thing. Scenes are of one
+    shape; for None, whose caption is empty, all is -1.
+
+    `alphas`: [things, FINE, FINE], how much of each thing covers; `first`: the first thing's first token.
+    """
+    width, height = next((scene.shape for scene in scenes if scene), SQUARE)
+    wanted = np.full((len(scenes), height // PLACE, width // PLACE), -1)
+    across, down = ((np.arange(side // PLACE) + 0.5) * PLACE for side in (width, height))
+    for row, scene, tokens in zip(wanted, scenes, ids.numpy(), strict=True):
+        for each in scene.objects if scene else ():
+            number = each.what if isinstance(each.what, int) else len(alphas) - len(SHAPES) + SHAPES.index(each.what)
+            at = np.flatnonzero(tokens == first + number * PATCHES)
+            if not len(at) or at[0] + PATCHES > LENGTH:
+                continue
+            side = each.size * min(width, height)
+            u, v = (across - each.cx * width) / side + 0.5, (down - each.cy * height) / side + 0.5
+            x, y = np.flatnonzero((u >= 0) & (u < 1)), np.flatnonzero((v >= 0) & (v < 1))
+            u, v = u[x][None, :], v[y][:, None]
+            covered = alphas[number][(v * FINE).astype(int), (u * FINE).astype(int)] > 0.4
+            part = at[0] + (v * ACROSS).astype(int) * ACROSS + (u * ACROSS).astype(int)
+            where = np.ix_(y, x)
+            row[where] = np.where(covered, part, row[where])
+    return torch.from_numpy(wanted).flatten(1)
+
+
+def looking_loss(watched: Sequence[Watched], wanted: Tensor) -> tuple[Tensor, float]:
+    """Cross-entropy of where the watched heads look, and the share of places at which the last ones look right.
+
+    `wanted`: [n, places] of token numbers, -1 where anything is right.
+    """
+    count = (wanted >= 0).sum().clamp(min=1)
+    losses = []
+    for one in watched:
+        target = wanted[:, None].expand(-1, one.looked.shape[1], -1)
+        losses.append(F.nll_loss(one.looked.flatten(0, 2), target.flatten(), ignore_index=-1))
+    right = ((one.looked.mean(1).argmax(-1) == wanted) & (wanted >= 0)).sum() / count
+    return sum(losses) / len(losses), float(right)
+
+
+class Painters(nn.ModuleList):
+    """Read the picture off the denoiser's middle: after each attention that is watched, and after that level. Linear,
+    and only there to teach it to hand on what attention brought; without them it learns that, too, but late."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(CHANNELS, channels, 1) for channels in (16, 16, 4))
+        self.seen: dict[int, Tensor] = {}
+
+    def watch(self, unet: UNet2DConditionModel) -> None:
+        """From now on `loss` is about this denoiser's last forward."""
+        level = unet.up_blocks[1]
+        for at, module in enumerate((*level.attentions, level)):
+            module.register_forward_hook(lambda _module, _given, made, at=at: self._see(at, made))
+
+    def _see(self, at: int, made: Tensor | tuple[Tensor] | BaseOutput) -> None:
+        self.seen[at] = made if isinstance(made, Tensor) else made[0]
+
+    def loss(self, latents: Tensor) -> Tensor:
+        """Mean squared error. `latents`: [n, 4, h, w], without noise."""
+        wanted = F.pixel_unshuffle(latents, 2), F.pixel_unshuffle(latents, 2), latents
+        return sum(F.mse_loss(paint(self.seen[at]).float(), wanted[at]) for at, paint in enumerate(self)) / len(self)
