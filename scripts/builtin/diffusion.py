@@ -28,7 +28,7 @@ from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffus
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from builtin.looking import CHANNELS, FINE, Painters, looking_loss, parts_of, watch
+from builtin.looking import CHANNELS, FINE, HEADS, Painters, looking_loss, parts_of, watch
 from builtin.loop import Stage
 from builtin.scenes import (
     LAYOUTS,
@@ -63,8 +63,8 @@ FRESH_PER_STEP = 4
 EMA_DECAY = 0.999
 FLOW_SHIFT = 3.0
 UNCONDITIONAL = 0.08
-SHOWN = 0.3
-"""Weight of what attention is taught: where to look, and to bring what is there."""
+LOOKING, PAINTING = 0.3, 1.0
+"""Weights of what attention is taught: where to look, and to bring what is there."""
 
 
 def new_text_encoder(vocabulary: int) -> CLIPTextModel:
@@ -143,7 +143,7 @@ def new_unet() -> UNet2DConditionModel:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
         block_out_channels=(48, CHANNELS, 192), layers_per_block=1, norm_num_groups=16,
         only_cross_attention=(False, True, False),
-        cross_attention_dim=WIDTH, attention_head_dim=4,
+        cross_attention_dim=WIDTH, attention_head_dim=(4, HEADS, 4),  # diffusers means the number of heads
         addition_embed_type="text", addition_embed_type_num_heads=4, resnet_time_scale_shift="scale_shift",
     )  # fmt: skip
 
@@ -293,13 +293,10 @@ def emphasis(scenes: Sequence[Scene]) -> Tensor:
     small ones most; else a small star's five tips are lost in the error of the ground."""
     width, height = (side // 4 for side in scenes[0].shape)
     weights = np.ones((len(scenes), 1, height, width), np.float32)
-    across, down = np.arange(width) + 0.5, np.arange(height) + 0.5
     for (plane,), scene in zip(weights, scenes, strict=True):
         for each in scene.objects:
-            half = each.size * min(width, height) / 2
-            x = np.flatnonzero(np.abs(across - each.cx * width) < half)
-            y = np.flatnonzero(np.abs(down - each.cy * height) < half)
-            plane[np.ix_(y, x)] += 0.5 / each.size
+            left, top, side = each.left // 4, each.top // 4, each.side // 4
+            plane[max(top, 0) : top + side, max(left, 0) : left + side] += 0.5 * SIDE / each.side
     return torch.from_numpy(weights / weights.mean())
 
 
@@ -380,6 +377,7 @@ def train_diffusion(work: Path, given: Material, steps: int, seed: int, device: 
     watched = watch(nets["unet"])
     nets["painters"].watch(nets["unet"])
     alphas = F.interpolate(torch.from_numpy(pictures[..., 3]).float()[:, None] / 255, (FINE, FINE), mode="area")
+    alphas = F.max_pool2d(alphas, 5, 1, 2)  # the places around a thing show how its parts end
     optimizer = torch.optim.AdamW([
         {"params": list(nets["unet"].parameters()), "rate": 1e-3},
         {"params": [*nets["text"].parameters(), *nets["heads"].parameters()], "rate": 4e-4},
@@ -406,7 +404,7 @@ def train_diffusion(work: Path, given: Material, steps: int, seed: int, device: 
             looking, right = looking_loss(watched, shown)
             painting = nets["painters"].loss(latents)
         optimizer.zero_grad(set_to_none=True)
-        (loss + 0.03 * answers + SHOWN * (looking + painting)).backward()
+        (loss + 0.03 * answers + LOOKING * looking + PAINTING * painting).backward()
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         keep = min(EMA_DECAY, (1 + step) / (10 + step))

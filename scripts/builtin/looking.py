@@ -25,10 +25,17 @@ PLACE = 8
 """Pixels on a side of a place of the denoiser's level at which attention looks at parts."""
 CHANNELS = 128
 """Of the denoiser at that level."""
+HEADS = 8
+"""Of each of that level's attentions to the caption."""
+QUARTERS, WHOLE = 4, 2
+"""Heads that are watched: one for each quarter of a part of a large object, and some for small objects, of which a
+place shows a whole part. The others are free to read words."""
+NOTHING = 0
+"""The caption's first token, [BOS]: where a head looks that has nothing to bring."""
 
 
 class Watched:
-    """An attention processor of diffusers that can keep what half of the heads look at. Written out, because on a CPU
+    """An attention processor of diffusers that can keep what some of its heads look at. Written out, because on a CPU
     that learns faster than torch's fused attention."""
 
     def __init__(self) -> None:
@@ -38,7 +45,7 @@ class Watched:
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
     ) -> Tensor:
-        """[n, places, channels] -> the same; `looked` becomes [n, half of the heads, places, tokens] log shares."""
+        """[n, places, channels] -> the same; `looked` becomes [n, QUARTERS + WHOLE, places, tokens] log shares."""
 
         def split(x: Tensor) -> Tensor:
             return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
@@ -47,7 +54,7 @@ class Watched:
         query, key, value = split(attn.to_q(hidden_states)), split(attn.to_k(source)), split(attn.to_v(source))
         logits = query @ key.transpose(-1, -2) * attn.scale
         if self.watched:
-            self.looked = logits[:, : attn.heads // 2].float().log_softmax(-1)
+            self.looked = logits[:, : QUARTERS + WHOLE].float().log_softmax(-1)
         return attn.to_out[0]((logits.softmax(-1) @ value).transpose(1, 2).flatten(-2))
 
 
@@ -63,42 +70,51 @@ def watch(unet: UNet2DConditionModel) -> list[Watched]:
 
 
 def parts_of(scenes: Sequence[Scene | None], ids: Tensor, alphas: np.ndarray, first: int) -> Tensor:
-    """Which token each place of the picture shows: [n, places], -1 where it shows no part of a thing. Scenes are of one
-    shape; for None, whose caption is empty, all is -1.
+    """Which token each head looks at from each place of the picture: [n, QUARTERS + WHOLE, places], -1 where the place
+    shows no part of a thing. Scenes are of one shape; for None, whose caption is empty, all is -1.
+
+    An object lies on the grid of its parts. Of a large one, each place shows a quarter of a part, and the head for that
+    quarter looks at the part, while the others look at NOTHING; of a small one it shows a whole part, which the heads
+    for whole parts look at. So what attention brings is the place's content as it is, and nothing has to be chosen from
+    it or shifted; a denoiser that had to, with objects of any size anywhere, drew blurred ones.
 
     `alphas`: [things, FINE, FINE], how much of each thing covers; `first`: the first thing's first token.
     """
     width, height = next((scene.shape for scene in scenes if scene), SQUARE)
-    wanted = np.full((len(scenes), height // PLACE, width // PLACE), -1)
-    across, down = ((np.arange(side // PLACE) + 0.5) * PLACE for side in (width, height))
-    for row, scene, tokens in zip(wanted, scenes, ids.numpy(), strict=True):
+    wanted = np.full((len(scenes), QUARTERS + WHOLE, height // PLACE, width // PLACE), -1)
+    for rows, scene, tokens in zip(wanted, scenes, ids.numpy(), strict=True):
         for each in scene.objects if scene else ():
             number = each.what if isinstance(each.what, int) else len(alphas) - len(SHAPES) + SHAPES.index(each.what)
             at = np.flatnonzero(tokens == first + number * PATCHES)
             if not len(at) or at[0] + PATCHES > LENGTH:
                 continue
-            side = each.size * min(width, height)
-            u, v = (across - each.cx * width) / side + 0.5, (down - each.cy * height) / side + 0.5
-            x, y = np.flatnonzero((u >= 0) & (u < 1)), np.flatnonzero((v >= 0) & (v < 1))
-            u, v = u[x][None, :], v[y][:, None]
-            covered = alphas[number][(v * FINE).astype(int), (u * FINE).astype(int)] > 0.4
-            part = at[0] + (v * ACROSS).astype(int) * ACROSS + (u * ACROSS).astype(int)
-            where = np.ix_(y, x)
-            row[where] = np.where(covered, part, row[where])
-    return torch.from_numpy(wanted).flatten(1)
+            places = each.side // PLACE
+            across, down = np.meshgrid(np.arange(places), np.arange(places))
+            x, y = across + each.left // PLACE, down + each.top // PLACE
+            fine = (np.array([down, across]) * 2 + 1) * FINE // (2 * places)
+            shown = (x >= 0) & (x < width // PLACE) & (y >= 0) & (y < height // PLACE) & (alphas[number][*fine] > 0.4)
+            across, down, x, y = across[shown], down[shown], x[shown], y[shown]
+            each_way = places // ACROSS  # places that show a part: two or one
+            part = at[0] + down // each_way * ACROSS + across // each_way
+            rows[:, y, x] = NOTHING
+            if each_way == 1:
+                rows[QUARTERS:, y, x] = part
+            else:
+                rows[down % 2 * 2 + across % 2, y, x] = part
+    return torch.from_numpy(wanted).flatten(2)
 
 
 def looking_loss(watched: Sequence[Watched], wanted: Tensor) -> tuple[Tensor, float]:
-    """Cross-entropy of where the watched heads look, and the share of places at which the last ones look right.
+    """Cross-entropy of where the watched heads look, and the share of those that have something to bring that look
+    right.
 
-    `wanted`: [n, places] of token numbers, -1 where anything is right.
+    `wanted`: [n, QUARTERS + WHOLE, places] of token numbers, -1 where anything is right.
     """
-    count = (wanted >= 0).sum().clamp(min=1)
-    losses = []
-    for one in watched:
-        target = wanted[:, None].expand(-1, one.looked.shape[1], -1)
-        losses.append(F.nll_loss(one.looked.flatten(0, 2), target.flatten(), ignore_index=-1))
-    right = ((one.looked.mean(1).argmax(-1) == wanted) & (wanted >= 0)).sum() / count
+    bringing = wanted > NOTHING
+    weights = torch.where(bringing, 1.0, 0.2) * (wanted >= 0)  # else most of it is about those with nothing to bring
+    weights = weights / weights.sum().clamp(min=1)
+    losses = [-(one.looked.gather(-1, wanted.clamp(min=0)[..., None])[..., 0] * weights).sum() for one in watched]
+    right = ((watched[-1].looked.argmax(-1) == wanted) & bringing).sum() / bringing.sum().clamp(min=1)
     return sum(losses) / len(losses), float(right)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -21,21 +21,24 @@ from builtin.shapes import COLOURS, PALETTE, SHAPES, colour_rgb, shape_cover
 
 SIDE = 128
 SQUARE = (SIDE, SIDE)
+CELL = 8
+"""Pixels. Objects are LARGE or SMALL: a sixth of one is as large as two cells, or one. They lie on a grid as wide as
+that sixth; so what the denoiser has to make of such a part is the same in every place."""
+LARGE, SMALL = 12 * CELL, 6 * CELL
 SIZES_DRAWN = {
-    SQUARE: 0.58, (144, 96): 0.09, (96, 144): 0.09, (176, 96): 0.09, (96, 176): 0.09, (112, 112): 0.03,
-    (160, 160): 0.03,
+    SQUARE: 0.6, (160, 112): 0.09, (112, 160): 0.09, (192, 112): 0.08, (112, 192): 0.08, (112, 112): 0.03,
+    (144, 144): 0.03,
 }  # fmt: skip
 """(width, height) of pictures, and how often each is learned."""
 PLACES = ("sea", "mountains", "city", "field", "forest", "desert", "snow", "space")
 TIMES = ("day", "sunset", "night")
 STYLES = ("vivid", "natural", "black and white", "oil painting", "pixel art")
 POSITIONS = ("centre", "left", "right", "top", "bottom")
-SIZES = ("medium", "small", "large")
+SIZES = ("large", "small")
 LAYOUTS = ("single", "beside", "above", "row", "grid", "sky", "none")
 TINTS = tuple(colour for colour in COLOURS if colour not in ("white", "black", "gray"))
 _SHAPE = 0.36
 """A shape's radius, as a share of its square."""
-_SCALE = {"small": 0.34, "medium": 0.6, "large": 0.86}
 _DIRECTION = {"centre": (0, 0), "left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}
 _SKY = {
     "day": ((96, 178, 240), (205, 234, 250)),
@@ -58,13 +61,13 @@ _GROUND = {
 @dataclass(frozen=True)
 class Placed:
     """One object. `what`: the number of a thing, or a shape's name; `colour`: a shape's, or what a thing is tinted
-    with; `cx` and `cy` are shares of the picture's sides, `size` (of its square) of the shorter one."""
+    with; `left`, `top` and `side` of its square in pixels, some of which may lie outside of the picture."""
 
     what: int | str
     colour: str | None
-    cx: float
-    cy: float
-    size: float
+    left: int
+    top: int
+    side: int
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Scene:
     ground: str | tuple[str, str]
     layout: str = "single"
     position: str = "centre"
-    extent: str = "medium"
+    extent: str = "large"
     count: int = 1
     style: str = "vivid"
     shape: tuple[int, int] = SQUARE
@@ -112,12 +115,12 @@ def draw_scene(
     """What one picture shows. `things`: how many there are to choose from; `held_out`: one thing, or one shape, of a
     combination that training never draws; `shape`: width and height."""
     while True:
-        scene = _draw(rng, things, held_out)
+        scene = _draw(rng, things, held_out, shape)
         if len(scene.objects) != 1 or is_held_out(*combination(scene)) == (held_out is not None):
-            return replace(scene, shape=shape)
+            return scene
 
 
-def _draw(rng: Generator, things: int, only: Literal["thing", "shape"] | None) -> Scene:
+def _draw(rng: Generator, things: int, only: Literal["thing", "shape"] | None, size: tuple[int, int]) -> Scene:
     layout = "single" if only else str(rng.choice(LAYOUTS, p=(0.53, 0.19, 0.06, 0.05, 0.09, 0.05, 0.03)))
     shape = only == "shape" or (only is None and rng.random() < (0.32 if layout == "single" else 0.1))
     landscape = layout in ("sky", "none") or (only is None and rng.random() < (0.05 if shape else 0.3))
@@ -135,16 +138,16 @@ def _draw(rng: Generator, things: int, only: Literal["thing", "shape"] | None) -
         else str(rng.choice(styles))
     )
     if layout == "none":
-        return Scene((), ground, layout, style=style)
+        return Scene((), ground, layout, style=style, shape=size)
     kinds = {"single": 1, "grid": 1, "sky": 2 if rng.random() < 0.5 else 1, "row": 3}.get(layout, 2)
     whats = [_what(rng, things, ground, shape=shape) for _ in range(kinds)]
     if layout == "grid":
-        return place(whats, ground, style, rng, layout, count=int(rng.integers(2, 5)))
+        return place(whats, ground, style, rng, layout, count=int(rng.integers(2, 5)), shape=size)
     if layout != "single" or only == "thing":
-        return place(whats, ground, style, rng, layout)
+        return place(whats, ground, style, rng, layout, shape=size)
     position = "centre" if not only and rng.random() < 0.4 else str(rng.choice(POSITIONS))
-    extent = "medium" if rng.random() < 0.4 else str(rng.choice(SIZES))
-    return place(whats, ground, style, rng, layout, position=position, extent=extent)
+    extent = "large" if rng.random() < 0.4 else str(rng.choice(SIZES))
+    return place(whats, ground, style, rng, layout, position=position, extent=extent, shape=size)
 
 
 def _what(rng: Generator, things: int, ground: str | tuple[str, str], *, shape: bool) -> tuple[int | str, str | None]:
@@ -164,39 +167,63 @@ def place(
     layout: str = "single",
     *,
     position: str = "centre",
-    extent: str = "medium",
+    extent: str = "large",
     count: int = 1,
+    shape: tuple[int, int] = SQUARE,
 ) -> Scene:
-    """Puts objects where the words for it say, with a little jitter."""
-    low = 0.07 if not isinstance(ground, str) and ground[0] != "space" else 0.0  # in a landscape things stand
+    """Puts objects where the words for it say, and not always in the same place."""
+    width, height = shape
+    stands = not isinstance(ground, str) and ground[0] != "space"
+    side, sway, plain = SMALL, [1, 1], isinstance(whats[0][0], str)
+    if (
+        (layout == "single" and extent == "large")
+        or (layout == "beside" and width >= 2 * LARGE)
+        or (layout == "above" and height >= 2 * LARGE)
+    ):
+        side, sway = LARGE, [0 if plain else 1, 0]
+    step = side // 6
     if layout == "single":
-        size = _SCALE[extent]
-        reach = 0.23 if extent != "large" else 0.18 if isinstance(whats[0][0], str) else 0.1
         dx, dy = _DIRECTION[position]
-        spots = [(0.5 + dx * reach, 0.5 + dy * reach + (low if not dy else 0.0), size)]
-    elif layout == "beside":
-        spots = [(0.27, 0.5 + 1.5 * low, 0.47), (0.73, 0.5 + 1.5 * low, 0.47)]
-    elif layout == "above":
-        spots = [(0.5, 0.27, 0.44), (0.5, 0.74, 0.44)]
-    elif layout == "row":
-        spots = [(0.19 + 0.31 * at, 0.5 + 2 * low, 0.33) for at in range(3)]
-    elif layout == "sky":
-        spots = [(0.68, 0.2, 0.3), (0.36, 0.66, 0.46)] if len(whats) > 1 else [(0.32, 0.2, 0.28), (0.7, 0.3, 0.28)]
-        whats = whats if len(whats) > 1 else [*whats, *whats]
+        inset = step if side == SMALL else -step if plain else 0
+        spots = [(_along(width, side, inset, dx), _along(height, side, inset, dy) + (step if stands and not dy else 0))]
+        sway = [0 if dx else sway[0], 0 if dy else sway[1]]
+    elif side == LARGE:
+        across, down = width - side, height - side
+        spots = [(0, down // 2 + step), (across, down // 2 + step)] if layout == "beside" else [
+            (across // 2, 0), (across // 2, down)
+        ]  # fmt: skip
     else:
-        spots = {
-            2: [(0.27, 0.5 + low, 0.44), (0.73, 0.5 + low, 0.44)],
-            3: [(0.5, 0.27, 0.42), (0.26, 0.73, 0.42), (0.74, 0.73, 0.42)],
-            4: [(0.27, 0.27, 0.42), (0.73, 0.27, 0.42), (0.27, 0.73, 0.42), (0.73, 0.73, 0.42)],
-        }[count]
-        whats = [whats[0]] * count
+        spots = _spots(layout, count if layout == "grid" else len(whats), shape, 2 * CELL if stands else 0)
+    if layout in ("grid", "sky") and len(whats) == 1:
+        whats = [whats[0]] * len(spots)
     objects = []
-    for (what, colour), (cx, cy, size) in zip(whats, spots, strict=True):
-        jx, jy, js = rng.uniform(-1, 1, 3)
-        objects.append(
-            Placed(what, colour, cx + 0.02 * float(jx), cy + 0.02 * float(jy), size * (1 + 0.06 * float(js)))
-        )
-    return Scene(tuple(objects), ground, layout, position, extent, count, style)
+    for (what, colour), spot in zip(whats, spots, strict=True):
+        corner = []
+        for at, steps, length in zip(spot, sway, shape, strict=True):
+            moved = (at + steps * step * int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15)))) // step * step
+            corner.append(moved if layout == "single" and plain else min(max(moved, 0), length - side))
+        objects.append(Placed(what, colour, *corner, side))
+    return Scene(tuple(objects), ground, layout, position, extent, count, style, shape)
+
+
+def _along(length: int, side: int, inset: int, direction: int) -> int:
+    """Where an object begins: in the middle, or at one end."""
+    return {0: (length - side) // 2, -1: inset, 1: length - side - inset}[direction]
+
+
+def _spots(layout: str, count: int, shape: tuple[int, int], low: int) -> list[tuple[int, int]]:
+    """Left and top of several small objects; `count`: of them, or of kinds."""
+    x, y = ([round(length * share) - SMALL // 2 for share in (0.25, 0.5, 0.75)] for length in shape)
+    if layout == "row":
+        return [((shape[0] - SMALL) * at // 2, y[1] + low) for at in range(3)]
+    if layout == "above":
+        return [(x[1], y[0]), (x[1], y[2])]
+    if layout == "sky":
+        return [(x[2], 0), (x[0] + 2 * CELL, y[2] - CELL)] if count == 2 else [(x[0], 0), (x[2], CELL)]
+    if count == 2:
+        return [(x[0], y[1] + low), (x[2], y[1] + low)]
+    below = [(x[0], y[2]), (x[2], y[2])]
+    return [(x[1], y[0]), *below] if count == 3 else [(x[0], y[0]), (x[2], y[0]), *below]
 
 
 def render(scene: Scene, pictures: np.ndarray) -> np.ndarray:
@@ -222,18 +249,17 @@ def shape_picture(name: str, side: int) -> np.ndarray:
 
 def _draw_shape(canvas: np.ndarray, each: Placed) -> None:
     height, width = canvas.shape[:2]
-    radius = each.size * min(width, height) * _SHAPE
-    cover = shape_cover(str(each.what), each.cx * width, each.cy * height, radius, (width, height))[..., None]
+    middle = each.left + each.side / 2, each.top + each.side / 2
+    cover = shape_cover(str(each.what), *middle, each.side * _SHAPE, (width, height))[..., None]
     canvas += cover * (colour_rgb(each.colour or "black") - canvas)
 
 
 def _paste(canvas: np.ndarray, picture: np.ndarray, each: Placed) -> None:
     """Lays a thing over the canvas, resized; what lies outside is cut off."""
     height, width = canvas.shape[:2]
-    side = max(4, round(each.size * min(width, height)))
-    left, top = round(each.cx * width - side / 2), round(each.cy * height - side / 2)
-    how = Image.Resampling.BOX if side < 100 else Image.Resampling.BILINEAR
-    scaled = np.asarray(Image.fromarray(np.asarray(picture)).resize((side, side), how), dtype=np.float32)
+    left, top, side = each.left, each.top, each.side
+    scaled = Image.fromarray(np.asarray(picture)).resize((side, side), Image.Resampling.BOX)
+    scaled = np.asarray(scaled, dtype=np.float32)
     x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + side, width), min(top + side, height)
     if x0 >= x1 or y0 >= y1:
         return

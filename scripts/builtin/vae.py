@@ -47,8 +47,8 @@ def picture_batch(rng: Generator, pictures: np.ndarray, scenes: int, crop: int) 
         if rng.random() < 0.15:  # other colours than the palette's, so that img2img copes with other pictures
             whole = whole[..., rng.permutation(3)]
         for _ in range(1 if crop == SIDE else CROPS):
-            centre = scene.objects[0] if scene.objects else None
-            wanted = np.array([centre.cx, centre.cy] if centre else [0.5, 0.5]) * SIDE + rng.uniform(-30, 30, 2)
+            middle = [(one.left + one.side / 2, one.top + one.side / 2) for one in scene.objects[:1]]
+            wanted = np.array(middle[0] if middle else (SIDE / 2, SIDE / 2)) + rng.uniform(-30, 30, 2)
             x, y = (int(np.clip(at - crop / 2, 0, SIDE - crop)) for at in wanted)
             out.append(whole[y : y + crop, x : x + crop])
     return torch.from_numpy(np.stack(out)).permute(0, 3, 1, 2).float() / 127.5 - 1

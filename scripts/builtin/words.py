@@ -47,8 +47,7 @@ SHAPE_WORDS: dict[str, tuple[str, ...]] = {name: (name,) for name in SHAPES} | {
 }
 SIZE_WORDS: dict[str, tuple[str, ...]] = {
     "small": ("small", "small", "little", "tiny"),
-    "medium": ("medium", "medium-sized"),
-    "large": ("large", "large", "big", "huge"),
+    "large": ("large", "large", "big", "huge", "medium", "medium-sized"),
 }
 COUNTS = {2: ("two", "two", "2", "a pair of"), 3: ("three", "three", "3"), 4: ("four", "four", "4")}
 PLACE_WORDS = {
@@ -173,12 +172,12 @@ class _Say:
     def noun(self, what: int | str) -> str:
         return self.pick(self.shapes[what]) if isinstance(what, str) else self.names[what]
 
-    def phrase(self, what: int | str, colour: str | None, extent: str = "medium", *, article: bool = True) -> str:
+    def phrase(self, what: int | str, colour: str | None, extent: str = "large", *, article: bool = True) -> str:
         """ "a small red circle"."""
         words = [self.noun(what)]
         if colour is not None:
             words.insert(0, self.pick(COLOUR_WORDS[colour]))
-        if extent != "medium" or (not self.plain and self.rng.random() < 0.05):
+        if extent != "large" or (not self.plain and self.rng.random() < 0.1):
             words.insert(0, self.pick(SIZE_WORDS[extent]))
         if not self.plain and self.rng.random() < 0.1:
             words.insert(0, self.unknown())

@@ -160,8 +160,8 @@ def test_things_are_where_the_caption_says(pictures: np.ndarray) -> None:
     for position, (dx, dy) in {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1)}.items():
         scene = scenes.place([(1, None)], "white", "vivid", rng, position=position, extent="small")
         ys, xs = np.nonzero(scenes.render(scene, pictures)[..., 0] < 128)
-        assert np.sign(round((xs.mean() - 64) / 10)) == dx
-        assert np.sign(round((ys.mean() - 64) / 10)) == dy
+        assert np.sign(round((xs.mean() - 64) / 20)) == dx
+        assert np.sign(round((ys.mean() - 64) / 20)) == dy
 
 
 def test_every_caption_is_read_whole_and_in_known_words() -> None:
@@ -268,32 +268,48 @@ def test_the_judges_find_another_ground_and_another_style_wrong(pictures: np.nda
         assert judging.style_of(other, "blue") == (style,)
 
 
-GRID = scenes.SIDE // looking.PLACE
-
-
 def test_attention_is_shown_the_parts_where_they_are() -> None:
     reader = diffusing.Reader(THINGS)
     scene = scenes.Scene(
-        (scenes.Placed(2, None, 0.25, 0.5, 0.5), scenes.Placed("ring", "red", 0.75, 0.5, 0.5)), "white"
+        (scenes.Placed(2, None, -16, 16, scenes.LARGE), scenes.Placed("ring", "red", 80, 64, scenes.SMALL)), "white"
     )
     ids = reader.ids([f"a {reader.captions.names[2]} and a red {reader.captions.shapes['ring'][0]}"])
     whole = np.ones((len(THINGS) + len(SHAPES), looking.FINE, looking.FINE))
     whole[2, :, : looking.FINE // 2] = 0  # nothing of it on its left
-    wanted = looking.parts_of([scene], ids, whole, reader.first).reshape(GRID, GRID)
-    side = GRID // 4
-    assert (wanted[:side] == -1).all(), "nothing is above them"
-    assert (wanted[side:-side, :side] == -1).all(), "what is transparent shows nothing"
-    parts = (ids[0][wanted[side:-side, side:]] - reader.first).numpy()
-    rows = (np.arange(2 * side) + 0.5) * wording.ACROSS // (2 * side)
-    for left, number in ((0, 2), (side, len(THINGS) + SHAPES.index("ring"))):
-        first = wording.PATCHES * number
-        part = parts[:, left : left + side]
-        assert ((part >= first) & (part < first + wording.PATCHES)).all()
-        assert ((part - first) // wording.ACROSS == rows[:, None]).all()
-    wide = dataclasses.replace(scene, shape=(176, 96))
-    shown = looking.parts_of([wide], ids, whole, reader.first).reshape(12, 22)
-    assert (shown >= 0).any(0).nonzero().flatten().tolist() == [5, 6, 7, *range(13, 19)]
+    wanted = looking.parts_of([scene], ids, whole, reader.first).reshape(-1, 16, 16).numpy()
+    assert (wanted[:, :2] == -1).all(), "nothing is above them"
+    assert (wanted[:, 2:14, :4] == -1).all(), "what is transparent shows nothing"
+    quarters, wholes = wanted[: looking.QUARTERS], wanted[looking.QUARTERS :]
+
+    def part(token: int, number: int) -> tuple[int, int]:
+        return divmod(int(ids[0][token]) - reader.first - number * wording.PATCHES, wording.ACROSS)
+
+    for y, x in np.ndindex(12, 6):  # of the large one's right half
+        at, *others = sorted(quarters[:, 2 + y, 4 + x], reverse=True)
+        assert [*others, *wholes[:, 2 + y, 4 + x]] == [looking.NOTHING] * 5
+        assert quarters[y % 2 * 2 + x % 2, 2 + y, 4 + x] == at
+        assert part(at, 2) == (y // 2, 3 + x // 2)
+    for y, x in np.ndindex(6, 6):
+        assert (quarters[:, 8 + y, 10 + x] == looking.NOTHING).all()
+        for at in wholes[:, 8 + y, 10 + x]:
+            assert part(at, len(THINGS) + SHAPES.index("ring")) == (y, x)
+    wide = dataclasses.replace(scene, shape=(192, 112))
+    shown = looking.parts_of([wide], ids, whole, reader.first)
+    assert (shown.reshape(-1, 14, 24).numpy()[:, :, :16] == wanted[:, :14]).all()
     assert (looking.parts_of([None], ids, whole, reader.first) == -1).all(), "an empty caption shows nothing"
+
+
+@pytest.mark.parametrize("shape", scenes.SIZES_DRAWN)
+def test_objects_lie_on_the_grid_and_in_the_picture(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(400):
+        scene = scenes.draw_scene(rng, 3, shape=shape)
+        assert scene.shape == shape
+        for each in scene.objects:
+            assert each.side in (scenes.LARGE, scenes.SMALL)
+            assert each.left % (each.side // 6) == each.top % (each.side // 6) == 0
+            for at, length in ((each.left, shape[0]), (each.top, shape[1])):
+                assert -2 * scenes.CELL <= at <= length - each.side + 2 * scenes.CELL
 
 
 def test_small_objects_count_more_than_large_ones_and_those_more_than_the_ground() -> None:
