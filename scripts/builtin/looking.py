@@ -15,16 +15,14 @@ from diffusers.models.attention_processor import Attention
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from builtin.scenes import SQUARE, Scene
+from builtin.scenes import CELL, SQUARE, Scene
 from builtin.shapes import SHAPES
 from builtin.words import ACROSS, LENGTH, PATCHES
 
 FINE = 4 * ACROSS
 """Latents on a side of a thing's picture, as its codes have it."""
-PLACE = 8
-"""Pixels on a side of a place of the denoiser's level at which attention looks at parts."""
 CHANNELS = 128
-"""Of the denoiser at that level."""
+"""Of the denoiser at the level at which attention looks at parts: its places are as large as a CELL."""
 HEADS = 8
 """Of each of that level's attentions to the caption."""
 QUARTERS, WHOLE = 4, 2
@@ -59,7 +57,7 @@ class Watched:
 
 
 def watch(unet: UNet2DConditionModel) -> list[Watched]:
-    """Watches the attention to captions on the way up, where it sees places of PLACE pixels."""
+    """Watches the attention to captions on the way up, where it sees places as large as a CELL."""
     for module in unet.modules():
         if isinstance(module, Attention):
             module.set_processor(Watched())
@@ -81,18 +79,18 @@ def parts_of(scenes: Sequence[Scene | None], ids: Tensor, alphas: np.ndarray, fi
     `alphas`: [things, FINE, FINE], how much of each thing covers; `first`: the first thing's first token.
     """
     width, height = next((scene.shape for scene in scenes if scene), SQUARE)
-    wanted = np.full((len(scenes), QUARTERS + WHOLE, height // PLACE, width // PLACE), -1)
+    wanted = np.full((len(scenes), QUARTERS + WHOLE, height // CELL, width // CELL), -1)
     for rows, scene, tokens in zip(wanted, scenes, ids.numpy(), strict=True):
         for each in scene.objects if scene else ():
             number = each.what if isinstance(each.what, int) else len(alphas) - len(SHAPES) + SHAPES.index(each.what)
             at = np.flatnonzero(tokens == first + number * PATCHES)
             if not len(at) or at[0] + PATCHES > LENGTH:
                 continue
-            places = each.side // PLACE
+            places = each.side // CELL
             across, down = np.meshgrid(np.arange(places), np.arange(places))
-            x, y = across + each.left // PLACE, down + each.top // PLACE
+            x, y = across + each.left // CELL, down + each.top // CELL
             fine = (np.array([down, across]) * 2 + 1) * FINE // (2 * places)
-            shown = (x >= 0) & (x < width // PLACE) & (y >= 0) & (y < height // PLACE) & (alphas[number][*fine] > 0.4)
+            shown = (x >= 0) & (x < width // CELL) & (y >= 0) & (y < height // CELL) & (alphas[number][*fine] > 0.4)
             across, down, x, y = across[shown], down[shown], x[shown], y[shown]
             each_way = places // ACROSS  # places that show a part: two or one
             part = at[0] + down // each_way * ACROSS + across // each_way
