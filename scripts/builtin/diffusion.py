@@ -379,10 +379,10 @@ def train_diffusion(work: Path, given: Material, steps: int, seed: int, device: 
     alphas = F.interpolate(torch.from_numpy(pictures[..., 3]).float()[:, None] / 255, (FINE, FINE), mode="area")
     alphas = F.max_pool2d(alphas, 5, 1, 2)  # the places around a thing show how its parts end
     optimizer = torch.optim.AdamW([
-        {"params": list(nets["unet"].parameters()), "rate": 1e-3},
-        {"params": [*nets["text"].parameters(), *nets["heads"].parameters()], "rate": 4e-4},
-        {"params": list(nets["painters"].parameters()), "rate": 1e-3},
-    ], lr=1e-3, weight_decay=0.01, betas=(0.9, 0.99), fused=True)  # fmt: skip
+        {"params": list(nets["unet"].parameters()), "rate": 8e-4},
+        {"params": [*nets["text"].parameters(), *nets["heads"].parameters()], "rate": 3e-4},
+        {"params": list(nets["painters"].parameters()), "rate": 8e-4},
+    ], lr=8e-4, weight_decay=0.01, betas=(0.9, 0.99), fused=True)  # fmt: skip
     stage = Stage("diffusion", work, steps, {"nets": nets, "average": average, "optimizer": optimizer})
     vae = AutoencoderTiny.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
     pools = [LatentPool(vae.requires_grad_(False), given.pictures, shape, seed + stage.step) for shape in SIZES_DRAWN]

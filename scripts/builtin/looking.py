@@ -15,9 +15,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from builtin.scenes import CELL, SQUARE, Scene
+from builtin.scenes import ACROSS, CELL, SQUARE, Scene
 from builtin.shapes import SHAPES
-from builtin.words import ACROSS, LENGTH, PATCHES
+from builtin.words import LENGTH, PATCHES
 
 FINE = 4 * ACROSS
 """Latents on a side of a thing's picture, as its codes have it."""

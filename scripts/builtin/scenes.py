@@ -22,9 +22,12 @@ from builtin.shapes import COLOURS, PALETTE, SHAPES, colour_rgb, shape_cover
 SIDE = 128
 SQUARE = (SIDE, SIDE)
 CELL = 8
-"""Pixels. Objects are LARGE or SMALL: a sixth of one is as large as two cells, or one. They lie on a grid as wide as
-that sixth; so what the denoiser has to make of such a part is the same in every place."""
-LARGE, SMALL = 12 * CELL, 6 * CELL
+"""Pixels: what one place of the denoiser's level shows at which attention looks at the parts of things."""
+ACROSS = 6
+"""Parts of a thing on each side of its picture."""
+LARGE, SMALL = 2 * ACROSS * CELL, ACROSS * CELL
+"""Sides of objects: a part is as large as two cells, or one. They lie on a grid as wide as their parts; so what the
+denoiser has to make of a part is the same in every place."""
 SIZES_DRAWN = {
     SQUARE: 0.6, (160, 112): 0.09, (112, 160): 0.09, (192, 112): 0.08, (112, 192): 0.08, (112, 112): 0.03,
     (144, 144): 0.03,
@@ -142,12 +145,12 @@ def _draw(rng: Generator, things: int, only: Literal["thing", "shape"] | None, s
     kinds = {"single": 1, "grid": 1, "sky": 2 if rng.random() < 0.5 else 1, "row": 3}.get(layout, 2)
     whats = [_what(rng, things, ground, shape=shape) for _ in range(kinds)]
     if layout == "grid":
-        return place(whats, ground, style, rng, layout, count=int(rng.integers(2, 5)), shape=size)
+        return place(whats, ground, style, layout, count=int(rng.integers(2, 5)), shape=size)
     if layout != "single" or only == "thing":
-        return place(whats, ground, style, rng, layout, shape=size)
+        return place(whats, ground, style, layout, shape=size)
     position = "centre" if not only and rng.random() < 0.4 else str(rng.choice(POSITIONS))
     extent = "large" if rng.random() < 0.4 else str(rng.choice(SIZES))
-    return place(whats, ground, style, rng, layout, position=position, extent=extent, shape=size)
+    return place(whats, ground, style, layout, position=position, extent=extent, shape=size)
 
 
 def _what(rng: Generator, things: int, ground: str | tuple[str, str], *, shape: bool) -> tuple[int | str, str | None]:
@@ -163,7 +166,6 @@ def place(
     whats: Sequence[tuple[int | str, str | None]],
     ground: str | tuple[str, str],
     style: str,
-    rng: Generator,
     layout: str = "single",
     *,
     position: str = "centre",
@@ -171,22 +173,22 @@ def place(
     count: int = 1,
     shape: tuple[int, int] = SQUARE,
 ) -> Scene:
-    """Puts objects where the words for it say, and not always in the same place."""
+    """Puts objects where the words for it say: always in the same place, for a small denoiser that has to find out
+    which of three places was meant blurs large objects."""
     width, height = shape
     stands = not isinstance(ground, str) and ground[0] != "space"
-    side, sway, plain = SMALL, [1, 1], isinstance(whats[0][0], str)
+    side, plain = SMALL, isinstance(whats[0][0], str)
     if (
         (layout == "single" and extent == "large")
         or (layout == "beside" and width >= 2 * LARGE)
         or (layout == "above" and height >= 2 * LARGE)
     ):
-        side, sway = LARGE, [0 if plain else 1, 0]
-    step = side // 6
+        side = LARGE
+    step = side // ACROSS
     if layout == "single":
         dx, dy = _DIRECTION[position]
         inset = step if side == SMALL else -step if plain else 0
         spots = [(_along(width, side, inset, dx), _along(height, side, inset, dy) + (step if stands and not dy else 0))]
-        sway = [0 if dx else sway[0], 0 if dy else sway[1]]
     elif side == LARGE:
         across, down = width - side, height - side
         spots = [(0, down // 2 + step), (across, down // 2 + step)] if layout == "beside" else [
@@ -198,11 +200,11 @@ def place(
         whats = [whats[0]] * len(spots)
     objects = []
     for (what, colour), spot in zip(whats, spots, strict=True):
-        corner = []
-        for at, steps, length in zip(spot, sway, shape, strict=True):
-            moved = (at + steps * step * int(rng.choice((-1, 0, 1), p=(0.15, 0.7, 0.15)))) // step * step
-            corner.append(moved if layout == "single" and plain else min(max(moved, 0), length - side))
-        objects.append(Placed(what, colour, *corner, side))
+        left, top = (
+            at // step * step if layout == "single" and plain else min(max(at // step * step, 0), length - side)
+            for at, length in zip(spot, shape, strict=True)
+        )
+        objects.append(Placed(what, colour, left, top, side))
     return Scene(tuple(objects), ground, layout, position, extent, count, style, shape)
 
 

@@ -17,14 +17,12 @@ from typing import Any
 from numpy.random import Generator
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from builtin.scenes import Scene
+from builtin.scenes import ACROSS, Scene
 from builtin.shapes import COLOURS, SHAPES
 from builtin.things import Thing, plural
 
-ACROSS = 6
 PATCHES = ACROSS**2
-"""A thing's picture is cut into 6x6 parts, each little more than one place of the denoiser's level at which attention
-looks at them."""
+"""Parts of a thing's picture, and tokens of its name."""
 FIRST = 0xF0000
 """The character of the first thing's first part."""
 PARTS = f"{chr(FIRST)}-{chr(FIRST + 0xFFFD)}"
