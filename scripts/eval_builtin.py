@@ -31,11 +31,12 @@ import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from builtin.captions import Captions
 from builtin.judge import ShapeSeen, grounds_of, shape_in, style_of
 from builtin.namer import Namer, Renders, ranks, train_namer
 from builtin.scenes import Scene, draw_scene
 from builtin.things import Material, common, material
-from builtin.words import Captions
+from builtin.words import SHEET
 from diffusers import DiffusionPipeline
 from numpy.random import Generator
 
@@ -60,35 +61,18 @@ def load(model: Path) -> DiffusionPipeline:
     return pipe
 
 
-SHEET = (
-    "a cat", "a rocket", "a slice of pizza", "an owl", "a red apple", "a laptop", "a sunflower", "a penguin",
-    "a photorealistic image of a cat programming on a laptop",
-    "an oil painting of a futuristic city skyline at sunset, with flying cars",
-    "a sailboat on the ocean at sunset", "a fox in the forest", "a castle in the mountains at night",
-    "an astronaut in space", "a camel in the desert", "a snowman in the snow",
-    "a dog and a pizza", "a banana and a guitar on a yellow background", "an airplane flying over a house",
-    "three strawberries", "two rabbits on a green background", "a small owl at the top, blue background",
-    "a large pumpkin on a purple background", "a butterfly on the left, pink background",
-    "an oil painting of a tiger", "pixel art of a dragon", "a black and white photo of an elephant",
-    "a blue horse", "a red circle on a white background", "a small yellow star on the left, blue background",
-    "a large green ring on a black background", "a city skyline at night",
-)  # fmt: skip
-"""Prompts of the contact sheet in docs: picture k, row by row, is drawn with seed k."""
-
-
 class Painter:
     """The model with its settings: pictures of prompts, always the same ones."""
 
     def __init__(self, model: Path, steps: int, guidance: float, seed: int) -> None:
         self.pipe, self.steps, self.guidance, self.seed = load(model), steps, guidance, seed
 
-    def __call__(self, prompts: Sequence[str], seed: int | None = None) -> np.ndarray:
+    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """[n, h, w, 3] uint8; picture i always starts from noise seeded seed + i."""
-        first = self.seed if seed is None else seed
         made: list[np.ndarray] = []
         for start in range(0, len(prompts), BATCH):
             batch = list(prompts[start : start + BATCH])
-            noise = [torch.Generator().manual_seed(first + start + i) for i in range(len(batch))]
+            noise = [torch.Generator().manual_seed(self.seed + start + i) for i in range(len(batch))]
             pictures = self.pipe(
                 batch, num_inference_steps=self.steps, guidance_scale=self.guidance, generator=noise
             ).images
@@ -168,7 +152,7 @@ def combinations(
 
 def contact_sheet(paint: Painter, file: Path, columns: int = 8) -> None:
     """Draws SHEET as one PNG."""
-    made = paint(SHEET, seed=0)
+    made = paint(SHEET)
     rows = [np.hstack(list(made[at : at + columns])) for at in range(0, len(made), columns)]
     Image.fromarray(np.vstack(rows)).save(file, optimize=True)
 

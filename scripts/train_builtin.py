@@ -21,20 +21,25 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from builtin.diffusion import Reader, build_pipeline, new_nets, train_diffusion, train_text, with_shapes
+from builtin.diffusion import build_pipeline, new_nets, train_diffusion
+from builtin.text import Reader, train_text, with_shapes
 from builtin.things import Material, material
+from builtin.tokens import write_vocabulary
 from builtin.vae import train_decoder, train_vae
-from builtin.words import write_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES = ("vae", "text", "diffusion", "decoder", "export")
+NEEDS = {"text": ("vae",), "diffusion": ("vae", "text"), "decoder": ("vae",), "export": ("vae", "diffusion")}
+"""Whose checkpoints a stage reads."""
+PARTS = ("vae", "unet", "text_encoder", "tokenizer", "scheduler")
+"""Folders of the exported pipeline; what else of them is there when it is written goes."""
 
 
 def export(work: Path, given: Material, target: Path) -> float:
     """Write the averaged weights as bf16 into ``target`` and return its size in MB.
 
-    The files are made elsewhere and moved in one by one, so that a reader of ``target`` never sees
-    half a file; what else lies there (README.md, LICENSE) stays.
+    The files are made elsewhere and moved in one by one, so that a reader of ``target`` never sees half a file. What
+    else lies in PARTS goes, what else lies beside them (README.md, LICENSE) stays.
     """
     nets = new_nets(work, Reader(given.things), with_shapes(given))
     checkpoint = torch.load(work / "diffusion.pt", map_location="cpu", weights_only=True)
@@ -43,26 +48,30 @@ def export(work: Path, given: Material, target: Path) -> float:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         pipe.save_pretrained(scratch, safe_serialization=True)
-        for name in ("vae", "unet", "text_encoder"):
-            config = Path(scratch, name, "config.json")
-            known = json.loads(config.read_text())
-            known.pop("_name_or_path", None)
-            if name == "vae":  # diffusers puts it there, and is surprised to find it
-                known.pop("block_out_channels", None)
-            if name == "text_encoder":  # half floats are for the disk; a CPU wants to compute in float32
-                known["dtype"] = "float32"
-            config.write_text(json.dumps(known, indent=2) + "\n")
         write_vocabulary(Path(scratch, "vocabulary.json"), given.things)
-        index = Path(scratch, "model_index.json")
-        known = json.loads(index.read_text())
-        known.pop("_name_or_path", None)
-        index.write_text(json.dumps(known, indent=2) + "\n")
-        for file in sorted(path for path in Path(scratch).rglob("*") if path.is_file()):
-            place = target / file.relative_to(scratch)
+        _tidy(Path(scratch))
+        made = {file.relative_to(scratch): file for file in sorted(Path(scratch).rglob("*")) if file.is_file()}
+        for name, file in made.items():
+            place = target / name
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, place.with_name(place.name + ".new"))
             os.replace(place.with_name(place.name + ".new"), place)
+    for file in (found for part in PARTS for found in (target / part).rglob("*") if found.is_file()):
+        if file.relative_to(target) not in made:
+            file.unlink()
     return sum(path.stat().st_size for path in target.rglob("*") if path.is_file()) / 1e6
+
+
+def _tidy(folder: Path) -> None:
+    """Takes out of the configurations what tells of this machine, and what the library does not want back."""
+    for file in (folder / "model_index.json", *folder.glob("*/config.json")):
+        known = json.loads(file.read_text())
+        known.pop("_name_or_path", None)
+        if file.parent.name == "vae":  # diffusers puts it there, and is surprised to find it
+            known.pop("block_out_channels", None)
+        if file.parent.name == "text_encoder":  # half floats are for the disk; a CPU wants to compute in float32
+            known["dtype"] = "float32"
+        file.write_text(json.dumps(known, indent=2) + "\n")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,6 +91,10 @@ def main(argv: list[str] | None = None) -> int:
     wanted = args.stages.split(",")
     if unknown := set(wanted) - set(STAGES):
         parser.error(f"unknown stages {sorted(unknown)}; there are {', '.join(STAGES)}")
+    for stage in (each for each in STAGES if each in wanted):
+        for needed in NEEDS.get(stage, ()):
+            if needed not in wanted and not (args.work / f"{needed}.pt").exists():
+                parser.error(f"stage {stage} goes on from stage {needed}, which has not run in {args.work}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stdout)
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -1,1 +1,1 @@
-"""The next built-in model, of things and scenes: its data, training and measuring (docs/builtin-model.md)."""
+"""The built-in model: its data, training and measuring (docs/builtin-model.md)."""

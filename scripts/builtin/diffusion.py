@@ -1,12 +1,8 @@
-"""Second and third training stages of the built-in model: the text encoder, then the diffusion.
+"""Third training stage of the built-in model: the diffusion.
 
-The text encoder's table holds what the autoencoder sees of each thing's picture, part by part (`builtin.words`), so
-the denoiser learns once, for all things, to put parts where a scene has them. It is shown where: some heads of its
-attention to the caption are taught to look, from each place of the picture, at the part that belongs there, which is
-known of every scene. Left alone it doesn't find out in an hour.
-
-The words' meanings (layout, background, time, style, position, size) the text encoder first learns by answering
-questions with small heads that are thrown away later. Then all learn together.
+The denoiser is shown where each thing's parts belong: some heads of its attention to the caption are taught to look,
+from each place of the picture, at the part that it shows, which is known of every scene (`builtin.looking`). Left
+alone it doesn't find out in an hour. The text encoder learns on with it.
 
 The diffusion is a rectified flow in the convention of ``DPMSolverMultistepScheduler`` with
 ``use_flow_sigmas``: x = (1 - s) * latent + s * noise, the UNet sees s * 1000 and predicts
@@ -20,115 +16,43 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderTiny, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from numpy.random import Generator
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from builtin.looking import CHANNELS, FINE, HEADS, Painters, looking_loss, parts_of, watch
 from builtin.loop import Stage
-from builtin.scenes import (
-    LAYOUTS,
-    PLACES,
-    POSITIONS,
-    SIDE,
-    SIZES,
-    SIZES_DRAWN,
-    STYLES,
-    TIMES,
-    Scene,
-    draw_scene,
-    render,
-    shape_picture,
+from builtin.scenes import SIDE, SIZES_DRAWN, Scene, draw_scene, render
+from builtin.text import (
+    WIDTH,
+    AttributeHeads,
+    Reader,
+    attribute_loss,
+    labels,
+    new_text_encoder,
+    new_trained_text,
+    with_shapes,
 )
-from builtin.shapes import COLOURS, SHAPES
 from builtin.things import Material, Thing
-from builtin.vae import save_sheet
-from builtin.words import FIRST, LENGTH, PATCHES, Captions, new_tokenizer, write_tokenizer
+from builtin.tokens import write_tokenizer
+from builtin.vae import load_vae, save_sheet
+from builtin.words import SHEET
 
 log = logging.getLogger("train_builtin")
-WIDTH = 256
-CODE = 80
-"""Of a token's WIDTH numbers, those that tell how its part of the picture looks."""
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "layout": LAYOUTS, "ground": (*COLOURS, *PLACES), "time": TIMES, "style": STYLES, "position": POSITIONS,
-    "extent": SIZES, "colour": COLOURS, "second": COLOURS, "count": ("1", "2", "3", "4"),
-}  # fmt: skip
 BATCH = 16
 POOL = 2048
 FRESH_PER_STEP = 4
 EMA_DECAY = 0.999
 FLOW_SHIFT = 3.0
 UNCONDITIONAL = 0.08
-LOOKING, PAINTING = 0.3, 1.0
-"""Weights of what attention is taught: where to look, and to bring what is there."""
-
-
-def new_text_encoder(vocabulary: int) -> CLIPTextModel:
-    """An untrained two-layer CLIP text encoder: [n, LENGTH] token ids -> [n, LENGTH, WIDTH]."""
-    text = CLIPTextModel(CLIPTextConfig(
-        vocab_size=vocabulary, hidden_size=WIDTH, intermediate_size=3 * WIDTH, projection_dim=WIDTH,
-        num_hidden_layers=2, num_attention_heads=8, max_position_embeddings=LENGTH,
-        bos_token_id=2, eos_token_id=3, pad_token_id=0, attn_implementation="eager",
-    ))  # fmt: skip
-    nn.init.normal_(text.get_input_embeddings().weight, std=0.5)
-    return text
-
-
-def with_shapes(given: Material) -> np.ndarray:
-    """Pictures of the things, then of the shapes: [things + shapes, side, side, 4] uint8."""
-    return np.concatenate([given.pictures, np.stack([shape_picture(name, SIDE) for name in SHAPES])])
-
-
-@torch.no_grad()
-def planted(vae: AutoencoderTiny, pictures: np.ndarray, device: str) -> Tensor:
-    """[things * PATCHES, WIDTH]: the things' part of the text encoder's table.
-
-    Of each part of a picture: how it looks and where it is transparent, as principal components with the deviation of
-    all together 0.8; which part it is; and that it is one.
-    """
-    rows = []
-    for start in range(0, len(pictures), 64):
-        some = torch.from_numpy(np.array(pictures[start : start + 64])).to(device).permute(0, 3, 1, 2).float() / 255
-        some = torch.cat([some[:, :3] * some[:, 3:], some[:, 3:]], 1)
-        some = F.interpolate(some, (4 * FINE, 4 * FINE), mode="area")
-        alpha = some[:, 3:]
-        latents = vae.encode((some[:, :3] + 0.5 * (1 - alpha)) * 2 - 1).latents
-        seen = torch.cat([latents, F.avg_pool2d(alpha, 4) * 2 - 1], 1)  # [n, 5, FINE, FINE]
-        rows.append(seen.unfold(2, 4, 4).unfold(3, 4, 4).permute(0, 2, 3, 1, 4, 5).reshape(len(seen), PATCHES, -1))
-    flat = torch.cat(rows).flatten(0, 1)
-    flat = flat - flat.mean(0)
-    _, _, components = torch.linalg.svd(flat, full_matrices=False)
-    codes = flat @ components[:CODE].T
-    codes = codes / codes.std(0).sqrt()  # small components count as well: half way between as they are and all alike
-    table = 0.1 * torch.randn(len(pictures), PATCHES, WIDTH, generator=torch.Generator().manual_seed(0)).to(device)
-    table[..., :CODE] = (codes / codes.std()).reshape(-1, PATCHES, CODE) * 0.8
-    table[..., CODE : CODE + PATCHES] += 1.5 * torch.eye(PATCHES, device=device)
-    table[..., CODE + PATCHES] += 1.5
-    return table.flatten(0, 1)
-
-
-class Table(nn.Module):
-    """The text encoder's table while it is trained: words learn, things stay as they were planted."""
-
-    def __init__(self, words: Tensor, things: Tensor) -> None:
-        super().__init__()
-        self.words = nn.Parameter(words.clone())
-        self.register_buffer("things", things, persistent=False)
-
-    @property
-    def weight(self) -> Tensor:
-        """[vocabulary, WIDTH], as the shipped text encoder has it."""
-        return torch.cat([self.words, self.things])
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """[n, length] -> [n, length, WIDTH]."""
-        border = len(self.words)
-        word = F.embedding(ids.clamp(max=border - 1), self.words)
-        return torch.where((ids < border)[..., None], word, F.embedding((ids - border).clamp(min=0), self.things))
+ANSWERING, LOOKING, PAINTING = 0.03, 0.3, 1.0
+"""Weights of what is taught beside drawing: to tell what was said, where to look, and to bring what is there."""
 
 
 def new_unet() -> UNet2DConditionModel:
@@ -159,101 +83,10 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
-class AttributeHeads(nn.Module):
-    """Reads each attribute off a caption's token embeddings; only there to teach the text encoder."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queries = nn.Parameter(torch.randn(len(ATTRIBUTES), WIDTH) * WIDTH**-0.5)
-        self.answers = nn.ModuleList(nn.Linear(WIDTH, len(names)) for names in ATTRIBUTES.values())
-
-    def forward(self, hidden: Tensor) -> list[Tensor]:
-        """[n, LENGTH, WIDTH] -> per attribute, [n, number of its values] logits."""
-        weights = (hidden @ self.queries.T).softmax(1)
-        pooled = torch.einsum("nta,ntc->anc", weights, hidden)
-        return [answer(pooled[i]) for i, answer in enumerate(self.answers)]
-
-
-def labels(scenes: Sequence[Scene | None]) -> Tensor:
-    """[n, attributes] class indices; -100, which the loss skips, where there is nothing to tell."""
-    rows = []
-    for scene in scenes:
-        if scene is None:
-            rows.append([-100] * len(ATTRIBUTES))
-            continue
-        place, time = scene.ground if isinstance(scene.ground, tuple) else (scene.ground, None)
-        colours = [each.colour for each in scene.objects]
-        told = {
-            "layout": scene.layout, "ground": place, "time": time, "style": scene.style,
-            "position": scene.position if scene.layout == "single" else None,
-            "extent": scene.extent if scene.layout == "single" else None,
-            "colour": colours[0] if colours else None, "second": colours[1] if len(colours) > 1 else None,
-            "count": str(scene.count),
-        }  # fmt: skip
-        rows.append([-100 if told[key] is None else names.index(told[key]) for key, names in ATTRIBUTES.items()])
-    return torch.tensor(rows)
-
-
-def attribute_loss(logits: list[Tensor], wanted: Tensor) -> Tensor:
-    """Cross-entropy averaged over the attributes; wanted: [n, attributes]."""
-    parts = [F.cross_entropy(part.float(), wanted[:, i]) for i, part in enumerate(logits) if (wanted[:, i] >= 0).any()]
-    return sum(parts) / max(1, len(parts))
-
-
-class Reader:
-    """Captions of scenes as token ids."""
-
-    def __init__(self, things: Sequence[Thing]) -> None:
-        self.captions = Captions(things, as_tokens=True)
-        self.tokenizer = new_tokenizer(things, names=False)
-        self.tokenizer.enable_padding(pad_id=0, pad_token="[PAD]", length=LENGTH)
-        self.tokenizer.enable_truncation(LENGTH)
-        self.first = self.tokenizer.token_to_id(chr(FIRST))
-        """The first thing's first token; all things' tokens follow it, and no other does."""
-
-    def ids(self, texts: list[str]) -> Tensor:
-        """[n, LENGTH], padded just as the pipeline pads them."""
-        return torch.tensor([found.ids for found in self.tokenizer.encode_batch(texts)])
-
-
 def new_nets(work: Path, reader: Reader, pictures: np.ndarray) -> nn.ModuleDict:
-    """Untrained UNet and text encoder, with the things planted."""
-    text = new_text_encoder(reader.tokenizer.get_vocab_size())
-    vae = AutoencoderTiny.from_pretrained(work / "vae")
-    words = text.get_input_embeddings().weight[: reader.first].detach()
-    text.set_input_embeddings(Table(words, planted(vae, pictures, "cpu")))
+    """Untrained UNet and text encoder, with the things planted, and what teaches them."""
+    text = new_trained_text(work, reader, pictures)
     return nn.ModuleDict({"unet": new_unet(), "text": text, "heads": AttributeHeads(), "painters": Painters()})
-
-
-def train_text(work: Path, given: Material, steps: int, seed: int, device: str) -> None:
-    """Teach the text encoder what captions say; leaves ``work/text.pt``."""
-    torch.manual_seed(seed)
-    things, reader = given.things, Reader(given.things)
-    nets = new_nets(work, reader, with_shapes(given)).to(device)
-    text, heads = nets["text"], nets["heads"]
-    optimizer = torch.optim.AdamW([*text.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.01)
-    stage = Stage("text", work, steps, {"text": text, "heads": heads, "optimizer": optimizer})
-    for step, factor in stage.steps():
-        rng = np.random.default_rng((seed, 10, step))
-        scenes = [draw_scene(rng, len(things)) for _ in range(64)]
-        texts = [reader.captions.of(scene, rng) for scene in scenes]
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * factor
-        with torch.autocast(device, torch.bfloat16):
-            logits = heads(text(reader.ids(texts).to(device))[0])
-        wanted = labels(scenes).to(device)
-        loss = attribute_loss(logits, wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(text.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 0:
-            right = [
-                float((part.argmax(1) == wanted[:, i])[wanted[:, i] >= 0].float().mean())
-                for i, part in enumerate(logits)
-            ]
-            shares = " ".join(f"{key} {share:.2f}" for key, share in zip(ATTRIBUTES, right, strict=True))
-            log.info("text step %d loss %.4f right: %s", step, loss.item(), shares)
 
 
 class LatentPool:
@@ -335,87 +168,108 @@ def build_pipeline(work: Path, things: Sequence[Thing], nets: nn.ModuleDict) -> 
     write_tokenizer(work / "tokenizer", things)
     unet, text = shipped(nets)
     return StableDiffusionPipeline(
-        vae=AutoencoderTiny.from_pretrained(work / "vae"),
+        vae=load_vae(work),
         text_encoder=text, tokenizer=PreTrainedTokenizerFast.from_pretrained(work / "tokenizer"),
         unet=unet, scheduler=new_scheduler(),
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
 
 
-SHEET = (
-    "a cat", "a rocket", "a pizza", "a laptop", "a dog on the left", "a small owl at the top, blue background",
-    "a photorealistic image of a cat programming on a laptop",
-    "an oil painting of a futuristic city skyline at sunset, with flying cars",
-    "a red circle on a white background", "a small blue star on the left, green background", "three apples",
-    "a sailboat on the ocean at sunset", "a fox in the forest", "a castle in the mountains at night",
-    "an airplane flying over a house", "a banana and a guitar on a yellow background",
-)  # fmt: skip
-"""Prompts of the sheets that training leaves behind."""
-
-
 @torch.no_grad()
 def sample_sheet(work: Path, things: Sequence[Thing], nets: nn.ModuleDict, steps: int = 14) -> None:
-    """SHEET twice, with two seeds, as ``work/samples.png``."""
+    """SHEET as ``work/samples.png``."""
     pipe = build_pipeline(work, things, nets)
     pipe.set_progress_bar_config(disable=True)
-    made = pipe(list(SHEET) * 2, num_inference_steps=steps, guidance_scale=2.0, output_type="pt",
+    made = pipe(list(SHEET), num_inference_steps=steps, guidance_scale=2.0, output_type="pt",
                 generator=torch.Generator().manual_seed(0)).images  # fmt: skip
     save_sheet(made * 2 - 1, work / "samples.png")
+
+
+class Lessons:
+    """What each step learns from: scenes of one shape, what is said of them, and where to look."""
+
+    def __init__(self, reader: Reader, given: Material, vae: AutoencoderTiny, seed: int) -> None:
+        self.reader = reader
+        self.pools = [LatentPool(vae, given.pictures, shape, seed) for shape in SIZES_DRAWN]
+        alphas = torch.from_numpy(with_shapes(given)[..., 3]).float()[:, None] / 255
+        alphas = F.interpolate(alphas, (FINE, FINE), mode="area")
+        self.alphas = F.max_pool2d(alphas, 5, 1, 2)[:, 0].numpy()  # the places around a thing show how its parts end
+
+    def draw(self, rng: Generator) -> Lesson:
+        """BATCH scenes; of some the caption is empty, for guidance."""
+        pool = self.pools[rng.choice(len(self.pools), p=list(SIZES_DRAWN.values()))]
+        scenes, latents = pool.draw(rng, BATCH)
+        said = [scene if rng.random() >= UNCONDITIONAL else None for scene in scenes]
+        ids = self.reader.ids(["" if scene is None else self.reader.captions.of(scene, rng) for scene in said])
+        return Lesson(latents, emphasis(scenes), ids, labels(said), parts_of(said, ids, self.alphas, self.reader.first))
+
+
+class Lesson(NamedTuple):
+    """`latents`: [n, 4, h, w], and `weights` of their errors; `ids`: of the captions; `answers`: `labels` of the
+    scenes; `shown`: `parts_of` them."""
+
+    latents: Tensor
+    weights: Tensor
+    ids: Tensor
+    answers: Tensor
+    shown: Tensor
+
+    def to(self, device: str) -> Lesson:
+        """The same on a device."""
+        return Lesson(*(part.to(device) for part in self))
 
 
 def train_diffusion(work: Path, given: Material, steps: int, seed: int, device: str) -> None:
     """Train UNet and text encoder together; leaves ``work/diffusion.pt`` with averaged weights."""
     torch.manual_seed(seed)
-    things, reader, pictures = given.things, Reader(given.things), with_shapes(given)
-    nets = new_nets(work, reader, pictures)
-    if (work / "text.pt").exists():
-        learned = torch.load(work / "text.pt", weights_only=True)["parts"]
-        for name in ("text", "heads"):
-            nets[name].load_state_dict(learned[name])
+    reader = Reader(given.things)
+    nets = new_nets(work, reader, with_shapes(given))
+    learned = torch.load(work / "text.pt", weights_only=True)["parts"]
+    for name in ("text", "heads"):
+        nets[name].load_state_dict(learned[name])
     nets = nets.to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(nets).requires_grad_(False)
     watched = watch(nets["unet"])
     nets["painters"].watch(nets["unet"])
-    alphas = F.interpolate(torch.from_numpy(pictures[..., 3]).float()[:, None] / 255, (FINE, FINE), mode="area")
-    alphas = F.max_pool2d(alphas, 5, 1, 2)  # the places around a thing show how its parts end
-    optimizer = torch.optim.AdamW([
-        {"params": list(nets["unet"].parameters()), "rate": 8e-4},
-        {"params": [*nets["text"].parameters(), *nets["heads"].parameters()], "rate": 3e-4},
-        {"params": list(nets["painters"].parameters()), "rate": 8e-4},
-    ], lr=8e-4, weight_decay=0.01, betas=(0.9, 0.99), fused=True)  # fmt: skip
+    optimizer = new_optimizer(nets)
     stage = Stage("diffusion", work, steps, {"nets": nets, "average": average, "optimizer": optimizer})
-    vae = AutoencoderTiny.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
-    pools = [LatentPool(vae.requires_grad_(False), given.pictures, shape, seed + stage.step) for shape in SIZES_DRAWN]
-    shares = list(SIZES_DRAWN.values())
+    vae = load_vae(work).to(device, memory_format=torch.channels_last).requires_grad_(False)
+    lessons = Lessons(reader, given, vae, seed + stage.step)
     recent: list[tuple[float, ...]] = []
     for step, factor in stage.steps():
         started = time.perf_counter()
         rng = np.random.default_rng((seed, 30, step))
-        scenes, latents = pools[rng.choice(len(pools), p=shares)].draw(rng, BATCH)
-        said = [scene if rng.random() >= UNCONDITIONAL else None for scene in scenes]
-        ids = reader.ids(["" if scene is None else reader.captions.of(scene, rng) for scene in said])
-        shown = parts_of(said, ids, alphas[:, 0].numpy(), reader.first).to(device)
+        lesson = lessons.draw(rng).to(device)
         for group in optimizer.param_groups:
             group["lr"] = group["rate"] * factor
-        with torch.autocast(device, torch.bfloat16):
-            hidden = nets["text"](ids.to(device))[0]
-            answers = attribute_loss(nets["heads"](hidden), labels(said).to(device))
-            loss = flow_loss(nets["unet"], latents, emphasis(scenes), hidden, rng)
-            looking, right = looking_loss(watched, shown)
-            painting = nets["painters"].loss(latents)
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            hidden = nets["text"](lesson.ids)[0]
+            answers = attribute_loss(nets["heads"](hidden), lesson.answers)
+            loss = flow_loss(nets["unet"], lesson.latents, lesson.weights, hidden, rng)
+            looking, right = looking_loss(watched, lesson.shown)
+            painting = nets["painters"].loss(lesson.latents)
         optimizer.zero_grad(set_to_none=True)
-        (loss + 0.03 * answers + LOOKING * looking + PAINTING * painting).backward()
+        (loss + ANSWERING * answers + LOOKING * looking + PAINTING * painting).backward()
         nn.utils.clip_grad_norm_(nets.parameters(), 1.0)
         optimizer.step()
         keep = min(EMA_DECAY, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(nets.parameters()), 1 - keep)
-        recent.append(
-            (loss.item(), answers.item(), looking.item(), right, painting.item(), time.perf_counter() - started)
-        )
+        taken = time.perf_counter() - started
+        recent.append((loss.item(), answers.item(), looking.item(), right, painting.item(), taken))
         if step % 50 == 0:
-            words = "loss %.4f text %.4f looking %.3f, at the right part %.2f, painting %.3f; %.2f s a step"
-            log.info(f"diffusion step %d {words}", step, *np.mean(recent, axis=0))
+            log.info("diffusion step %d loss %.4f text %.4f looking %.3f, at the right part %.2f, painting %.3f; "
+                     "%.2f s a step", step, *np.mean(recent, axis=0))  # fmt: skip
             recent.clear()
         if step % 500 == 499:
-            sample_sheet(work, things, average)
+            sample_sheet(work, given.things, average)
+
+
+def new_optimizer(nets: nn.ModuleDict) -> torch.optim.AdamW:
+    """Each group's `rate` is its learning rate before the last quarter of the steps."""
+    groups = [
+        {"params": list(nets["unet"].parameters()), "rate": 8e-4},
+        {"params": [*nets["text"].parameters(), *nets["heads"].parameters()], "rate": 3e-4},
+        {"params": list(nets["painters"].parameters()), "rate": 8e-4},
+    ]
+    return torch.optim.AdamW(groups, lr=8e-4, weight_decay=0.01, betas=(0.9, 0.99), fused=True)

@@ -1,4 +1,9 @@
-"""Judges of a picture's shape, ground and style, by its pixels alone: nothing here knows the prompt or the model."""
+"""Judges of a picture's shape, ground and style, by its pixels alone.
+
+Of a shape they know nothing of what was asked for. Of a thing's picture they tell all grounds that it may be on, given
+the style, and all styles that it may be in, given the ground: red and brown look alike in black and white, an oil
+painting of a flat picture like the picture, and muted colours like plain ones where there are none.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from builtin.shapes import COLOURS, SHAPES, colour_rgb, shape_cover
+from builtin.shapes import COLOURS, LUMA, SHAPES, colour_rgb, shape_cover
 
 _APART = 40.0
 """A pixel belongs to a shape when it is at least this far (RGB, 0..255) from the background."""
@@ -35,7 +40,7 @@ def grounds_of(picture: np.ndarray, style: str) -> list[str]:
 
 def _styled(name: str, style: str) -> np.ndarray:
     colour = colour_rgb(name, "natural" if style == "natural" else "vivid")
-    return np.full(3, colour @ np.array([0.299, 0.587, 0.114])) if style == "black and white" else colour
+    return np.full(3, colour @ LUMA) if style == "black and white" else colour
 
 
 def style_of(picture: np.ndarray, ground: str) -> tuple[str, ...]:
@@ -109,15 +114,12 @@ def _shape(mask: np.ndarray) -> str:
 def shape_in(picture: np.ndarray) -> ShapeSeen:
     """What a picture ([side, side, 3] uint8) of one flat shape on a plain colour shows: each pixel gets the nearest
     palette colour, the rim's majority is the background, what differs clearly from it is the shape."""
-    side = len(picture)
-    edge = max(1, side // 32)
-    frame = np.ones((side, side), dtype=bool)
-    frame[edge:-edge, edge:-edge] = False
-    border = _nearest(picture[frame])
-    background = _majority(border)
+    border = _border(picture)
+    nearest = _nearest(border)
+    background = _majority(nearest)
     if background == "none":
         return ShapeSeen("none", "none", "none", "none")
-    back_rgb = np.median(picture[frame][border == COLOURS.index(background)].astype(np.float32), axis=0)
+    back_rgb = np.median(border[nearest == COLOURS.index(background)], axis=0)
     from_back = np.linalg.norm(picture.astype(np.float32) - back_rgb, axis=-1)
     mask = from_back > _APART
     if mask.mean() >= _SMALLEST_SHARE:  # keep what is closer to the shape's colour: drops rims and specks

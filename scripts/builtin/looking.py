@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from builtin.scenes import ACROSS, CELL, SQUARE, Scene
 from builtin.shapes import SHAPES
-from builtin.words import LENGTH, PATCHES
+from builtin.tokens import LENGTH, PATCHES
 
 FINE = 4 * ACROSS
 """Latents on a side of a thing's picture, as its codes have it."""

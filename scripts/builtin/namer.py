@@ -7,6 +7,7 @@ trusted about those: what it names, it knows from the originals.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from itertools import pairwise
 from pathlib import Path
@@ -16,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from builtin.landscapes import PLACES, TIMES, landscape
 from builtin.loop import Stage
-from builtin.scenes import PLACES, TIMES, landscape
-from builtin.shapes import COLOURS, colour_rgb
+from builtin.shapes import COLOURS, LUMA, NATURAL_KEEP, colour_rgb
 
 log = logging.getLogger("train_builtin")
 SIDE = 64
@@ -75,8 +76,10 @@ class Renders:
         ground = torch.where(random(0, 1) < 0.35, random(self.plain, len(self.grounds)), random(0, self.plain)).long()
         ground = torch.where(random(0, 1) < 0.3, torch.tensor(COLOURS.index("white")), ground)
         made = self.grounds[ground] * (1 - drawn[:, 3:]) + drawn[:, :3]
-        grey = (made * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-        keep = torch.where(random(0, 1) < 0.1, 0.0, torch.where(random(0, 1) < 0.1, 0.65, 1.0))[:, None, None, None]
+        grey = (made * torch.from_numpy(LUMA)[:, None, None]).sum(1, keepdim=True)
+        keep = torch.where(random(0, 1) < 0.1, 0.0, torch.where(random(0, 1) < 0.1, NATURAL_KEEP, 1.0))[
+            :, None, None, None
+        ]
         made = made * keep + grey * (1 - keep)
         soft = F.avg_pool2d(F.pad(made, (1, 1, 1, 1), mode="replicate"), 3, 1)
         blocks = F.interpolate(F.avg_pool2d(made, 2), scale_factor=2.0)
@@ -87,11 +90,12 @@ class Renders:
 
 
 def train_namer(work: Path, pictures: np.ndarray, steps: int, seed: int) -> Namer:
-    """The trained classifier, from ``work/namer.pt``."""
+    """The trained classifier of these pictures, from its checkpoint in ``work``."""
     torch.manual_seed(seed)
     namer, renders = Namer(len(pictures)), Renders(pictures)
     optimizer = torch.optim.AdamW(namer.parameters(), lr=2e-3, weight_decay=0.02)
-    stage = Stage("namer", work, steps, {"namer": namer, "optimizer": optimizer})
+    digest = hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest()
+    stage = Stage(f"namer-{digest[:12]}", work, steps, {"namer": namer, "optimizer": optimizer})
     for step, factor in stage.steps():
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         which = torch.randint(len(pictures), (BATCH,), generator=generator)

@@ -21,6 +21,8 @@ PALETTE: dict[str, tuple[int, int, int]] = {
 }
 COLOURS = tuple(PALETTE)
 
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+"""How bright red, green and blue are."""
 NATURAL_KEEP = 0.65
 """Share of the plain colour that "natural" keeps; the rest is the colour's own grey."""
 
@@ -29,8 +31,7 @@ def colour_rgb(name: str, style: str = "vivid") -> np.ndarray:
     """The colour as three floats 0..255; "natural" is blended towards its own grey."""
     rgb = np.asarray(PALETTE[name], dtype=np.float32)
     if style == "natural":
-        luma = float(rgb @ np.array([0.299, 0.587, 0.114], dtype=np.float32))
-        rgb = NATURAL_KEEP * rgb + (1 - NATURAL_KEEP) * luma
+        rgb = NATURAL_KEEP * rgb + (1 - NATURAL_KEEP) * float(rgb @ LUMA)
     return rgb
 
 

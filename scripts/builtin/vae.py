@@ -87,29 +87,37 @@ def save_sheet(pictures: Tensor, path: Path, columns: int = 8) -> None:
     Image.fromarray(np.vstack(rows)).save(path)
 
 
+def load_vae(work: Path) -> AutoencoderTiny:
+    """As trained so far: with the sharpened decoder where there is one."""
+    vae = new_vae()
+    vae.load_state_dict(torch.load(work / "vae.pt", map_location="cpu", weights_only=True)["parts"]["vae"])
+    if (work / "decoder.pt").exists():
+        sharpened = torch.load(work / "decoder.pt", map_location="cpu", weights_only=True)["parts"]
+        vae.decoder.load_state_dict(sharpened["decoder"])
+    return vae.eval()
+
+
 def train_vae(work: Path, pictures: np.ndarray, steps: int, seed: int, device: str) -> None:
-    """Train encoder and decoder; leaves ``work/vae``."""
+    """Train encoder and decoder; leaves ``work/vae.pt``."""
     torch.manual_seed(seed)
     vae = new_vae().to(device=device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=1e-3, weight_decay=1e-4, betas=(0.9, 0.99))
     stage = Stage("vae", work, steps, {"vae": vae, "optimizer": optimizer})
     _train(stage, vae, 1.2e-3, pictures, seed)
-    vae.save_pretrained(work / "vae")
 
 
 def train_decoder(work: Path, pictures: np.ndarray, steps: int, seed: int, device: str) -> None:
-    """Sharpen the decoder of ``work/vae`` while the encoder, and so every latent, stays as it is.
+    """Sharpen the decoder while the encoder, and so every latent, stays as it is; leaves ``work/decoder.pt``.
 
     It may run at any time after ``train_vae``, even when the diffusion is trained already. Noise on the latents
     prepares the decoder for latents that the diffusion made.
     """
     torch.manual_seed(seed)
-    vae = AutoencoderTiny.from_pretrained(work / "vae").to(device, memory_format=torch.channels_last)
+    vae = load_vae(work).to(device, memory_format=torch.channels_last)
     vae.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(vae.decoder.parameters(), lr=1e-3, weight_decay=0, betas=(0.9, 0.99))
     stage = Stage("decoder", work, steps, {"decoder": vae.decoder, "optimizer": optimizer})
     _train(stage, vae, 7e-4, pictures, seed + 1)
-    vae.save_pretrained(work / "vae")
 
 
 def _train(stage: Stage, vae: AutoencoderTiny, rate: float, pictures: np.ndarray, seed: int) -> None:
