@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=defaults["num_inference_steps"], help="sampling steps")
     parser.add_argument("--guidance", type=float, default=defaults["guidance_scale"], help="guidance scale")
     parser.add_argument("--seed", type=int, default=1234, help="draws other prompts and other noise")
-    parser.add_argument("--namer-steps", type=int, default=5000, help="for training the classifier, once")
+    parser.add_argument("--namer-steps", type=int, default=2_500, help="for training the classifier, once")
     parser.add_argument("--sheet", type=Path, help="only draw the contact sheet of the docs into this file")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     args = parser.parse_args(argv)

@@ -92,7 +92,7 @@ class Renders:
 def train_namer(work: Path, pictures: np.ndarray, steps: int, seed: int) -> Namer:
     """The trained classifier of these pictures, from its checkpoint in ``work``."""
     torch.manual_seed(seed)
-    namer, renders = Namer(len(pictures)), Renders(pictures)
+    namer, renders = Namer(len(pictures)).to(memory_format=torch.channels_last), Renders(pictures)
     optimizer = torch.optim.AdamW(namer.parameters(), lr=2e-3, weight_decay=0.02)
     digest = hashlib.sha256(np.ascontiguousarray(pictures)).hexdigest()
     stage = Stage(f"namer-{digest[:12]}", work, steps, {"namer": namer, "optimizer": optimizer})
@@ -101,8 +101,10 @@ def train_namer(work: Path, pictures: np.ndarray, steps: int, seed: int) -> Name
         which = torch.randint(len(pictures), (BATCH,), generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = 2e-3 * factor
-        logits = namer(renders.batch(generator, which))
-        loss = F.cross_entropy(logits, which, label_smoothing=0.05)
+        made = renders.batch(generator, which).contiguous(memory_format=torch.channels_last)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = namer(made)
+        loss = F.cross_entropy(logits.float(), which, label_smoothing=0.05)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
