@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from numpy.random import Generator
 
 from builtin.names import plural
-from builtin.scenes import Scene
+from builtin.scenes import Placed, Scene
 from builtin.things import Thing
 from builtin.tokens import FIRST, MANY, tokens_of
 from builtin.words import (
@@ -101,6 +101,11 @@ class _Say:
             words.insert(0, "a" if self.plain else self.pick(("a", "a", "the", "one")))
         return " ".join(words)
 
+    def some(self, each: Placed) -> str:
+        """ "red circles"."""
+        tint = f"{self.pick(COLOUR_WORDS[each.colour])} " if each.colour else ""
+        return tint + several(self.noun(each.what))
+
     def objects(self, scene: Scene) -> str:
         each = scene.objects
         if not each:
@@ -112,12 +117,10 @@ class _Say:
                 text += f" {self.pick(POSITION_WORDS[scene.position])}"
             return text
         if scene.layout == "grid":
-            tint = f"{self.pick(COLOUR_WORDS[first.colour])} " if first.colour else ""
-            return f"{self.pick(COUNTS[scene.count])} {tint}{several(self.noun(first.what))}"
+            return f"{self.pick(COUNTS[scene.count])} {self.some(first)}"
         said = [self.phrase(one.what, one.colour) for one in each]
         if scene.layout == "sky" and each[0].what == each[1].what and each[0].colour == each[1].colour:
-            tint = f"{self.pick(COLOUR_WORDS[first.colour])} " if first.colour else ""
-            return self.pick(SKY_ONE).format(**{"as": tint + several(self.noun(first.what))})
+            return self.pick(SKY_ONE).format(**{"as": self.some(first)})
         forms = {"beside": BESIDE, "above": ABOVE, "row": ROW, "sky": SKY_TWO}[scene.layout]
         bare = self.phrase(first.what, first.colour, article=False)
         return self.pick(forms).format(
